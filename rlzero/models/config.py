@@ -1,0 +1,54 @@
+"""What a decoder of the Llama/Qwen kind is made of, as numbers."""
+
+import dataclasses
+
+_DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """Shape and options of a decoder; the letters are those of `types.py`.
+
+  Raises:
+    ValueError: sizes that do not fit together.
+  """
+
+  vocab_size: int  # V
+  num_layers: int  # L
+  width: int  # D
+  mlp_width: int  # F
+  num_heads: int  # N
+  num_kv_heads: int  # K, divides N
+  head_dim: int  # H, even
+  rope_theta: float = 10_000.0
+  rms_norm_eps: float = 1e-5
+  tied_embedding: bool = True
+  qkv_bias: bool = False
+  qk_norm: bool = False
+  max_position: int = 2048  # tokens, prompt and completion together
+  dtype: str = 'float32'  # of activations; parameters stay float32
+  remat: bool = False  # recompute each layer in the backward pass
+
+  def __post_init__(self):
+    for name in ('vocab_size', 'num_layers', 'width', 'mlp_width', 'num_heads',
+                 'num_kv_heads', 'head_dim', 'max_position'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+            f'ModelConfig.{name} is {getattr(self, name)}; it must be at '
+            'least 1.'
+        )
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+          f'ModelConfig.num_heads is {self.num_heads}, which num_kv_heads = '
+          f'{self.num_kv_heads} does not divide; query heads share key/value '
+          'heads evenly.'
+      )
+    if self.head_dim % 2:
+      raise ValueError(
+          f'ModelConfig.head_dim is {self.head_dim}; rotary embedding needs '
+          'an even number.'
+      )
+    if self.dtype not in _DTYPES:
+      raise ValueError(
+          f'ModelConfig.dtype is {self.dtype!r}; choose one of {_DTYPES}.'
+      )

@@ -1,0 +1,246 @@
+"""The decoder, and the one forward function that every use goes through.
+
+Prefill, decoding, the reference, the update and evaluation differ only in
+what a row may look at besides its own past:
+
+  prefill, pre-training    nothing
+  decoding                 a cache (`Prefix`)
+  update, reference        prompts computed in the same call (`Prompts`), whose
+                           cost is P*Tp + B*Tc tokens instead of B*(Tp + Tc)
+"""
+
+import flax.linen as nn
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from rlzero.models import attention
+from rlzero.models.config import ModelConfig
+from rlzero.types import KeyValues, Params, Prefix, Prompts, Tokens
+
+_INIT = nn.initializers.normal(0.02)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale over the last axis, in float32 (1910.07467, eq. 4)."""
+
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    return _rms_norm(x, scale, self.epsilon)
+
+
+def _rms_norm(x, scale, epsilon):
+  x32 = x.astype(jnp.float32)
+  inverse = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)
+  scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
+  return (x32 * inverse * scale).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  """Projections around `attention.attend`; keys leave it for the cache."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c = self.config
+    d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
+    self.query = self.param('query', _INIT, (d, n, h))
+    self.key = self.param('key', _INIT, (d, k, h))
+    self.value = self.param('value', _INIT, (d, k, h))
+    self.output = self.param('output', _INIT, (n, h, d))
+    if c.qkv_bias:
+      zeros = nn.initializers.zeros
+      self.query_bias = self.param('query_bias', zeros, (n, h))
+      self.key_bias = self.param('key_bias', zeros, (k, h))
+      self.value_bias = self.param('value_bias', zeros, (k, h))
+    if c.qk_norm:
+      ones = nn.initializers.ones
+      self.query_norm = self.param('query_norm', ones, (h,))
+      self.key_norm = self.param('key_norm', ones, (h,))
+
+  def project(self, x, positions):
+    """[B, T, D] -> query [B, K, R, T, H], key and value [B, K, T, H]."""
+    c = self.config
+
+    def heads(kernel, bias):
+      y = jnp.einsum('btd,dnh->bnth', x, kernel.astype(x.dtype))
+      return y + bias.astype(x.dtype)[None, :, None] if c.qkv_bias else y
+
+    query = heads(self.query, c.qkv_bias and self.query_bias)
+    key = heads(self.key, c.qkv_bias and self.key_bias)
+    value = heads(self.value, c.qkv_bias and self.value_bias)
+    if c.qk_norm:
+      query = _rms_norm(query, self.query_norm, c.rms_norm_eps)
+      key = _rms_norm(key, self.key_norm, c.rms_norm_eps)
+    query = attention.rotate(query, positions, c.rope_theta)
+    key = attention.rotate(key, positions, c.rope_theta)
+    b, _, t, h = query.shape
+    query = query.reshape(b, c.num_kv_heads, -1, t, h)
+    return query, key, value
+
+  def merge(self, heads):
+    """[B, K, R, T, H] -> [B, T, D]."""
+    b, k, r, t, h = heads.shape
+    heads = heads.reshape(b, k * r, t, h)
+    return jnp.einsum('bnth,nhd->btd', heads, self.output.astype(heads.dtype))
+
+
+class MLP(nn.Module):
+  """SwiGLU: down(silu(gate x) * up x) (arXiv 2002.05202, eq. 6)."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x):
+    d, f = self.config.width, self.config.mlp_width
+    gate = self.param('gate', _INIT, (d, f)).astype(x.dtype)
+    up = self.param('up', _INIT, (d, f)).astype(x.dtype)
+    down = self.param('down', _INIT, (f, d)).astype(x.dtype)
+    return (nn.silu(x @ gate) * (x @ up)) @ down
+
+
+class Block(nn.Module):
+  """One layer, applied to rows and, where given, to the prompts they share."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c = self.config
+    self.attention_norm = RMSNorm(c.rms_norm_eps)
+    self.attention = Attention(c)
+    self.mlp_norm = RMSNorm(c.rms_norm_eps)
+    self.mlp = MLP(c)
+
+  def __call__(self, carry, cached, rows, mask, prompts, prompt_mask, valid):
+    x, prompt_x = carry
+    if prompts is not None:
+      prompt_x, cached = self._layer(
+          prompt_x, prompts.tokens.positions, prompt_mask
+      )
+      # The gradient of this gather adds up what the rows of a group say.
+      cached = tuple(c[prompts.index] for c in cached)
+    x, own = self._layer(x, rows.positions, mask, cached, valid)
+    return (x, prompt_x), KeyValues(*own)
+
+  def _layer(self, x, positions, mask, cached=None, valid=None):
+    query, key, value = self.attention.project(
+        self.attention_norm(x), positions
+    )
+    prefix = (None,) * 3 if cached is None else (*cached, valid)
+    heads = attention.attend(query, key, value, mask, *prefix)
+    x = x + self.attention.merge(heads)
+    return x + self.mlp(self.mlp_norm(x)), (key, value)
+
+
+class Transformer(nn.Module):
+  """Token ids to final hidden states and the rows' own keys and values."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c = self.config
+    self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=_INIT)
+    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+    self.layers = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=(0,) + (nn.broadcast,) * 5,
+        length=c.num_layers,
+    )(c)
+    self.final_norm = RMSNorm(c.rms_norm_eps)
+    if not c.tied_embedding:
+      self.head = nn.Dense(c.vocab_size, use_bias=False, kernel_init=_INIT)
+
+  def __call__(
+      self,
+      rows: Tokens,
+      prompts: Prompts | None = None,
+      prefix: Prefix | None = None,
+  ):
+    """Runs the rows; at most one of `prompts` and `prefix` is given.
+
+    Returns:
+      hidden: [B, T, D] after the last norm, of the rows.
+      prompt_hidden: [P, Tp, D], or None without prompts.
+      own: the rows' own keys and values, [L, B, K, T, H] each.
+    """
+    if prompts is not None and prefix is not None:
+      raise ValueError('Give rows either prompts or a prefix, not both.')
+    dtype = jnp.dtype(self.config.dtype)
+    x = self.embed(rows.ids).astype(dtype)
+    prompt_x = prompt_mask = valid = cached = None
+    if prompts is not None:
+      prompt_x = self.embed(prompts.tokens.ids).astype(dtype)
+      prompt_mask = attention.causal_mask(prompts.tokens.segments)
+      valid = (prompts.tokens.segments > 0)[prompts.index]
+    if prefix is not None:
+      cached, valid = tuple(prefix.cache), prefix.valid
+    (x, prompt_x), own = self.layers(
+        (x, prompt_x),
+        cached,
+        rows,
+        attention.causal_mask(rows.segments),
+        prompts,
+        prompt_mask,
+        valid,
+    )
+    if self.is_initializing() and not self.config.tied_embedding:
+      self.head(x)
+    x = self.final_norm(x)
+    if prompt_x is not None:
+      prompt_x = self.final_norm(prompt_x)
+    return x, prompt_x, own
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+  """Fresh float32 parameters, normal(0.02), norms at one."""
+  ids = jnp.ones((1, 2), jnp.int32)
+  rows = Tokens(ids, ids, ids)
+  return Transformer(config).init(key, rows)['params']
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    rows: Tokens,
+    prompts: Prompts | None = None,
+    prefix: Prefix | None = None,
+):
+  """`Transformer.__call__` as a pure function of the parameters."""
+  return Transformer(config).apply({'params': params}, rows, prompts, prefix)
+
+
+def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:
+  """The matrix from hidden states to logits, in the compute dtype."""
+  kernel = (
+      params['embed']['embedding'].T
+      if config.tied_embedding
+      else params['head']['kernel']
+  )
+  return kernel.astype(jnp.dtype(config.dtype))
+
+
+def predictors(
+    hidden: Float[Array, 'B T D'],
+    prompt_hidden: Float[Array, 'P Tp D'],
+    rows: Tokens,
+    prompts: Prompts,
+) -> Float[Array, 'B T D']:
+  """The hidden state that predicts each token: the one-position shift.
+
+  Token t of a completion is predicted from token t - 1; the first one from
+  the last token of its prompt. Everything after this function has a log-prob
+  at the index of the token it scores.
+  """
+  lengths = jnp.sum(prompts.tokens.segments > 0, axis=1)
+  last = jnp.take_along_axis(
+      prompt_hidden, (lengths - 1)[:, None, None], axis=1
+  )[prompts.index]
+  shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+  before = jnp.pad(rows.segments[:, :-1], ((0, 0), (1, 0)))
+  first = (rows.segments != before)[..., None]
+  return jnp.where(first, last, shifted)

@@ -1,0 +1,1 @@
+"""Tasks: problems with answers that a program can check."""

@@ -1,0 +1,46 @@
+"""The axis legend, and every pytree that crosses a module border.
+
+Axes, the same letters in annotations, einsums and comments:
+
+  P prompts            T tokens in a row        N query heads
+  G completions a      S key/value length       K key/value heads
+    prompt             V vocabulary             H head dimension
+  B rows (P x G)       D model width            L layers
+                       F MLP width
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Bool, Float, Int
+
+Params = Any  # nested dict of arrays, layers stacked on axis 0
+
+
+class Tokens(NamedTuple):
+  """Rows of token ids with their place in the sequence they belong to."""
+
+  ids: Int[jax.Array, 'B T']
+  positions: Int[jax.Array, 'B T']  # for the rotary embedding
+  segments: Int[jax.Array, 'B T']  # 0 is padding; equal = same sequence
+
+
+class KeyValues(NamedTuple):
+  """Keys and values of all layers; entry s of a row has position s."""
+
+  key: Float[jax.Array, 'L B K S H']
+  value: Float[jax.Array, 'L B K S H']
+
+
+class Prefix(NamedTuple):
+  """What every query of a row may look at besides its own row."""
+
+  cache: KeyValues
+  valid: Bool[jax.Array, 'B S']
+
+
+class Prompts(NamedTuple):
+  """Prompts that rows share; row b continues prompt `index[b]`."""
+
+  tokens: Tokens  # [P, Tp], right-padded
+  index: Int[jax.Array, 'B']
