@@ -1,0 +1,49 @@
+"""Installs rlzero."""
+
+import pathlib
+import re
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = re.search(
+  r"__version__ = '(.+)'", (_ROOT / 'rlzero' / '__init__.py').read_text()
+)[1]
+
+setuptools.setup(
+  name='rlzero',
+  version=_VERSION,
+  description='DeepSeek-R1, reproduced in JAX.',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['rlzero', 'rlzero.*']),
+  package_data={'rlzero': ['assets/**/*.json', 'assets/**/*.safetensors']},
+  install_requires=[
+    'flax>=0.12',
+    'gguf>=0.17',
+    'gin-config==0.5.0',  # its parser is read directly
+    'grain>=0.2.12',
+    'importlib_resources>=6.0',  # tensorflow-datasets needs it, undeclared
+    'jax>=0.10',
+    'jaxtyping>=0.3',
+    'jinja2>=3.1',
+    # The parser's runtime has to match the grammar that it was made with.
+    'math-verify[antlr4-13-2]>=0.8',
+    'matplotlib>=3.9',
+    'numpy>=2.0',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11.28',
+    'reasoning-gym>=0.1.23',
+    'rich>=13.0',
+    'safetensors>=0.5',
+    'tensorboardX>=2.6.2',
+    'tensorflow-datasets>=4.9.9',
+    'tokenizers>=0.21',
+  ],
+  extras_require={
+    'cuda': ['jax[cuda13]'],
+    'tpu': ['jax[tpu]'],
+    'test': ['beartype>=0.20', 'pytest>=8.0', 'ruff>=0.12'],
+    'parity': ['torch==2.13.0', 'transformers>=5.0'],
+  },
+)

@@ -1,0 +1,21 @@
+"""What every test runs under; set before anything imports JAX."""
+
+import os
+
+# Eight devices on one machine, so that sharding is tested everywhere.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+)
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import beartype  # noqa: E402
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Every annotated rlzero function is checked at each call, shapes included;
+# an int will do for a float, as for any type checker.
+checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
