@@ -59,13 +59,13 @@ def pass_at_k(num_samples: Any, num_correct: Any, k: int) -> np.ndarray:
   n, c = np.broadcast_arrays(num_samples, num_correct)
   if k < 1 or np.any(k > n):
     raise ValueError(
-        f'pass@k has k = {k} with {np.min(n)} samples of a problem; k must be '
-        'at least 1 and at most the number of samples.'
+      f'pass@k has k = {k} with {np.min(n)} samples of a problem; k must be '
+      'at least 1 and at most the number of samples.'
     )
   if np.any((c < 0) | (c > n)):
     raise ValueError(
-        f'pass@k has {np.max(c)} or {np.min(c)} right answers of {np.min(n)} '
-        'samples; the right ones must be between none and all.'
+      f'pass@k has {np.max(c)} or {np.min(c)} right answers of {np.min(n)} '
+      'samples; the right ones must be between none and all.'
     )
   j = np.arange(k)
   fail = np.maximum(n[..., None] - c[..., None] - j, 0) / (n[..., None] - j)
@@ -129,8 +129,8 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
       if number < len(lines):
         raise ValueError(
-            f'{path}:{number} is not JSON, and only the last line of a killed '
-            'run may be; remove the line.'
+          f'{path}:{number} is not JSON, and only the last line of a killed '
+          'run may be; remove the line.'
         ) from error
   return rows
 
@@ -153,7 +153,7 @@ class MetricsWriter:
     os.replace(path + '.tmp', path)
     self._file = open(path, 'a', encoding='utf-8')
     self._board = tensorboardX.SummaryWriter(
-        os.path.join(workdir, 'tensorboard'), purge_step=start_step
+      os.path.join(workdir, 'tensorboard'), purge_step=start_step
     )
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -196,14 +196,14 @@ class Progress:
     self._bar = None
     if sys.stdout.isatty():
       self._bar = rich.progress.Progress(
-          '{task.description}',
-          rich.progress.BarColumn(),
-          rich.progress.MofNCompleteColumn(),
-          '{task.fields[text]}',
+        '{task.description}',
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        '{task.fields[text]}',
       )
       self._bar.start()
       self._task = self._bar.add_task(
-          stage, total=total_steps, completed=start_step, text=''
+        stage, total=total_steps, completed=start_step, text=''
       )
 
   def show(self, step: int, **values: float) -> None:
@@ -225,7 +225,7 @@ class Progress:
       self._bar.update(self._task, completed=step, text='  '.join(parts))
     else:
       print(
-          '  '.join([f'{self._stage} {step}/{self._total}', *parts]), flush=True
+        '  '.join([f'{self._stage} {step}/{self._total}', *parts]), flush=True
       )
 
   def close(self) -> None:
