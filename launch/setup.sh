@@ -1,0 +1,37 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: makes .venv and installs rlzero into it.
+# PYTHON names the interpreter to start from (default: python3).
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# install_into_venv [EXTRA]: does nothing where setup.py has not changed since.
+install_into_venv() {
+  local base="${PYTHON:-python3}" extra="${1:-}" found stamp
+  if [[ ! -x .venv/bin/python ]]; then
+    found="$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ||
+      die "'$base' does not run; install Python 3.11 to 3.13, or name it with" \
+        "PYTHON=/path/to/python."
+    case "$found" in
+      3.11 | 3.12 | 3.13) ;;
+      *) die "'$base' is Python $found; rlzero needs 3.11 to 3.13, which" \
+        "PYTHON=/path/to/python can name." ;;
+    esac
+    "$base" -m venv .venv || {
+      rm -rf .venv
+      die "'$base' cannot make .venv (see above); on Debian and Ubuntu" \
+        "'apt install python3-venv' helps."
+    }
+  fi
+  stamp=".venv/installed-${extra:-base}-$(cksum <setup.py | cut -d ' ' -f 1)"
+  if [[ ! -e "$stamp" ]]; then
+    echo "Installing rlzero${extra:+ [$extra]} into .venv ..."
+    .venv/bin/python -m pip install --quiet -e ".${extra:+[$extra]}" ||
+      die "pip could not install rlzero (see above)."
+    touch "$stamp"
+  fi
+}

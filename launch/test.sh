@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs the test suite: bash launch/test.sh [--parity] [pytest arguments]
+# --parity adds the checks against transformers, which need CPU torch and
+# SmolLM2. On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# spares the download of torch's CUDA libraries.
+set -euo pipefail
+# shellcheck source=launch/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+install_into_venv test
+selection=()
+if [[ "${1:-}" == --parity ]]; then
+  shift
+  install_into_venv parity
+  [[ -e data/smollm2 ]] || bash launch/get_smollm2.sh data/smollm2
+  selection=(-m 'not slow')
+fi
+.venv/bin/python -m ruff check rlzero tests
+exec .venv/bin/python -m pytest "${selection[@]+"${selection[@]}"}" "$@"
