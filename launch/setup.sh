@@ -30,7 +30,7 @@ install_into_venv() {
   stamp=".venv/installed-${extra:-base}-$(cksum <setup.py | cut -d ' ' -f 1)"
   if [[ ! -e "$stamp" ]]; then
     echo "Installing rlzero${extra:+ [$extra]} into .venv ..."
-    .venv/bin/python -m pip install --quiet -e ".${extra:+[$extra]}" ||
+    .venv/bin/python -m pip install -qq -e ".${extra:+[$extra]}" ||
       die "pip could not install rlzero (see above)."
     touch "$stamp"
   fi

@@ -12,7 +12,7 @@ selection=()
 if [[ "${1:-}" == --parity ]]; then
   shift
   install_into_venv parity
-  [[ -e data/smollm2 ]] || bash launch/get_smollm2.sh data/smollm2
+  bash launch/get_smollm2.sh
   selection=(-m 'not slow')
 fi
 .venv/bin/python -m ruff check rlzero tests

@@ -286,8 +286,9 @@ class _Source:
     binding = _Binding(value, where, names)
     self._note_uses(value, binding)
     if not field:
-      self._macros[selector] = binding
-      return 'macro', selector
+      name = f'{scope}/{selector}' if scope else selector
+      self._macros[name] = binding
+      return 'macro', name
     target = _resolve(selector, binding)
     if not _is_dataclass(target):
       raise UserError(

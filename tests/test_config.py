@@ -193,7 +193,9 @@ def test_gin_itself_reads_the_same(stage, write):
   file = write("""
     include 'configs/model.gin'
     STEPS = 7
-    toystage.Config.num_steps = %STEPS
+    a/STEPS = 8
+    toystage.Config.num_steps = %a/STEPS
+    toystage.Config.every = %STEPS
     toystage.Config.inner = @a/parts.Inner()
     toystage.Config.others = (@parts.Inner(), @b/parts.Inner())
     parts.Inner.name = 'own'
