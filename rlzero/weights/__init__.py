@@ -1,0 +1,62 @@
+"""Weights from elsewhere: Hugging Face folders and GGUF files."""
+
+import dataclasses
+import os
+import pathlib
+
+from rlzero.models.config import ModelConfig
+from rlzero.tokenizer import Tokenizer
+from rlzero.weights.gguf import read_gguf
+from rlzero.weights.hf import read_folder, write_folder
+from rlzero.weights.mapping import Params, WeightsError
+
+__all__ = [
+  'Loaded',
+  'Params',
+  'WeightsError',
+  'load',
+  'read_folder',
+  'read_gguf',
+  'write_folder',
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A model as it comes from disk; parameters are float32 NumPy arrays."""
+
+  config: ModelConfig
+  params: Params
+  tokenizer: Tokenizer
+
+
+def load(path: str | os.PathLike[str]) -> Loaded:
+  """Loads a model and its tokenizer.
+
+  Args:
+    path: a .gguf file, a Hugging Face folder, or a folder with one .gguf.
+
+  Raises:
+    FileNotFoundError: nothing there, or nothing that is a model.
+    ValueError: a file that is damaged or not implemented, as the readers
+      say.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(
+      f'{path} does not exist; give a Hugging Face folder or a .gguf file.'
+    )
+  if path.is_dir() and (path / 'config.json').is_file():
+    config, params = read_folder(path)
+    return Loaded(config, params, Tokenizer.load(path))
+  files = sorted(path.glob('*.gguf')) if path.is_dir() else [path]
+  if len(files) != 1 or files[0].suffix != '.gguf':
+    raise FileNotFoundError(
+      f'{path} is no model: expected a .gguf file, or a folder with '
+      f'config.json or exactly one .gguf file (it has {len(files)}); name '
+      'the file or folder you mean.'
+      if path.is_dir()
+      else f'{path} is no model: expected a .gguf file or a folder; name the '
+      'folder that holds the weights.'
+    )
+  return Loaded(*read_gguf(files[0]))
