@@ -27,8 +27,7 @@ setuptools.setup(
     'jax>=0.10',
     'jaxtyping>=0.3',
     'jinja2>=3.1',
-    # The parser's runtime has to match the grammar that it was made with.
-    'math-verify[antlr4-13-2]>=0.8',
+    'math-verify>=0.9',
     'matplotlib>=3.9',
     'numpy>=2.0',
     'optax>=0.2.5',

@@ -32,7 +32,7 @@ flags=("--workdir=$workdir")
 if [[ -n "$from_scratch" ]]; then
   .venv/bin/python -m rlzero.pretrain \
     --gin_file=configs/runs/tiny_base.gin "--workdir=$workdir/base"
-  flags+=("--checkpoint=$workdir/base")
+  flags+=("--checkpoint=$workdir/base/model")
 fi
 .venv/bin/python -m rlzero.grpo \
   --gin_file=configs/runs/r1_zero_tiny.gin "${flags[@]}"

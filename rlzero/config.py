@@ -393,7 +393,7 @@ class _Source:
     except ValueError as error:
       text = str(error)
       # 'Config.num_steps is 0' becomes 'grpo.Config.num_steps is 0'.
-      first = re.match(rf'(?:{cls.__name__}\.)?(\w+)', text)
+      first = re.match(rf'(?:[\w.]*\b{cls.__name__}\.)?(\w+)', text)
       known = {f.name for f in fields}
       if first and first[1] in known:
         text = f'{label}.{text[first.start(1) :]}'

@@ -45,6 +45,8 @@ class Config:
       raise ValueError(
         f'Config.num_steps is {self.num_steps}; it must be at least 1.'
       )
+    if not self.widths:
+      raise ValueError('toystage.Config.widths is (); give at least one.')
     if self.kl_coef > self.num_steps:
       raise ValueError('The cost kl_coef exceeds num_steps.')
 
@@ -353,6 +355,12 @@ def test_refused_flags(stage, flag, parts):
   message = _refused(stage, flag)
   for part in parts:
     assert part in message
+
+
+def test_a_range_error_is_not_named_twice(stage):
+  assert _refused(stage, '--widths=()') == (
+    'toystage.Config.widths is (); give at least one. (widths: --widths=())'
+  )
 
 
 def test_a_flag_may_swap_what_the_file_has_set_up(stage, write):
