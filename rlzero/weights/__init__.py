@@ -6,13 +6,13 @@ import pathlib
 
 from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
+from rlzero.types import Params
 from rlzero.weights.gguf import read_gguf
 from rlzero.weights.hf import read_folder, write_folder
-from rlzero.weights.mapping import Params, WeightsError
+from rlzero.weights.mapping import WeightsError
 
 __all__ = [
   'Loaded',
-  'Params',
   'WeightsError',
   'load',
   'read_folder',

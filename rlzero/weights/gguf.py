@@ -10,12 +10,13 @@ import numpy as np
 
 from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
+from rlzero.types import Params
 from rlzero.weights import mapping
 
 
 def read_gguf(
   path: str | os.PathLike[str],
-) -> tuple[ModelConfig, mapping.Params, Tokenizer]:
+) -> tuple[ModelConfig, Params, Tokenizer]:
   """Reads a model and its tokenizer, dequantised to float32.
 
   Args:

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
+from rlzero.types import Params
 from rlzero.weights import mapping
 
 _SINGLE = 'model.safetensors'
@@ -21,7 +22,7 @@ _INDEX = 'model.safetensors.index.json'
 
 def read_folder(
   folder: str | os.PathLike[str],
-) -> tuple[ModelConfig, mapping.Params]:
+) -> tuple[ModelConfig, Params]:
   """Reads config.json and the weights, in one file or in shards, to float32.
 
   Args:
@@ -53,7 +54,7 @@ def read_folder(
 def write_folder(
   folder: str | os.PathLike[str],
   config: ModelConfig,
-  params: mapping.Params,
+  params: Params,
   tokenizer: Tokenizer,
 ) -> None:
   """Writes a folder that `read_folder`, and transformers, load.

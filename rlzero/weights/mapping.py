@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlzero.models.config import ModelConfig
-
-Params = dict[str, Any]  # nested dicts of arrays
+from rlzero.types import Params
 
 
 class WeightsError(ValueError):

@@ -1,0 +1,248 @@
+"""Tokenizers from words, from GGUF metadata and from folders."""
+
+import json
+
+import pytest
+from tokenizers import pre_tokenizers
+
+from rlzero.tokenizer import Tokenizer
+
+TEMPLATE = (
+  '{% for m in messages %}\n'
+  '  {% if m.role == "nobody" %}{{ raise_exception("who?") }}{% endif %}\n'
+  '<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}'
+  '{% if add_generation_prompt %}<assistant>{% endif %}'
+)
+
+
+def metadata(**changes):
+  """A byte-level vocabulary that can merge digits, 'ab' and ' a'."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  merges = ['1 2', '12 3', 'a b', 'Ġ a', 'Ġ 1']
+  words = [m.replace(' ', '') for m in merges]
+  tokens = ['<end>', '<begin>', '<think>', *alphabet, *words]
+  values = {
+    'model': 'gpt2',
+    'pre': 'gpt-2',
+    'tokens': tokens,
+    'token_type': [3, 3, 4] + [1] * (len(tokens) - 3),
+    'merges': merges,
+    'eos_token_id': 0,
+    'bos_token_id': 1,
+    **changes,
+  }
+  return {
+    f'tokenizer.ggml.{k}': v for k, v in values.items() if v is not None
+  } | {'tokenizer.chat_template': TEMPLATE}
+
+
+def words():
+  return Tokenizer.word_level(['3', '+', 'wait'], '<eos>', '<pad>')
+
+
+def test_words_have_ids_in_order():
+  tokenizer = words()
+  assert tokenizer.encode('wait 3 + 3 <eos>') == [4, 2, 3, 2, 1]
+  assert tokenizer.decode([4, 2, 3, 2, 1, 0]) == 'wait 3 + 3'
+  assert tokenizer.decode([3, 1], skip_special=False) == '+ <eos>'
+  assert (tokenizer.eos_ids, tokenizer.pad_id) == ((1,), 0)
+  assert tokenizer.vocab_size == 5
+  assert tokenizer.bos_id is None
+
+
+def test_unknown_word_is_named():
+  with pytest.raises(ValueError, match="no id for 'four'; use only words"):
+    words().encode('3 + four')
+
+
+@pytest.mark.parametrize('wrong', ['', 'two words', '<eos>', 'twice'])
+def test_word_that_cannot_be_one_is_refused(wrong):
+  with pytest.raises(ValueError, match='cannot be a word'):
+    Tokenizer.word_level(['twice', wrong], '<eos>', '<pad>')
+
+
+@pytest.mark.parametrize(
+  'pre, expected',
+  [
+    ('gpt-2', ['ab', ' a', ' ', '123', '12', ' 1']),
+    ('smollm', ['ab', ' a', ' ', '1', '2', '3', '1', '2', ' ', '1']),
+    ('qwen2', ['ab', ' a', ' ', '1', '2', '3', '1', '2', ' ', '1']),
+    ('llama-bpe', ['ab', ' a', ' ', '123', '12', ' ', '1']),
+    ('default', ['ab', ' a', ' ', '123', '12', ' ', '1']),
+  ],
+)
+def test_text_is_cut_as_the_merges_were_learned(pre, expected):
+  # Digits tell the pre-tokenizers apart: with their space, one by one, or
+  # up to three together.
+  tokenizer = Tokenizer.from_gguf(metadata(pre=pre))
+  ids = tokenizer.encode('ab a 12312 1')
+  assert [tokenizer.decode([i]) for i in ids] == expected
+
+
+@pytest.mark.parametrize('pre', ['gpt-2', 'smollm', 'qwen2', 'default'])
+def test_any_text_survives(pre):
+  tokenizer = Tokenizer.from_gguf(metadata(pre=pre))
+  text = 'Größe: 3×4 = 12\n\n\t"naïve"  don\'t 日本 🙂 \x00 end  '
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert tokenizer.encode('') == []
+
+
+def test_special_tokens_in_text_are_never_split():
+  tokenizer = Tokenizer.from_gguf(metadata())
+  ids = tokenizer.encode('ab<end><think>a')
+  assert [ids[1], ids[2]] == [0, 2]
+  assert len(ids) == 4
+  # A user-defined token is text, a control token is not.
+  assert tokenizer.decode(ids) == 'ab<think>a'
+  assert tokenizer.decode(ids, skip_special=False) == 'ab<end><think>a'
+
+
+def test_begin_token_is_added_only_where_asked_and_wanted():
+  plain = Tokenizer.from_gguf(metadata())
+  adding = Tokenizer.from_gguf(metadata(add_bos_token=True))
+  llama3 = Tokenizer.from_gguf(metadata(pre='llama-bpe'))
+  assert plain.encode('a', add_special=True) == plain.encode('a')
+  assert adding.encode('a') == plain.encode('a')
+  assert adding.encode('a', add_special=True) == [1, *plain.encode('a')]
+  assert llama3.encode('a', add_special=True) == [1, *plain.encode('a')]
+
+
+def test_end_of_turn_also_ends_and_pads_by_default():
+  assert Tokenizer.from_gguf(metadata(eot_token_id=2)).eos_ids == (0, 2)
+  assert Tokenizer.from_gguf(metadata(eot_token_id=2)).pad_id == 0
+  assert Tokenizer.from_gguf(metadata(padding_token_id=2)).pad_id == 2
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'model': 'llama'}, "tokenizer of kind 'llama'"),
+    ({'pre': 'tekken'}, "pre-tokenizer 'tekken'"),
+    ({'tokens': None}, 'lacks tokenizer.ggml.tokens'),
+    ({'token_type': None}, 'lacks tokenizer.ggml.token_type'),
+    ({'eos_token_id': None}, 'no end-of-sequence token'),
+    ({'eos_token_id': 99999}, 'names 99999 as a special token'),
+  ],
+)
+def test_gguf_tokenizer_that_cannot_be_built(changes, message):
+  with pytest.raises(ValueError, match=message):
+    Tokenizer.from_gguf(metadata(**changes), 'm.gguf')
+
+
+@pytest.mark.parametrize(
+  'tokenizer',
+  [
+    words(),
+    Tokenizer.from_gguf(metadata(pre='qwen2', eot_token_id=2)),
+    Tokenizer.from_gguf(metadata(add_bos_token=True)),
+  ],
+)
+def test_folder_round_trip(tokenizer, tmp_path):
+  tokenizer.save(tmp_path)
+  loaded = Tokenizer.load(tmp_path)
+  assert loaded.eos_ids == tokenizer.eos_ids
+  assert loaded.pad_id == tokenizer.pad_id
+  assert loaded.bos_id == tokenizer.bos_id
+  assert loaded.chat_template == tokenizer.chat_template
+  assert loaded.vocab_size == tokenizer.vocab_size
+  ids = tokenizer.encode('3 + 3', add_special=True)
+  assert loaded.encode('3 + 3', add_special=True) == ids
+
+
+def edit(path, **changes):
+  values = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps({**values, **changes}))
+
+
+def test_folder_as_others_write_it(tmp_path):
+  words().save(tmp_path)
+  (tmp_path / 'generation_config.json').unlink()
+  edit(
+    tmp_path / 'tokenizer_config.json',
+    eos_token={'content': 'wait', 'special': True},
+    pad_token=None,
+    chat_template=[
+      {'name': 'tool_use', 'template': 'tools'},
+      {'name': 'default', 'template': 'plain'},
+    ],
+  )
+  loaded = Tokenizer.load(tmp_path)
+  assert (loaded.eos_ids, loaded.pad_id) == ((4,), 4)
+  assert loaded.chat_template == 'plain'
+  edit(tmp_path / 'generation_config.json', eos_token_id=1)
+  (tmp_path / 'chat_template.jinja').write_text('newer')
+  loaded = Tokenizer.load(tmp_path)
+  assert loaded.eos_ids == (4, 1)
+  assert loaded.chat_template == 'newer'
+
+
+def test_saved_truncation_is_not_obeyed(tmp_path):
+  words().save(tmp_path)
+  edit(
+    tmp_path / 'tokenizer.json',
+    truncation={
+      'direction': 'Right',
+      'max_length': 2,
+      'strategy': 'LongestFirst',
+      'stride': 0,
+    },
+  )
+  assert len(Tokenizer.load(tmp_path).encode('3 + 3 + 3')) == 5
+
+
+def test_folder_that_cannot_be_read(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no tokenizer.json'):
+    Tokenizer.load(tmp_path)
+  words().save(tmp_path)
+  config = tmp_path / 'tokenizer_config.json'
+  edit(config, eos_token='<none>')
+  with pytest.raises(ValueError, match="'<none>' as its eos_token"):
+    Tokenizer.load(tmp_path)
+  config.write_text('{')
+  with pytest.raises(ValueError, match='tokenizer_config.json is not JSON'):
+    Tokenizer.load(tmp_path)
+  config.unlink()
+  (tmp_path / 'generation_config.json').unlink()
+  with pytest.raises(ValueError, match='no end-of-sequence token'):
+    Tokenizer.load(tmp_path)
+  (tmp_path / 'tokenizer.json').write_text('{"model"')
+  with pytest.raises(ValueError, match='is not a tokenizer'):
+    Tokenizer.load(tmp_path)
+
+
+def test_chat_template_trims_blocks():
+  tokenizer = Tokenizer.from_gguf(metadata())
+  messages = [{'role': 'user', 'content': 'a < b'}]
+  # Neither the newline after a block nor the space before one is text.
+  text = '<user>a < b<end>'
+  assert tokenizer.apply_chat_template(messages, False) == text
+  assert tokenizer.apply_chat_template(messages) == text + '<assistant>'
+
+
+def with_template(source):
+  tokenizer = words()
+  tokenizer.chat_template = source
+  return tokenizer
+
+
+def test_chat_template_has_the_functions_templates_use():
+  messages = [{'role': 'user', 'content': '<ü>'}]
+  for source, expected in (
+    ('{{ messages | tojson }}', '[{"role": "user", "content": "<ü>"}]'),
+    ('{{ strftime_now("%Y")[:2] }}', '20'),
+    ('{% for i in [1, 2] %}{{ i }}{% break %}{% endfor %}', '1'),
+    ('{% if tools %}no{% endif %}{{ pad_token }}', '<pad>'),
+    ('{% if bos_token is defined %}no{% endif %}yes', 'yes'),
+  ):
+    assert with_template(source).apply_chat_template(messages) == expected
+
+
+def test_chat_template_that_refuses():
+  messages = [{'role': 'nobody', 'content': ''}]
+  with pytest.raises(ValueError, match='has no chat template'):
+    words().apply_chat_template(messages)
+  with pytest.raises(ValueError, match=r'does not accept .*\(who\?\)'):
+    Tokenizer.from_gguf(metadata()).apply_chat_template(messages)
+  # The sandbox: templates come from strangers.
+  with pytest.raises(ValueError, match='does not accept'):
+    with_template('{{ messages.append(1) }}').apply_chat_template(messages)

@@ -1,0 +1,453 @@
+"""Hugging Face folders and GGUF files: round trips and refusals."""
+
+import dataclasses
+import json
+import re
+
+import gguf
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from test_tokenizer import metadata as tokenizer_metadata
+
+from rlzero import weights
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.tokenizer import Tokenizer
+from rlzero.weights import gguf as gguf_files
+from rlzero.weights import hf, mapping
+
+LLAMA = ModelConfig(
+  vocab_size=11,
+  num_layers=2,
+  width=32,
+  mlp_width=64,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  rope_theta=5e4,
+  rms_norm_eps=1e-6,
+  max_position=77,
+)
+CONFIGS = {
+  'llama': LLAMA,
+  'llama_untied': dataclasses.replace(LLAMA, tied_embedding=False),
+  'qwen2': dataclasses.replace(LLAMA, qkv_bias=True),
+  'qwen3': dataclasses.replace(LLAMA, qk_norm=True, head_dim=16),
+}
+each_config = pytest.mark.parametrize(
+  'config', CONFIGS.values(), ids=CONFIGS.keys()
+)
+
+
+def random_params(config):
+  """Random numbers in the tree that the model itself declares."""
+  rng = np.random.default_rng(0)
+  tree = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+  return jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), dict(tree)
+  )
+
+
+def words():
+  return Tokenizer.word_level(['a', 'b'], '<eos>', '<pad>')
+
+
+@pytest.fixture
+def folder(tmp_path):
+  hf.write_folder(tmp_path, LLAMA, random_params(LLAMA), words())
+  return tmp_path
+
+
+def tensors_of(folder):
+  return safetensors.numpy.load_file(folder / 'model.safetensors')
+
+
+def write_tensors(folder, tensors):
+  safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
+
+
+def edit_config(folder, **changes):
+  path = folder / 'config.json'
+  values = {**json.loads(path.read_text()), **changes}
+  path.write_text(json.dumps(values))
+
+
+def assert_same(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+  assert all(x.dtype == np.float32 for x in jax.tree.leaves(actual))
+
+
+@each_config
+def test_folder_round_trip(config, tmp_path):
+  params = random_params(config)
+  hf.write_folder(tmp_path / 'new', config, params, words())
+  loaded = weights.load(tmp_path / 'new')
+  assert loaded.config == config
+  assert_same(loaded.params, params)
+  assert loaded.tokenizer.encode('b a') == [3, 2]
+  assert loaded.tokenizer.eos_ids == (1,)
+  assert not list((tmp_path / 'new').glob('.writing-*'))
+
+
+def test_layout_of_each_kind_of_axis():
+  params = random_params(LLAMA)
+  tensors = mapping.tensors_from_params(LLAMA, params)
+  ours = params['layers']['attention']
+  layer, head, h, d = 1, 1, 3, 20
+  row = head * LLAMA.head_dim + h
+  prefix = f'model.layers.{layer}.'
+  key = tensors[prefix + 'self_attn.k_proj.weight']
+  assert key.shape == (16, 32)
+  assert key[row, d] == ours['key'][layer, d, head, h]
+  output = tensors[prefix + 'self_attn.o_proj.weight']
+  assert output[d, row] == ours['output'][layer, head, h, d]
+  gate = tensors[prefix + 'mlp.gate_proj.weight']
+  assert gate[50, d] == params['layers']['mlp']['gate'][layer, d, 50]
+
+
+def test_shards_and_half_precision(folder):
+  tensors = tensors_of(folder)
+  names = sorted(tensors)
+  (folder / 'model.safetensors').unlink()
+  index = {}
+  for number, dtype in enumerate((np.float16, np.float32)):
+    file = f'shard-{number}.safetensors'
+    part = {n: tensors[n].astype(dtype) for n in names[number::2]}
+    safetensors.numpy.save_file(part, folder / file)
+    index |= dict.fromkeys(part, file)
+  (folder / 'model.safetensors.index.json').write_text(
+    json.dumps({'metadata': {}, 'weight_map': index})
+  )
+  _, params = hf.read_folder(folder)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=0),
+    params,
+    random_params(LLAMA),
+  )
+  (folder / 'shard-1.safetensors').unlink()
+  with pytest.raises(FileNotFoundError, match='shard-1.safetensors is missing'):
+    hf.read_folder(folder)
+
+
+def test_tensor_in_two_shards_is_named(folder):
+  for file in 'ab':
+    write = {k: v for k, v in tensors_of(folder).items() if file == 'a'}
+    write |= {'model.norm.weight': np.ones(32, np.float32)}
+    safetensors.numpy.save_file(write, folder / f'{file}.safetensors')
+  (folder / 'model.safetensors').unlink()
+  index = {'weight_map': {'x': 'a.safetensors', 'y': 'b.safetensors'}}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  with pytest.raises(
+    weights.WeightsError,
+    match=r'there twice: model.norm.weight \(b.safetensors\)',
+  ):
+    hf.read_folder(folder)
+
+
+def test_bfloat16_is_read(folder):
+  # NumPy's safetensors may not write this type everywhere, so by hand.
+  tensors = tensors_of(folder)
+  header, body = {}, b''
+  for name, array in tensors.items():
+    data = array.astype(ml_dtypes.bfloat16).tobytes()
+    header[name] = {
+      'dtype': 'BF16',
+      'shape': array.shape,
+      'data_offsets': [len(body), len(body) + len(data)],
+    }
+    body += data
+  head = json.dumps(header).encode()
+  (folder / 'model.safetensors').write_bytes(
+    len(head).to_bytes(8, 'little') + head + body
+  )
+  _, params = hf.read_folder(folder)
+  expected = jax.tree.map(
+    lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32),
+    random_params(LLAMA),
+  )
+  assert_same(params, expected)
+
+
+def test_every_difference_is_named_at_once(folder):
+  tensors = tensors_of(folder)
+  tensors['model.norm.bias'] = np.zeros(32, np.float32)
+  tensors['model.layers.2.mlp.up_proj.weight'] = np.zeros((64, 32), np.float32)
+  del tensors['model.layers.1.mlp.up_proj.weight']
+  tensors['model.norm.weight'] = np.zeros(31, np.float32)
+  write_tensors(folder, tensors)
+  with pytest.raises(weights.WeightsError) as error:
+    hf.read_folder(folder)
+  message = str(error.value)
+  assert message.startswith(str(folder))
+  for part in (
+    'unknown: ',
+    'model.norm.bias (model.safetensors)',
+    'model.layers.2.mlp.up_proj.weight (model.safetensors)',
+    'missing: model.layers.1.mlp.up_proj.weight;',
+    'model.norm.weight (model.safetensors) is [31] and should be [32]',
+  ):
+    assert part in message
+  assert 'twice' not in message
+
+
+def test_head_of_a_tied_model_must_be_its_embedding(folder):
+  tensors = tensors_of(folder)
+  embedding = tensors['model.embed_tokens.weight']
+  write_tensors(folder, {**tensors, 'lm_head.weight': embedding.copy()})
+  assert_same(hf.read_folder(folder)[1], random_params(LLAMA))
+  write_tensors(folder, {**tensors, 'lm_head.weight': embedding + 1})
+  with pytest.raises(weights.WeightsError, match='ties them: lm_head.weight'):
+    hf.read_folder(folder)
+
+
+def test_constants_of_old_files_are_passed_over(folder):
+  name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
+  write_tensors(folder, {**tensors_of(folder), name: np.ones(4, np.float32)})
+  assert_same(hf.read_folder(folder)[1], random_params(LLAMA))
+
+
+def test_quantised_tensors_are_refused(folder):
+  name = 'model.norm.weight'
+  write_tensors(folder, {**tensors_of(folder), name: np.ones(32, np.int8)})
+  with pytest.raises(weights.WeightsError, match=f'{name} as I8'):
+    hf.read_folder(folder)
+
+
+@pytest.mark.parametrize('length', [4, 100, -1])
+def test_truncated_safetensors(folder, length):
+  path = folder / 'model.safetensors'
+  path.write_bytes(path.read_bytes()[:length])
+  with pytest.raises(
+    weights.WeightsError, match=r'model.safetensors is damaged or cut short'
+  ):
+    hf.read_folder(folder)
+
+
+def test_missing_files(folder):
+  (folder / 'model.safetensors').unlink()
+  with pytest.raises(FileNotFoundError, match='holds neither model.safetens'):
+    hf.read_folder(folder)
+  (folder / 'config.json').write_text('{"model_type": ')
+  with pytest.raises(weights.WeightsError, match='config.json is not JSON'):
+    hf.read_folder(folder)
+  (folder / 'config.json').unlink()
+  with pytest.raises(FileNotFoundError, match='config.json is missing'):
+    hf.read_folder(folder)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'model_type': 'mistral'}, "model_type 'mistral', but only llama"),
+    ({'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
+    ({'rope_scaling': {'type': 'linear'}}, "rope_type = 'linear'"),
+    ({'rope_parameters': {'rope_type': 'yarn'}}, "rope_type = 'yarn'"),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor = 0.5'),
+    ({'model_type': 'qwen2', 'use_sliding_window': True}, 'use_sliding_w'),
+    ({'layer_types': ['sliding_attention']}, 'layer_types'),
+    ({'attention_bias': True}, 'attention_bias = True'),
+    ({'mlp_bias': True}, 'mlp_bias = True'),
+    ({'quantization_config': {'bits': 4}}, 'quantization_config'),
+    ({'hidden_size': None}, 'hidden_size = None, but a whole number'),
+    ({'num_key_value_heads': 3}, 'num_kv_heads = 3'),
+  ],
+)
+def test_config_that_is_not_implemented(folder, change, message):
+  edit_config(folder, **change)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    hf.read_folder(folder)
+
+
+def test_config_defaults_are_those_of_the_architecture():
+  small = {
+    'vocab_size': 8,
+    'num_hidden_layers': 1,
+    'hidden_size': 64,
+    'intermediate_size': 8,
+    'num_attention_heads': 4,
+  }
+  llama = mapping.model_config_from_hf({'model_type': 'llama', **small})
+  assert (llama.head_dim, llama.num_kv_heads) == (16, 4)
+  assert (llama.rope_theta, llama.rms_norm_eps) == (1e4, 1e-6)
+  assert not llama.tied_embedding
+  rope = {'rope_parameters': {'rope_type': 'default', 'rope_theta': 7.0}}
+  qwen3 = mapping.model_config_from_hf({'model_type': 'qwen3', **small, **rope})
+  assert (qwen3.head_dim, qwen3.rope_theta) == (128, 7.0)
+  assert qwen3.qk_norm
+
+
+def test_nothing_is_written_from_wrong_parameters(tmp_path):
+  params = random_params(LLAMA)
+  params['head'] = {'kernel': np.zeros((32, 11), np.float32)}
+  params['final_norm']['scale'] = np.zeros(3, np.float32)
+  del params['layers']['mlp']['up']
+  target = tmp_path / 'new'
+  with pytest.raises(weights.WeightsError) as error:
+    hf.write_folder(target, LLAMA, params, words())
+  assert 'unknown: head/kernel; missing: layers/mlp/up;' in str(error.value)
+  assert 'final_norm/scale is [3] and should be [32]' in str(error.value)
+  assert not target.exists()
+  both = dataclasses.replace(LLAMA, qkv_bias=True, qk_norm=True)
+  with pytest.raises(weights.WeightsError, match='both qkv_bias and qk_norm'):
+    hf.write_folder(target, both, random_params(both), words())
+
+
+def test_unpermute_by_hand():
+  # One head of four: the converter stores rows 0 1 | 2 3 as 0 2 1 3.
+  stored = np.array([[0], [2], [1], [3], [4], [6], [5], [7]])
+  assert gguf_files.unpermute(stored, 2).ravel().tolist() == list(range(8))
+
+
+def permute(weight, num_heads):
+  """llama.cpp's converter, from its description: pairs side by side."""
+  halves = weight.reshape(num_heads, 2, -1, weight.shape[1])
+  return np.concatenate(
+    [
+      np.stack(list(head), axis=1).reshape(-1, weight.shape[1])
+      for head in halves
+    ]
+  )
+
+
+def write_gguf(path, config, kind, quantised=None, drop=(), **changes):
+  writer = gguf.GGUFWriter(path, kind)
+  settings = {
+    'block_count': config.num_layers,
+    'context_length': config.max_position,
+    'embedding_length': config.width,
+    'feed_forward_length': config.mlp_width,
+    'attention.head_count': config.num_heads,
+    'attention.head_count_kv': config.num_kv_heads,
+    'attention.key_length': config.head_dim,
+    **changes,
+  }
+  for key, value in settings.items():
+    add = writer.add_string if isinstance(value, str) else writer.add_uint32
+    add(f'{kind}.{key}', value)
+  writer.add_float32(f'{kind}.rope.freq_base', config.rope_theta)
+  writer.add_float32(
+    f'{kind}.attention.layer_norm_rms_epsilon', config.rms_norm_eps
+  )
+  for key, value in tokenizer_metadata(add_bos_token=False).items():
+    if isinstance(value, list):
+      writer.add_array(key, value)
+    elif isinstance(value, bool):
+      writer.add_bool(key, value)
+    elif isinstance(value, int):
+      writer.add_uint32(key, value)
+    else:
+      writer.add_string(key, value)
+  tensors = mapping.tensors_from_params(config, random_params(config), 'gguf')
+  for name, array in tensors.items():
+    if kind == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
+      heads = config.num_heads if 'attn_q' in name else config.num_kv_heads
+      array = permute(array, heads)
+    if name in drop:
+      continue
+    if quantised is not None and array.ndim == 2:
+      writer.add_tensor(
+        name, gguf.quantize(array, quantised), raw_dtype=quantised
+      )
+    else:
+      writer.add_tensor(name, array)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return path
+
+
+GGUF_CONFIGS = {
+  name: dataclasses.replace(
+    config, vocab_size=len(tokenizer_metadata()['tokenizer.ggml.tokens'])
+  )
+  for name, config in CONFIGS.items()
+}
+
+
+@pytest.mark.parametrize('name', GGUF_CONFIGS)
+def test_gguf_is_read(name, tmp_path):
+  config = GGUF_CONFIGS[name]
+  write_gguf(tmp_path / 'm.gguf', config, name.split('_')[0])
+  loaded = weights.load(tmp_path)
+  assert loaded.config == config
+  assert_same(loaded.params, random_params(config))
+  assert loaded.tokenizer.decode(loaded.tokenizer.encode('ab 12')) == 'ab 12'
+
+
+def test_quantised_gguf_is_close(tmp_path):
+  kind = gguf.GGMLQuantizationType.Q8_0
+  config = GGUF_CONFIGS['llama']
+  path = write_gguf(tmp_path / 'm.gguf', config, 'llama', quantised=kind)
+  loaded = weights.load(path)
+  # Steps of Q8_0 are max/127 of a block of 32: at most 4.5/127/2 here.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=0.02, rtol=0),
+    loaded.params,
+    random_params(config),
+  )
+
+
+@pytest.mark.parametrize(
+  'kind, arguments, message',
+  [
+    ('mamba', {}, "architecture 'mamba', but only llama, qwen2 and qwen3"),
+    ('llama', {'rope.scaling.type': 'yarn'}, "rope.scaling.type = 'yarn'"),
+    ('llama', {'rope.dimension_count': 4}, 'rope.dimension_count = 4'),
+    ('llama', {'expert_count': 8}, 'llama.expert_count = 8'),
+    ('llama', {'block_count': 'two'}, "block_count = 'two', but a number"),
+    ('llama', {'block_count': 1}, 'unknown: blk.1.attn_norm.weight (m.gguf)'),
+    ('llama', {'drop': ['output_norm.weight']}, 'missing: output_norm.weight'),
+    (
+      'llama',
+      {'embedding_length': 64},
+      'blk.0.attn_q.weight (m.gguf) is [32, 32] and should be [32, 64]',
+    ),
+    ('qwen2', {}, 'missing: blk.0.attn_q.bias'),
+  ],
+)
+def test_gguf_that_is_refused(kind, arguments, message, tmp_path):
+  config = GGUF_CONFIGS['llama']
+  path = write_gguf(tmp_path / 'm.gguf', config, kind, **arguments)
+  with pytest.raises(weights.WeightsError, match=re.escape(message)):
+    weights.load(path)
+
+
+def test_gguf_type_nobody_undoes(tmp_path):
+  path = write_gguf(tmp_path / 'm.gguf', GGUF_CONFIGS['llama'], 'llama')
+  # Relabel the last norm (float32) as int32, same size.
+  name = b'output_norm.weight'
+  data = bytearray(path.read_bytes())
+  at = data.index(name) + len(name) + 4 + 8  # number of axes, one axis
+  data[at : at + 4] = gguf.GGMLQuantizationType.I32.to_bytes(4, 'little')
+  path.write_bytes(data)
+  with pytest.raises(weights.WeightsError, match='output_norm.weight as I32'):
+    weights.load(path)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.0001, 0.1, 0.5, 0.99])
+def test_truncated_gguf(share, tmp_path):
+  path = write_gguf(tmp_path / 'm.gguf', GGUF_CONFIGS['llama'], 'llama')
+  data = path.read_bytes()
+  path.write_bytes(data[: int(share * len(data))])
+  with pytest.raises(weights.WeightsError, match='damaged or cut short'):
+    weights.load(path)
+
+
+def test_what_is_no_model(tmp_path):
+  with pytest.raises(FileNotFoundError, match='nowhere does not exist'):
+    weights.load(tmp_path / 'nowhere')
+  with pytest.raises(FileNotFoundError, match='x.gguf does not exist'):
+    weights.read_gguf(tmp_path / 'x.gguf')
+  with pytest.raises(FileNotFoundError, match='exactly one .gguf file'):
+    weights.load(tmp_path)
+  for name in ('a.gguf', 'b.gguf', 'c.bin'):
+    (tmp_path / name).touch()
+  with pytest.raises(FileNotFoundError, match='it has 2'):
+    weights.load(tmp_path)
+  with pytest.raises(FileNotFoundError, match='c.bin is no model'):
+    weights.load(tmp_path / 'c.bin')
