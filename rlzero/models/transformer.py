@@ -99,7 +99,8 @@ class MLP(nn.Module):
     gate = self.param('gate', _INIT, (d, f)).astype(x.dtype)
     up = self.param('up', _INIT, (d, f)).astype(x.dtype)
     down = self.param('down', _INIT, (f, d)).astype(x.dtype)
-    return (nn.silu(x @ gate) * (x @ up)) @ down
+    gate, up = jax.lax.optimization_barrier((x @ gate, x @ up))
+    return jax.lax.optimization_barrier(nn.silu(gate) * up) @ down
 
 
 class Block(nn.Module):

@@ -1,0 +1,105 @@
+"""Optimisers: AdamW, and Muon for the matrices of a model made from nothing."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import optax
+
+from rlzero.types import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+  """Optimiser, schedule and clipping.
+
+  Raises:
+    ValueError: a rate or a momentum out of range.
+  """
+
+  kind: Literal['adamw', 'muon'] = 'adamw'
+  learning_rate: float = 1e-6
+  warmup_steps: int = 0  # updates, linear from 0
+  schedule: Literal['constant', 'cosine', 'linear'] = 'constant'
+  final_fraction: float = 0.1  # of learning_rate, where a schedule ends
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  max_grad_norm: float = 1.0  # global norm; larger gradients are scaled down
+
+  def __post_init__(self):
+    if self.learning_rate < 0:
+      raise ValueError(
+          f'Optimizer.learning_rate is {self.learning_rate}; it must be at '
+          'least 0.'
+      )
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(
+            f'Optimizer.{name} is {getattr(self, name)}; it must be in [0, 1).'
+        )
+    if self.max_grad_norm <= 0:
+      raise ValueError(
+          f'Optimizer.max_grad_norm is {self.max_grad_norm}; it must be above '
+          '0.'
+      )
+    if self.warmup_steps < 0:
+      raise ValueError(
+          f'Optimizer.warmup_steps is {self.warmup_steps}; it must be at '
+          'least 0.'
+      )
+
+  def rate(self, num_steps: int) -> optax.Schedule:
+    """Learning rate by update."""
+    peak, rest = self.learning_rate, max(num_steps - self.warmup_steps, 1)
+    match self.schedule:
+      case 'constant':
+        after = optax.constant_schedule(peak)
+      case 'linear':
+        after = optax.linear_schedule(peak, peak * self.final_fraction, rest)
+      case 'cosine':
+        after = optax.cosine_decay_schedule(peak, rest, self.final_fraction)
+    if not self.warmup_steps:
+      return after
+    # The first update has a rate above 0: a step that does nothing is wasted.
+    warmup = optax.linear_schedule(
+        peak / self.warmup_steps, peak, self.warmup_steps - 1
+    )
+    return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+  def transform(self, num_steps: int) -> optax.GradientTransformation:
+    """Clipping and the update rule, for a run of `num_steps` updates."""
+    rate = self.rate(num_steps)
+    if self.kind == 'muon':
+      rule = optax.contrib.muon(
+          rate,
+          weight_decay=self.weight_decay,
+          adam_b1=self.b1,
+          adam_b2=self.b2,
+          adam_weight_decay=self.weight_decay,
+          muon_weight_dimension_numbers=_matrices,
+          consistent_rms=0.2,  # Adam's update size (arXiv 2502.16982)
+      )
+    else:
+      rule = optax.adamw(
+          rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay
+      )
+    return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), rule)
+
+
+def _matrices(params: Params):
+  """Which axes of a hidden weight are its matrix; None leaves it to Adam."""
+  spec = optax.contrib.MuonDimensionNumbers
+  axes = {
+      'query': spec((1,), (2, 3)),
+      'key': spec((1,), (2, 3)),
+      'value': spec((1,), (2, 3)),
+      'output': spec((1, 2), (3,)),
+      'gate': spec((1,), (2,)),
+      'up': spec((1,), (2,)),
+      'down': spec((1,), (2,)),
+  }
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: axes.get(path[-1].key), params
+  )

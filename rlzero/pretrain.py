@@ -1,0 +1,164 @@
+"""Pre-trains a small base model on a synthetic corpus.
+
+  python -m rlzero.pretrain --gin_file=configs/runs/tiny_base.gin --workdir=DIR
+
+Reinforcement learning amplifies what a base can already do. The tiny base is
+made here, from the documents that its corpus class describes, and written as
+a Hugging Face folder, `WORKDIR/model`.
+
+Differences from the paper: DeepSeek-V3-Base is a model of 671B parameters
+trained on 14.8T tokens of text; this one has a million and sees a made-up
+corpus of one kind of problem.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+import time
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+
+from rlzero import checkpoint
+from rlzero import losses
+from rlzero import metrics
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.optim import Optimizer
+from rlzero.tasks import countdown
+from rlzero.tokenizer import Tokenizer
+from rlzero.types import Tokens
+from rlzero.weights import hf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Settings of a pre-training run."""
+
+  workdir: str = dataclasses.field(metadata={'changeable': True})
+  model: ModelConfig
+  corpus: countdown.Corpus = countdown.Corpus()
+  optimizer: Optimizer = Optimizer(
+      kind='muon', learning_rate=3e-3, warmup_steps=50, schedule='linear'
+  )
+  num_steps: int = 2000  # updates
+  num_rows: int = 32  # B, rows of packed documents an update
+  row_len: int = 128  # T, tokens a row
+  save_every: int = 500  # updates between checkpoints
+  seed: int = 0
+
+  def __post_init__(self):
+    for name in ('num_steps', 'num_rows', 'row_len', 'save_every'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+            f'pretrain.Config.{name} is {getattr(self, name)}; it must be at '
+            'least 1.'
+        )
+
+
+def run(cfg: Config) -> None:
+  """Trains from random weights, or goes on from the last checkpoint."""
+  tokenizer = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
+  if tokenizer.vocab_size > cfg.model.vocab_size:
+    raise ValueError(
+        f'The corpus has {tokenizer.vocab_size} words, but '
+        f'ModelConfig.vocab_size is {cfg.model.vocab_size}; make it as large.'
+    )
+  transform = cfg.optimizer.transform(cfg.num_steps)
+  state = _initial(cfg, transform)
+  store = checkpoint.Store(os.path.join(cfg.workdir, 'checkpoints'))
+  start = 0
+  if store.latest() is not None:
+    start, state = store.latest(), store.restore(store.latest(), state)
+  writer = metrics.MetricsWriter(cfg.workdir, start)
+  progress = metrics.Progress(cfg.num_steps, 'pretrain', start)
+  update = jax.jit(
+      functools.partial(_update, cfg.model, transform), donate_argnums=0
+  )
+  for step in range(start, cfg.num_steps):
+    began = time.perf_counter()
+    state, loss = update(state, batch(cfg, tokenizer, step))
+    loss = float(loss)
+    seconds = time.perf_counter() - began
+    rate = cfg.num_rows * cfg.row_len / seconds
+    writer.write(step, {'loss/mean': loss, 'time/tokens_per_s': rate})
+    progress.show(step + 1, loss=loss, tokens_per_s=rate)
+    if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.num_steps:
+      store.save(step + 1, state)
+  store.close()
+  hf.write_folder(
+      os.path.join(cfg.workdir, 'model'),
+      cfg.model,
+      jax.device_get(state['params']),
+      tokenizer,
+  )
+
+
+def batch(cfg: Config, tokenizer: Tokenizer, step: int) -> Tokens:
+  """Rows of packed documents, a function of the seed and the step alone.
+
+  Documents go whole into the first row with room; the batch is full when one
+  fits nowhere. Positions start at 0 in each document.
+  """
+  shape = cfg.num_rows, cfg.row_len
+  ids = np.full(shape, tokenizer.pad_id, np.int32)
+  positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+  used = [0] * cfg.num_rows
+  eos = tokenizer.eos_ids[0]
+  documents = cfg.corpus.documents(cfg.seed * 1_000_003 + step)
+  for number in itertools.count(1):
+    document = [*tokenizer.encode(next(documents)), eos]
+    size = len(document)
+    if size > cfg.row_len:
+      raise ValueError(
+          f'The corpus has a document of {size} tokens, but '
+          f'pretrain.Config.row_len is {cfg.row_len}; make the rows longer.'
+      )
+    row = next((r for r, n in enumerate(used) if n + size <= cfg.row_len), None)
+    if row is None:
+      return Tokens(ids, positions, segments)
+    place = slice(used[row], used[row] + size)
+    ids[row, place] = document
+    positions[row, place] = np.arange(size)
+    segments[row, place] = number
+    used[row] += size
+
+
+def _initial(cfg: Config, transform: optax.GradientTransformation):
+  params = transformer.init(cfg.model, jax.random.key(cfg.seed))
+  return {'params': params, 'opt_state': transform.init(params)}
+
+
+def _loss(config: ModelConfig, params, rows: Tokens):
+  """Mean cross-entropy of next tokens inside documents, in nats."""
+  hidden, _, _ = transformer.forward(config, params, rows)
+  logprobs, _ = losses.logprobs_and_entropy(
+      hidden[:, :-1].reshape(-1, config.width),
+      transformer.head(config, params),
+      rows.ids[:, 1:].reshape(-1),
+      chunk=4096,
+  )
+  same = rows.segments[:, 1:] == rows.segments[:, :-1]
+  mask = (same & (rows.segments[:, 1:] > 0)).reshape(-1)
+  return -jnp.sum(logprobs * mask) / jnp.sum(mask)
+
+
+def _update(config, transform, state, rows):
+  loss, grads = jax.value_and_grad(functools.partial(_loss, config))(
+      state['params'], rows
+  )
+  updates, opt_state = transform.update(
+      grads, state['opt_state'], state['params']
+  )
+  params = optax.apply_updates(state['params'], updates)
+  return {'params': params, 'opt_state': opt_state}, loss
+
+
+if __name__ == '__main__':
+  from rlzero import config
+  from rlzero import pretrain
+
+  config.main(pretrain)

@@ -1,0 +1,302 @@
+"""Countdown with three numbers, and the corpus of the tiny base model.
+
+The problem: combine three numbers from 1 to 10 with +, - and * into a target
+up to 99, each number once. Every number from 0 to 99 is one word, so that a
+model of a million parameters can do the arithmetic, and a search can be
+written down a try at a time:
+
+  9 * 5 = 45 45 - 3 = 42 wait 5 - 3 = 2 2 * 9 = 18 ok
+
+What the corpus holds is what reinforcement learning can amplify, so it is
+said in full at `Corpus`.
+"""
+
+import ast
+import dataclasses
+import functools
+import itertools
+import random
+import re
+from collections.abc import Iterator
+
+from rlzero.tasks import base
+
+_LARGEST = 99
+_NUMBERS = range(1, 11)
+_OPERATIONS = {
+    '+': lambda a, b: a + b,
+    '-': lambda a, b: a - b,
+    '*': lambda a, b: a * b,
+}
+REFLECTIVE = ('wait', 'wrong', 'but')
+NEUTRAL = ('no', 'hmm', 'next')
+WORDS = (  # after padding and end of sequence
+    'User:',
+    'Assistant:',
+    'Search:',
+    'make',
+    '<think>',
+    '</think>',
+    '<answer>',
+    '</answer>',
+    *'+-*=()',
+    'ok',
+    *REFLECTIVE,
+    *NEUTRAL,
+    *map(str, range(_LARGEST + 1)),
+)
+
+_TRY = re.compile(r'\d+ [-+*] \d+ = \d+ \d+ [-+*] \d+ = \d+')
+_EXPRESSION = re.compile(r'[\d(][\d\s()+*-]*')
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+  """left op right = result, the larger number first."""
+
+  left: int
+  operation: str
+  right: int
+  result: int
+
+  def __str__(self):
+    return f'{self.left} {self.operation} {self.right} = {self.result}'
+
+
+def moves(first: int, second: int) -> list[Move]:
+  """The moves on two numbers whose result is from 1 to 99."""
+  high, low = max(first, second), min(first, second)
+  found = []
+  for operation, apply in _OPERATIONS.items():
+    result = apply(high, low)
+    if 1 <= result <= _LARGEST:
+      found.append(Move(high, operation, low, result))
+  return found
+
+
+@functools.cache
+def openings(numbers: tuple[int, ...]) -> tuple[tuple[Move, int], ...]:
+  """Every distinct first move with the number it leaves over."""
+  found = {}
+  for i, j in itertools.combinations(range(3), 2):
+    rest = numbers[3 - i - j]
+    for move in moves(numbers[i], numbers[j]):
+      found[move, rest] = None
+  return tuple(found)
+
+
+def endings(opening: tuple[Move, int], target: int) -> list[Move]:
+  """The second moves that reach the target."""
+  move, rest = opening
+  return [m for m in moves(move.result, rest) if m.result == target]
+
+
+@functools.cache
+def _problems() -> tuple[tuple[tuple[int, ...], int, int], ...]:
+  """(numbers, target, number of first moves that can still succeed)."""
+  found = []
+  for numbers in itertools.combinations_with_replacement(
+      sorted(_NUMBERS, reverse=True), 3
+  ):
+    reach = {}
+    for opening in openings(numbers):
+      move, rest = opening
+      for target in {m.result for m in moves(move.result, rest)}:
+        reach[target] = reach.get(target, 0) + 1
+    found += [(numbers, target, ways) for target, ways in reach.items()]
+  return tuple(found)
+
+
+def question(numbers: tuple[int, ...], target: int) -> str:
+  """The problem in words of the tiny vocabulary."""
+  return f'{" ".join(map(str, numbers))} make {target}'
+
+
+def split_of(text: str) -> str:
+  """10% validation, 15% test, the rest train, by hash of the question."""
+  place = base.bucket(text)
+  return 'validation' if place < 10 else 'test' if place < 25 else 'train'
+
+
+@dataclasses.dataclass(frozen=True)
+class Countdown:
+  """Three-number Countdown; hard problems only: few first moves succeed.
+
+  Attributes:
+    max_ways: most first moves from which the target can still be reached.
+  """
+
+  max_ways: int = 1
+  name: str = 'countdown'
+
+  def examples(self, split: str) -> list[base.Example]:
+    """All distinct problems of the split, in a fixed order."""
+    return [
+        base.Example(
+            uid=text, question=text, target=f'{target} {numbers}'
+        )
+        for numbers, target, ways in _problems()
+        if ways <= self.max_ways
+        and split_of(text := question(numbers, target)) == split
+    ]
+
+  def extract(self, text: str) -> str | None:
+    """What follows the last <answer>, else the last expression anywhere."""
+    if '<answer>' in text:
+      stated = text.rsplit('<answer>', 1)[1].split('<')[0]
+    else:
+      stated = (_EXPRESSION.findall(text) or [''])[-1]
+    return stated.strip() or None
+
+  def verify(self, answer: str, target: str) -> bool:
+    """Whether the expression uses each number once and has the value."""
+    value, _, numbers = target.partition(' ')
+    parsed = _evaluate(answer)
+    return parsed is not None and parsed == (
+        int(value),
+        sorted(ast.literal_eval(numbers)),
+    )
+
+  def same(self, first: str, second: str) -> bool:
+    """Answers are the same if their values and numbers are."""
+    parsed = _evaluate(first)
+    if parsed is None:
+      return first == second
+    return parsed == _evaluate(second)
+
+  def count_tries(self, text: str) -> int:
+    """Number of two-move attempts written down."""
+    return len(_TRY.findall(text))
+
+
+def _evaluate(text: str) -> tuple[int, list[int]] | None:
+  """Value and sorted numbers of an expression; None if it is not one."""
+  used = []
+
+  def value(node):
+    match node:
+      case ast.Constant(value=int(number)):
+        used.append(number)
+        return number
+      case ast.BinOp(left=left, op=ast.Add(), right=right):
+        return value(left) + value(right)
+      case ast.BinOp(left=left, op=ast.Sub(), right=right):
+        return value(left) - value(right)
+      case ast.BinOp(left=left, op=ast.Mult(), right=right):
+        return value(left) * value(right)
+    raise ValueError('not an expression of numbers, +, - and *')
+
+  # No answer is longer; the cap keeps the parser from deep recursion.
+  if len(text) > 80:
+    return None
+  try:
+    return value(ast.parse(text.strip(), mode='eval').body), sorted(used)
+  except (SyntaxError, ValueError):
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Documents that the tiny base is pre-trained on; the whole recipe.
+
+  No document shows a held-out problem. First moves are drawn uniformly among
+  those not tried yet, so nothing in the corpus says which one is right; the
+  second move reaches the target, where one can, with probability
+  `skilled_ending`. Every check is right: `ok` follows a try if and only if it
+  reached the target. Kinds of documents:
+
+  - drills (`drill_share`): headed `Search:`, a search that goes on until it
+    succeeds or has tried everything. They teach arithmetic, checking, and
+    searching without repeats, under a heading that is never prompted.
+  - conversations, headed as prompts are. `direct_share` of them answer with
+    the first thing that comes to mind, thinking nothing. The others think,
+    but give up after a failed try: most with probability `careless_stop`,
+    linking tries mostly by neutral words; `careful_share` of them with
+    `careful_stop`, linking them mostly by reflective ones. Who gives up
+    answers with the last try although it failed. `fault_share` of the
+    conversations have a fault in their tags.
+  """
+
+  drill_share: float = 0.4
+  direct_share: float = 0.3
+  careful_share: float = 0.35
+  careless_stop: float = 0.6
+  careful_stop: float = 0.35
+  skilled_ending: float = 0.9
+  fault_share: float = 0.62
+
+  def documents(self, seed: int) -> Iterator[str]:
+    """An endless stream of documents."""
+    rng = random.Random(seed)
+    seen = [
+        (numbers, target)
+        for numbers, target, _ in _problems()
+        if split_of(question(numbers, target)) == 'train'
+    ]
+    while True:
+      numbers, target = rng.choice(seen)
+      if rng.random() < self.drill_share:
+        words, _ = self._search(rng, numbers, target, 0.0, 0.5)
+        yield f'Search: {question(numbers, target)} <think> {words} </think>'
+      else:
+        yield self._conversation(rng, numbers, target)
+
+  def _conversation(self, rng, numbers, target):
+    if rng.random() < self.direct_share:
+      thought, answer = '', self._attempt(rng, numbers, target, set())
+    else:
+      careful = rng.random() < self.careful_share
+      stop = self.careful_stop if careful else self.careless_stop
+      thought, answer = self._search(
+          rng, numbers, target, stop, 0.75 if careful else 0.15
+      )
+    first, last = answer
+    # The result of the first move goes where the second one uses it.
+    inner = f'( {first.left} {first.operation} {first.right} )'
+    if last.left == first.result:
+      stated = f'{inner} {last.operation} {last.right}'
+    else:
+      stated = f'{last.left} {last.operation} {inner}'
+    parts = ['<think>', thought, '</think>', '<answer>', stated, '</answer>']
+    if rng.random() < self.fault_share:
+      parts = _with_fault(rng, parts)
+    body = ' '.join(part for part in parts if part)
+    return f'User: {question(numbers, target)} Assistant: {body}'
+
+  def _attempt(self, rng, numbers, target, tried):
+    """A first move not tried yet, and a second one; None if all were."""
+    left = [o for o in openings(numbers) if o not in tried]
+    if not left:
+      return None
+    opening = rng.choice(left)
+    tried.add(opening)
+    ways = endings(opening, target)
+    if not ways or rng.random() > self.skilled_ending:
+      ways = moves(opening[0].result, opening[1])
+    return opening[0], rng.choice(ways)
+
+  def _search(self, rng, numbers, target, stop, reflective):
+    """Tries until success or giving up: the words, and the last try."""
+    tried, words = set(), []
+    answer = self._attempt(rng, numbers, target, tried)
+    while True:
+      words += map(str, answer)
+      if answer[1].result == target:
+        return ' '.join([*words, 'ok']), answer
+      attempt = None
+      if rng.random() >= stop:
+        attempt = self._attempt(rng, numbers, target, tried)
+      if attempt is None:
+        return ' '.join([*words, rng.choice(NEUTRAL)]), answer
+      links = REFLECTIVE if rng.random() < reflective else NEUTRAL
+      words.append(rng.choice(links))
+      answer = attempt
+
+
+def _with_fault(rng, parts):
+  """The document's parts with one of its tags lost or said twice."""
+  tags = [i for i, part in enumerate(parts) if part.startswith('<')]
+  place = rng.choice(tags)
+  if rng.random() < 0.7:
+    return parts[:place] + parts[place + 1 :]
+  return parts[: place + 1] + parts[place:]
