@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Example:
   target: str  # what the verifier needs; a task may write JSON here
 
 
+@runtime_checkable
 class Task(Protocol):
   """A source of problems and the judge of their answers.
 

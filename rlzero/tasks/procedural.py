@@ -1,0 +1,255 @@
+"""Tasks from the generators of the reasoning-gym library, by their names.
+
+Problems are made in a process of its own with a fixed hash seed: some of the
+generators walk over sets, and would make other problems in each run.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rlzero.tasks import base, verify
+
+_CHUNK = 500  # problems a generator is asked for at once
+_RIGHT = 1 - 1e-6  # score of a right answer; less is partial credit
+_MARK = 'reasoning-gym problems: '
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReasoningGym:
+  """A reasoning-gym dataset; problems are distinct, splits disjoint.
+
+  The split of a problem is a hash of its question: 10% validation, 15% test,
+  the rest train. So no setting can move a problem from one to another.
+
+  Raises:
+    ValueError: a negative number, or options that are not plain values.
+  """
+
+  dataset: str  # name in reasoning-gym, such as 'chain_sum'
+  num_train: int  # problems
+  num_validation: int
+  num_test: int
+  seed: int = 0
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for name in ('num_train', 'num_validation', 'num_test', 'seed'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'ReasoningGym.{name} is {getattr(self, name)}; it must be at '
+          'least 0.'
+        )
+    try:
+      json.dumps(dict(self.options))
+    except TypeError as error:
+      raise ValueError(
+        f'ReasoningGym.options is {self.options!r}; use numbers, strings, '
+        'lists and dicts only.'
+      ) from error
+
+  @property
+  def name(self) -> str:
+    return self.dataset
+
+  def examples(self, split: str) -> list[base.Example]:
+    """The problems of a split, in the order of generation.
+
+    Raises:
+      ValueError: no such split or dataset, options it refuses, or fewer
+        distinct problems than asked for.
+    """
+    sizes = {
+      'train': self.num_train,
+      'validation': self.num_validation,
+      'test': self.num_test,
+    }
+    if split not in sizes:
+      raise ValueError(
+        f'{self.dataset} has no split {split!r}; choose one of '
+        f'{", ".join(sizes)}.'
+      )
+    order = json.dumps(
+      [self.dataset, dict(self.options), self.seed, sizes], sort_keys=True
+    )
+    return [base.Example(*fields) for fields in _generate(order)[split]]
+
+  def extract(self, text: str) -> str | None:
+    return verify.last_answer(text, _is_numeric(*self._key))
+
+  def verify(self, answer: str, target: str) -> bool:
+    entry = json.loads(target)
+    if 'metadata' not in entry:
+      return verify.equal(answer, entry['answer'])
+    return _scorer(*self._key).score_answer(answer, entry) >= _RIGHT
+
+  def same(self, first: str, second: str) -> bool:
+    return verify.equal(first, second)
+
+  def count_tries(self, text: str) -> int:
+    return verify.count_results(text)
+
+  def warm_up(self) -> None:
+    """Loads the generators, which takes seconds."""
+    _is_numeric(*self._key)
+
+  @property
+  def _key(self) -> tuple[str, str, int]:
+    return self.dataset, json.dumps(dict(self.options)), self.seed
+
+
+def split_of(question: str) -> str:
+  """The split that a question belongs to, whatever the seed and sizes."""
+  place = base.bucket(question)
+  return 'validation' if place < 10 else 'test' if place < 25 else 'train'
+
+
+@functools.lru_cache(maxsize=8)
+def _generate(order: str) -> dict[str, list[list[str]]]:
+  """Runs `_main` on the order; raises what it reports."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'rlzero.tasks.procedural'],
+    input=order,
+    capture_output=True,
+    text=True,
+    env={
+      **os.environ,
+      'PYTHONPATH': os.pathsep.join(sys.path),
+      'PYTHONHASHSEED': '0',
+    },
+  )
+  # The mark tells the reply from whatever a generator may print.
+  _, mark, reply = done.stdout.rpartition(_MARK)
+  if not mark:
+    raise ValueError(
+      f'reasoning-gym failed to make the problems of {order}: '
+      f'{(done.stderr.strip().splitlines() or ["no message"])[-1]}'
+    )
+  reply = json.loads(reply)
+  if isinstance(reply, str):
+    raise ValueError(reply)
+  return reply
+
+
+def _main() -> None:
+  name, options, seed, sizes = json.load(sys.stdin)
+  try:
+    reply = _fill(name, options, seed, sizes)
+  except ValueError as error:
+    reply = str(error)
+  print(_MARK + json.dumps(reply))
+
+
+def _fill(
+  name: str, options: dict, seed: int, sizes: dict[str, int]
+) -> dict[str, list[list[str]]]:
+  """Draws problems until each split has its size."""
+  found: dict[str, list] = {split: [] for split in sizes}
+  seen = set()
+  num_drawn = last_new = 0
+
+  def is_full():
+    return all(len(found[split]) == sizes[split] for split in sizes)
+
+  while not is_full():
+    # Generators seed problem i with seed + i, so chunks continue each other.
+    generator = _create(name, options, seed + num_drawn)
+    for index in range(_CHUNK):
+      if is_full():
+        break
+      try:
+        entry = generator[index]
+      except IndexError:  # it holds fewer than a chunk
+        break
+      question = entry['question']
+      split = split_of(question)
+      if question not in seen and len(found[split]) < sizes[split]:
+        last_new = num_drawn + index
+        digest = hashlib.sha256(question.encode()).hexdigest()
+        target = _target(generator, entry)
+        found[split].append([f'{name}-{digest[:16]}', question, target])
+      seen.add(question)
+    num_drawn += _CHUNK
+    # Many draws in vain: a space this small has been seen nearly whole.
+    if num_drawn - last_new > 2 * (_CHUNK + len(seen)):
+      break
+  for split, size in sizes.items():
+    if len(found[split]) < size:
+      raise ValueError(
+        f'{name} with options {options} has {len(found[split])} distinct '
+        f'{split} problems among {num_drawn} drawn, but num_{split} is '
+        f'{size}; ask for fewer or widen the options.'
+      )
+  uids = [uid for problems in found.values() for uid, _, _ in problems]
+  assert len(set(uids)) == len(uids), 'splits overlap'
+  return found
+
+
+def _target(generator: Any, entry: dict) -> str:
+  """What the verifier needs of a problem, as JSON.
+
+  A few generators score by what JSON cannot keep, such as tuples; theirs
+  holds the answer alone.
+  """
+  fields = ('question', 'answer', 'metadata')
+  try:
+    target = json.dumps({field: entry[field] for field in fields})
+  except TypeError:
+    target = None
+  answer = entry['answer']
+  if answer is None or (
+    target and generator.score_answer(answer, json.loads(target)) >= _RIGHT
+  ):
+    return target
+  return json.dumps({'answer': answer})
+
+
+def _create(name: str, options: dict, seed: int) -> Any:
+  """A generator of reasoning-gym.
+
+  Raises:
+    ValueError: no such name or option, or a value that it refuses.
+  """
+  from reasoning_gym.factory import DATASETS
+
+  if name not in DATASETS:
+    near = difflib.get_close_matches(name, DATASETS) or sorted(DATASETS)
+    raise ValueError(
+      f'reasoning-gym has no dataset {name!r}; did you mean '
+      f'{" or ".join(near)}?'
+    )
+  make, config = DATASETS[name]
+  known = {field.name for field in dataclasses.fields(config)}
+  known -= {'seed', 'size'}  # fields of the task, and ours to set
+  if unknown := sorted(set(options) - known):
+    raise ValueError(
+      f'{name} has no option {unknown[0]!r}; it has {", ".join(sorted(known))}.'
+    )
+  try:
+    return make(config=config(seed=seed, size=_CHUNK, **options))
+  except (AssertionError, TypeError, ValueError) as error:
+    raise ValueError(f'{name} refuses its options {options}: {error}') from None
+
+
+@functools.lru_cache(maxsize=8)
+def _scorer(name: str, options: str, seed: int) -> Any:
+  return _create(name, json.loads(options), seed)
+
+
+@functools.lru_cache(maxsize=8)
+def _is_numeric(name: str, options: str, seed: int) -> bool:
+  """Whether the answers are numbers; then the last number is the answer."""
+  generator = _scorer(name, options, seed)
+  answers = [generator[index]['answer'] for index in range(4)]
+  return all(a is not None and verify.number(a) is not None for a in answers)
+
+
+if __name__ == '__main__':
+  _main()
