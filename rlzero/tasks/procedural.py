@@ -97,8 +97,9 @@ class ReasoningGym:
     return verify.count_results(text)
 
   def warm_up(self) -> None:
-    """Loads the generators, which takes seconds."""
+    """Loads the generators, which takes seconds, and what `same` needs."""
     _is_numeric(*self._key)
+    verify.warm_up()
 
   @property
   def _key(self) -> tuple[str, str, int]:

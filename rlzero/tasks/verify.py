@@ -106,6 +106,11 @@ def count_results(text: str) -> int:
   return len(_RESULT.findall(text))
 
 
+def warm_up() -> None:
+  """Loads math-verify, so that no deadline has to include it."""
+  equal('x + 1', '1 + x')
+
+
 def _clean(text: str) -> str:
   """An answer without the signs, boxes and units around its value."""
   stated = _last_boxed(text)

@@ -1,0 +1,1 @@
+"""Stored problems: the only place that loads TFDS and grain."""

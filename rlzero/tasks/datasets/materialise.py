@@ -1,0 +1,135 @@
+"""Any task as a TFDS dataset on disk, and back."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import tensorflow_datasets as tfds
+
+from rlzero.tasks import base
+
+_SPLITS = ('train', 'validation', 'test')
+_FIELDS = tuple(field.name for field in dataclasses.fields(base.Example))
+
+
+class Problems(tfds.core.GeneratorBasedBuilder):
+  """Question and target of each problem; the configuration is the task."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def __init__(self, *, splits: Mapping[str, Sequence[base.Example]], **kwargs):
+    self._problems = splits
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='Problems with answers that a program can check.',
+      features=tfds.features.FeaturesDict(
+        {field: tfds.features.Text() for field in _FIELDS}
+      ),
+      disable_shuffling=True,  # the order of the task is kept
+    )
+
+  def _split_generators(self, dl_manager):
+    return {
+      split: self._generate_examples(examples)
+      for split, examples in self._problems.items()
+    }
+
+  def _generate_examples(
+    self, examples: Sequence[base.Example]
+  ) -> Iterator[tuple[int, dict[str, str]]]:
+    for index, example in enumerate(examples):
+      yield index, dataclasses.asdict(example)
+
+
+def materialise(task: base.Task, data_dir: str) -> pathlib.Path:
+  """Writes every split of a task that has problems, as array_record.
+
+  Args:
+    task: where the problems come from.
+    data_dir: folder of TFDS datasets.
+
+  Returns:
+    The folder of the dataset.
+
+  Raises:
+    ValueError: no problems, or a dataset of this task is there already.
+  """
+  folder = _folder(task, data_dir)
+  if folder.exists():
+    raise ValueError(
+      f'{folder} exists and may hold other problems; remove it or choose '
+      'another data_dir.'
+    )
+  splits = {split: task.examples(split) for split in _SPLITS}
+  splits = {split: examples for split, examples in splits.items() if examples}
+  if not splits:
+    raise ValueError(
+      f'The task {task.name} has no problems to write; ask it for more than 0.'
+    )
+  Problems(
+    splits=splits,
+    config=tfds.core.BuilderConfig(name=task.name),
+    data_dir=data_dir,
+    file_format='array_record',
+  ).download_and_prepare()
+  return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Materialised:
+  """A task whose problems are read from disk; `task` still judges them."""
+
+  task: base.Task
+  data_dir: str
+
+  @property
+  def name(self) -> str:
+    return self.task.name
+
+  def examples(self, split: str) -> list[base.Example]:
+    """The problems of a split, as they were written.
+
+    Raises:
+      FileNotFoundError: the task was not materialised.
+      ValueError: no such split.
+    """
+    folder = _folder(self.task, self.data_dir)
+    if not (folder / 'dataset_info.json').exists():
+      raise FileNotFoundError(
+        f'{folder} holds no dataset; write it with '
+        'rlzero.tasks.datasets.materialise.materialise.'
+      )
+    builder = tfds.builder_from_directory(folder)
+    if split not in builder.info.splits:
+      raise ValueError(
+        f'{folder} has no split {split!r}; it has '
+        f'{", ".join(builder.info.splits)}.'
+      )
+    return [
+      base.Example(**{field: row[field].decode() for field in _FIELDS})
+      for row in builder.as_data_source(split)
+    ]
+
+  def extract(self, text: str) -> str | None:
+    return self.task.extract(text)
+
+  def verify(self, answer: str, target: str) -> bool:
+    return self.task.verify(answer, target)
+
+  def same(self, first: str, second: str) -> bool:
+    return self.task.same(first, second)
+
+  def count_tries(self, text: str) -> int:
+    return self.task.count_tries(text)
+
+  def warm_up(self) -> None:
+    """Loads what the judging task needs, if it says how."""
+    getattr(self.task, 'warm_up', lambda: None)()
+
+
+def _folder(task: base.Task, data_dir: str) -> pathlib.Path:
+  version = str(Problems.VERSION)
+  return pathlib.Path(data_dir) / Problems.name / task.name / version

@@ -1,0 +1,65 @@
+"""The endless, reproducible order in which problems are drawn."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+
+from rlzero.tasks import base
+
+
+class PromptStream:
+  """Shuffled epochs of problems, with a position that can be saved."""
+
+  def __init__(self, examples: Sequence[base.Example], seed: int):
+    """Starts at draw 0.
+
+    Args:
+      examples: the problems of one epoch.
+      seed: of the shuffling; each epoch has an order of its own.
+
+    Raises:
+      ValueError: no problems.
+    """
+    if not examples:
+      raise ValueError(
+        'The prompt stream got an empty list of problems; choose a split '
+        'that has some, or ask its task for more than 0.'
+      )
+    self._fixed = {'num_examples': len(examples), 'seed': seed}
+    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    # Threads would only fetch ahead of a list that is in memory already.
+    self._iterator = iter(
+      dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+      )
+    )
+
+  def next(self, count: int) -> list[tuple[int, base.Example]]:
+    """The next problems, each with its number among all that were drawn."""
+    first = self._iterator.get_state()['next_index']
+    return [(first + i, next(self._iterator)) for i in range(count)]
+
+  def get_state(self) -> dict[str, int]:
+    """The position, as plain numbers."""
+    return {**self._iterator.get_state(), **self._fixed}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on from a position.
+
+    Raises:
+      ValueError: the position belongs to another stream.
+    """
+    for name, value in self._fixed.items():
+      if state[name] != value:
+        raise ValueError(
+          f'The saved position is of a prompt stream with {name} '
+          f'{state[name]}, and this one has {value}; continue with the '
+          'settings of the saved run.'
+        )
+    self._iterator.set_state({'next_index': state['next_index']})
+
+
+def prompt_stream(examples: Sequence[base.Example], seed: int) -> PromptStream:
+  """Draws from `examples` for ever; see `PromptStream`."""
+  return PromptStream(examples, seed)
