@@ -1,0 +1,283 @@
+"""The same numbers and tokens as transformers, on CPU torch.
+
+Needs torch, transformers and SmolLM2 (`bash launch/get_smollm2.sh`).
+"""
+
+import dataclasses
+import functools
+import pathlib
+import random
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+from test_weights import each_config, random_params, words
+from tokenizers import pre_tokenizers
+
+from rlzero import weights
+from rlzero.models import transformer
+from rlzero.rollout import scheduler
+from rlzero.tokenizer import Tokenizer
+from rlzero.types import Tokens
+from rlzero.weights import hf, mapping
+
+pytestmark = pytest.mark.parity
+
+SMOLLM2 = pathlib.Path(__file__).parents[1] / 'data' / 'smollm2'
+NUM_NEW = 24  # greedy tokens after each prompt
+TEXTS = (
+  'Hello, world!',
+  "What's 12 + 345? It's 357, isn't it?",
+  '  two  spaces\n\n\tand a tab \r\n end ',
+  'def f(x):\n  return x**2 - 3.14e-10  # π ≈ 3.14159',
+  'Größe, naïve, 日本語, Здравствуй, عربي, 🙂🏳️‍🌈 e\u0301',
+  '<|im_start|>user\nhi<|im_end|>\n<|endoftext|> <|im_start |>',
+  '1 22 333 4444 55555 ½ ² Ⅳ ١٢٣ a1b2c3',
+  '',
+)
+CHATS = (
+  [{'role': 'user', 'content': 'What is 7 + 8?'}],
+  [
+    {'role': 'system', 'content': 'Answer <briefly> & "well".'},
+    {'role': 'user', 'content': 'Hi\n'},
+    {'role': 'assistant', 'content': 'Hello.'},
+    {'role': 'user', 'content': '2 - 3 = ?'},
+  ],
+)
+
+
+@pytest.fixture(scope='module')
+def theirs():
+  """torch and transformers, whose own warnings are none of ours."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+  return torch, transformers
+
+
+@pytest.fixture(scope='module')
+def smollm2():
+  if not list(SMOLLM2.glob('*.gguf')):
+    pytest.skip('no SmolLM2; run bash launch/get_smollm2.sh')
+  return weights.load(SMOLLM2)
+
+
+@pytest.fixture(scope='module')
+def their_smollm2(theirs, smollm2):
+  torch, transformers = theirs
+  (file,) = SMOLLM2.glob('*.gguf')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+      SMOLLM2,
+      gguf_file=file.name,
+      dtype=torch.float32,
+      quantization_config=transformers.GgufConfig(dequantize=True),
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+      SMOLLM2, gguf_file=file.name
+    )
+  # The published tokenizer.json also cuts digits off one by one; the reader
+  # of GGUF files leaves that out, which shows on numerals such as ½ and ².
+  tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
+  return model.eval(), tokenizer
+
+
+def random_texts():
+  """Strings that mix scripts, digits, white space and special tokens."""
+  rng = random.Random(0)
+  parts = [*' \n\t0123456789abcXYZ.,!?\'"-+=<>|éß日本🙂', "'re", '<|im_end|>']
+  return [''.join(rng.choices(parts, k=40)) for _ in range(200)]
+
+
+def logprobs(config, params, ids):
+  """Log-probs of all next tokens, [B, T, V]."""
+  params = jax.tree.map(jnp.asarray, params)
+  ids = jnp.asarray(ids)
+  positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+  rows = Tokens(ids, positions, jnp.ones_like(ids))
+  hidden, _, _ = transformer.forward(config, params, rows)
+  logits = hidden @ transformer.head(config, params)
+  return jax.nn.log_softmax(logits, axis=-1)
+
+
+def their_logprobs(torch, model, ids):
+  with torch.no_grad():
+    logits = model(torch.tensor(np.asarray(ids))).logits
+    return torch.log_softmax(logits, dim=-1).numpy()
+
+
+def state_of(model):
+  state = {name: t.float().numpy() for name, t in model.state_dict().items()}
+  if model.config.tie_word_embeddings:
+    del state['lm_head.weight']
+  return state
+
+
+@each_config
+def test_our_folder_in_transformers(config, tmp_path, theirs):
+  torch, transformers = theirs
+  params = random_params(config)
+  hf.write_folder(tmp_path, config, params, words())
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path, output_loading_info=True
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert not any(report.values()), report
+  ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 30))
+  np.testing.assert_allclose(
+    logprobs(config, params, ids),
+    their_logprobs(torch, model.eval(), ids),
+    atol=1e-4,  # random weights of size 1: log-probs reach -1000
+    rtol=1e-5,
+  )
+  assert tokenizer.encode('b a <eos>') == words().encode('b a <eos>')
+  assert tokenizer.eos_token_id == 1
+  assert model.generation_config.eos_token_id == [1]
+
+
+@each_config
+def test_their_folder_here(config, tmp_path, theirs):
+  torch, transformers = theirs
+  torch.manual_seed(0)
+  settings = mapping.hf_config(config, [1])
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    model = transformers.AutoModelForCausalLM.from_config(
+      transformers.AutoConfig.for_model(**settings)
+    ).eval()
+    # Norms and biases start as ones and zeros, which would hide a mix-up.
+    for parameter in model.parameters():
+      torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(tmp_path, max_shard_size='20KB')
+  assert len(list(tmp_path.glob('model-*.safetensors'))) > 1
+  loaded_config, params = hf.read_folder(tmp_path)
+  assert loaded_config == config
+  ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 30))
+  np.testing.assert_allclose(
+    logprobs(config, params, ids),
+    their_logprobs(torch, model, ids),
+    atol=1e-4,
+    rtol=1e-5,
+  )
+
+
+def test_dequantised_weights_are_equal(smollm2, their_smollm2):
+  model, _ = their_smollm2
+  ours = mapping.tensors_from_params(smollm2.config, smollm2.params)
+  state = state_of(model)
+  assert ours.keys() == state.keys()
+  for name, array in state.items():
+    np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def test_config_is_equal(smollm2, their_smollm2):
+  model, _ = their_smollm2
+  settings = {**model.config.to_dict(), 'quantization_config': None}
+  described = mapping.model_config_from_hf(settings)
+  rounded = round(described.rms_norm_eps, 12)  # a float32 on their side
+  assert dataclasses.replace(described, rms_norm_eps=rounded) == smollm2.config
+
+
+def test_token_ids_are_equal(smollm2, their_smollm2, tmp_path):
+  _, tokenizer = their_smollm2
+  smollm2.tokenizer.save(tmp_path)
+  saved = Tokenizer.load(tmp_path)
+  for text in (*TEXTS, *random_texts()):
+    ids = smollm2.tokenizer.encode(text)
+    assert ids == tokenizer.encode(text, add_special_tokens=False), text
+    assert saved.encode(text) == ids
+    assert smollm2.tokenizer.decode(ids, skip_special=False) == text
+  assert smollm2.tokenizer.eos_ids == (tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize('messages', CHATS)
+def test_chat_prompt_is_equal(messages, smollm2, their_smollm2):
+  _, tokenizer = their_smollm2
+  for prompting in (True, False):
+    expected = tokenizer.apply_chat_template(
+      messages, tokenize=False, add_generation_prompt=prompting
+    )
+    ours = smollm2.tokenizer.apply_chat_template(messages, prompting)
+    assert ours == expected
+
+
+def test_our_smollm2_folder_in_transformers(smollm2, theirs, tmp_path):
+  _, transformers = theirs
+  hf.write_folder(tmp_path, smollm2.config, smollm2.params, smollm2.tokenizer)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  for text in (*TEXTS, *random_texts()):
+    ids = smollm2.tokenizer.encode(text)
+    assert tokenizer.encode(text, add_special_tokens=False) == ids
+  expected = smollm2.tokenizer.apply_chat_template(CHATS[0])
+  assert expected == tokenizer.apply_chat_template(
+    CHATS[0], tokenize=False, add_generation_prompt=True
+  )
+
+
+def prompts(tokenizer):
+  """Twenty prompts of as many lengths, chats and plain text."""
+  story = 'The old clock maker counted: one, two, three, 17 + 25 = 42. ' * 9
+  ids = tokenizer.encode(story)
+  plain = [ids[: 3 + 11 * i] for i in range(12)]
+  chats = [
+    tokenizer.encode(
+      tokenizer.apply_chat_template(
+        [{'role': 'user', 'content': ' '.join(['What is 3 + 4?'] * n)}]
+      )
+    )
+    for n in range(1, 9)
+  ]
+  assert len({len(p) for p in plain + chats}) == 20
+  return plain + chats
+
+
+def their_greedy(torch, model, prompt, tokenizer):
+  with torch.no_grad():
+    row = model.generate(
+      torch.tensor([prompt]),
+      attention_mask=torch.ones((1, len(prompt)), dtype=torch.long),
+      do_sample=False,
+      max_new_tokens=NUM_NEW,
+      pad_token_id=tokenizer.pad_id,
+    )
+  return row[0].tolist()
+
+
+def test_greedy_tokens_and_logprobs_are_equal(smollm2, theirs, their_smollm2):
+  torch, _ = theirs
+  model, _ = their_smollm2
+  questions = prompts(smollm2.tokenizer)
+  params = jax.tree.map(jnp.asarray, smollm2.params)
+  completions, _ = scheduler.generate(
+    smollm2.config,
+    params,
+    [scheduler.Prompt(i, ids) for i, ids in enumerate(questions)],
+    1,
+    scheduler.Sampling(temperature=0.0, max_len=NUM_NEW, num_slots=8),
+    eos_ids=smollm2.tokenizer.eos_ids,
+    seed=0,
+  )
+  forward = jax.jit(functools.partial(logprobs, smollm2.config))
+  for prompt, completion in zip(questions, completions, strict=True):
+    row = their_greedy(torch, model, prompt, smollm2.tokenizer)
+    assert completion.tokens.tolist() == row[len(prompt) :]
+    expected = their_logprobs(torch, model, [row])
+    # One compiled shape for all; causal, so what follows does not matter.
+    padded = np.pad([row], ((0, 0), (0, 256 - len(row))))
+    ours = np.asarray(forward(params, padded))[:, : len(row)]
+    np.testing.assert_allclose(ours, expected, atol=1e-3, rtol=0)
+    # And those the sampler states, where t predicts t + 1.
+    steps = np.arange(len(prompt), len(row))
+    drawn = expected[0, steps - 1, np.array(row)[steps]]
+    np.testing.assert_allclose(completion.logprobs, drawn, atol=1e-3, rtol=0)
