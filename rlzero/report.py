@@ -542,7 +542,7 @@ def _segments_text(rows: list[dict]) -> str:
   return (
     f'The length rises in {sum(slope > 0 for slope in slopes)} of '
     f'{_NUM_SEGMENTS} equal segments of the run; slopes, in tokens a step: '
-    f'{", ".join(f"{slope:+.2g}" for slope in slopes)}.'
+    f'{", ".join(f"{slope:+.2f}" for slope in slopes)}.'
   )
 
 
