@@ -25,7 +25,7 @@ def logprobs_and_entropy(
   @jax.checkpoint
   def of_chunk(part):
     h, t = part
-    logits = jnp.einsum('md,dv->mv', h, head, preferred_element_type=jnp.float32)
+    logits = jnp.matmul(h, head, preferred_element_type=jnp.float32)
     logits = logits / temperature
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, t[:, None], axis=-1)[:, 0]
@@ -36,9 +36,80 @@ def logprobs_and_entropy(
   if size <= chunk:
     return of_chunk((hidden, targets))
   padding = -size % chunk
+  hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
+  targets = jnp.pad(targets, (0, padding))
   parts = (
-      jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[1]),
-      jnp.pad(targets, (0, padding)).reshape(-1, chunk),
+      hidden.reshape(-1, chunk, hidden.shape[1]),
+      targets.reshape(-1, chunk),
   )
   logprobs, entropy = jax.lax.map(of_chunk, parts)
   return logprobs.reshape(-1)[:size], entropy.reshape(-1)[:size]
+
+
+def group_advantages(
+    rewards: Float[Array, 'P G'], normalize_std: bool = True
+) -> Float[Array, 'P G']:
+  """A_i = (r_i - mean(r)) / std(r) over each group; unitless.
+
+  DeepSeekMath, arXiv 2402.03300, section 4.1.2. Without the division by the
+  standard deviation it is Dr. GRPO's (arXiv 2503.20783, section 3.2). A group
+  whose rewards are all equal has advantage 0.
+
+  Args:
+    rewards: of G completions of each of P prompts.
+    normalize_std: whether to divide by the population standard deviation.
+  """
+  centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+  if not normalize_std:
+    return centred
+  std = jnp.std(rewards, axis=1, keepdims=True)
+  # Rounding leaves a tiny spread in groups of equal rewards: not a signal.
+  flat = std <= 1e-6
+  return jnp.where(flat, 0.0, centred / jnp.where(flat, 1.0, std))
+
+
+def clipped_surrogate(
+    ratio: Float[Array, '*B'],
+    advantage: Float[Array, '*B'],
+    clip_low: float,
+    clip_high: float,
+) -> Float[Array, '*B']:
+  """min(rho A, clip(rho, 1 - eps, 1 + eps) A), to be maximised.
+
+  arXiv 2501.12948, eq. 1; with two epsilons, DAPO's clip-higher (arXiv
+  2503.14476, eq. 8).
+  """
+  clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+  return jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def kl_k3(
+    logprobs: Float[Array, '*B'], ref_logprobs: Float[Array, '*B']
+) -> Float[Array, '*B']:
+  """D_KL(pi || ref) = ref/pi - log(ref/pi) - 1 per token, nats, >= 0.
+
+  arXiv 2501.12948, eq. 2. Unlike log(pi/ref) its gradient, taken inside the
+  loss, pulls the policy to the reference.
+  """
+  difference = ref_logprobs - logprobs
+  return jnp.exp(difference) - difference - 1
+
+
+def token_weights(
+    mask: Float[Array, 'B T'],
+    lengths: Float[Array, 'B'],
+    aggregation: str,
+    max_len: int,
+) -> Float[Array, 'B T']:
+  """Weight of a token in the sum over its completion.
+
+  Args:
+    mask: 1 on the tokens of completions, EOS included.
+    lengths: of the whole completions, |o|.
+    aggregation: 'sequence_mean' is GRPO's 1 / |o| (arXiv 2402.03300, eq. 3);
+      'constant' is Dr. GRPO's 1 / max_len (arXiv 2503.20783).
+    max_len: the longest a completion may be.
+  """
+  if aggregation == 'sequence_mean':
+    return mask / jnp.maximum(lengths, 1)[:, None]
+  return mask / max_len

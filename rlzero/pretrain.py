@@ -14,24 +14,20 @@ corpus of one kind of problem.
 import dataclasses
 import functools
 import itertools
-import os
 import time
 
 import jax
-from jax import numpy as jnp
 import numpy as np
 import optax
+from jax import numpy as jnp
 
-from rlzero import checkpoint
-from rlzero import losses
-from rlzero import metrics
+from rlzero import checkpoint, losses, metrics
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer
 from rlzero.tasks import countdown
 from rlzero.tokenizer import Tokenizer
 from rlzero.types import Tokens
-from rlzero.weights import hf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +65,12 @@ def run(cfg: Config) -> None:
     )
   transform = cfg.optimizer.transform(cfg.num_steps)
   state = _initial(cfg, transform)
-  store = checkpoint.Store(os.path.join(cfg.workdir, 'checkpoints'))
-  start = 0
-  if store.latest() is not None:
-    start, state = store.latest(), store.restore(store.latest(), state)
+  store = checkpoint.Store(cfg.workdir)
+  start = store.latest() or 0
+  if start:
+    params, rest, _ = store.restore(start, *state)
+    state = params, rest
+  checkpoint.write_description(cfg.workdir, cfg.model, tokenizer)
   writer = metrics.MetricsWriter(cfg.workdir, start)
   progress = metrics.Progress(cfg.num_steps, 'pretrain', start)
   update = jax.jit(
@@ -87,14 +85,9 @@ def run(cfg: Config) -> None:
     writer.write(step, {'loss/mean': loss, 'time/tokens_per_s': rate})
     progress.show(step + 1, loss=loss, tokens_per_s=rate)
     if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.num_steps:
-      store.save(step + 1, state)
+      store.save(step + 1, *state)
   store.close()
-  hf.write_folder(
-      os.path.join(cfg.workdir, 'model'),
-      cfg.model,
-      jax.device_get(state['params']),
-      tokenizer,
-  )
+  checkpoint.write_model(cfg.workdir, cfg.model, state[0], tokenizer)
 
 
 def batch(cfg: Config, tokenizer: Tokenizer, step: int) -> Tokens:
@@ -129,7 +122,7 @@ def batch(cfg: Config, tokenizer: Tokenizer, step: int) -> Tokens:
 
 def _initial(cfg: Config, transform: optax.GradientTransformation):
   params = transformer.init(cfg.model, jax.random.key(cfg.seed))
-  return {'params': params, 'opt_state': transform.init(params)}
+  return params, transform.init(params)
 
 
 def _loss(config: ModelConfig, params, rows: Tokens):
@@ -147,18 +140,15 @@ def _loss(config: ModelConfig, params, rows: Tokens):
 
 
 def _update(config, transform, state, rows):
+  params, opt_state = state
   loss, grads = jax.value_and_grad(functools.partial(_loss, config))(
-      state['params'], rows
+      params, rows
   )
-  updates, opt_state = transform.update(
-      grads, state['opt_state'], state['params']
-  )
-  params = optax.apply_updates(state['params'], updates)
-  return {'params': params, 'opt_state': opt_state}, loss
+  updates, opt_state = transform.update(grads, opt_state, params)
+  return (optax.apply_updates(params, updates), opt_state), loss
 
 
 if __name__ == '__main__':
-  from rlzero import config
-  from rlzero import pretrain
+  from rlzero import config, pretrain
 
   config.main(pretrain)

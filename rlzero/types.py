@@ -33,10 +33,10 @@ class KeyValues(NamedTuple):
 
 
 class Prefix(NamedTuple):
-  """What every query of a row may look at besides its own row."""
+  """Cached tokens that every query of a row may look at; in pieces."""
 
-  cache: KeyValues
-  valid: Bool[jax.Array, 'B S']
+  cache: tuple[KeyValues, ...]
+  valid: tuple[Bool[jax.Array, 'B S'], ...]
 
 
 class Prompts(NamedTuple):

@@ -1,5 +1,8 @@
 """Grouped-query attention over a row's own keys and a shared prefix."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -31,41 +34,42 @@ def causal_mask(segments: Int[Array, 'B T']) -> Bool[Array, 'B T T']:
   return past[None] & (segments[:, :, None] == segments[:, None, :])
 
 
-def attend(
-    query: Float[Array, 'B K R T H'],
-    key: Float[Array, 'B K T H'],
-    value: Float[Array, 'B K T H'],
-    mask: Bool[Array, 'B T T'],
-    prefix_key: Float[Array, 'B K S H'] | None = None,
-    prefix_value: Float[Array, 'B K S H'] | None = None,
-    prefix_valid: Bool[Array, 'B S'] | None = None,
-) -> Float[Array, 'B K R T H']:
-  """softmax(q k^T / sqrt(H)) v over the prefix and the row's own past.
+class Part(NamedTuple):
+  """Keys that a row's queries may look at, and which of them exist."""
 
-  One softmax runs over the scores of both parts, while keys and values stay
-  where they are: joining them would copy the whole cache for each token that
-  is decoded. Scores and weights are float32. R = N / K queries share a key.
+  key: Float[Array, 'B K S H']
+  value: Float[Array, 'B K S H']
+  visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S']
+
+
+def attend(
+    query: Float[Array, 'B K R T H'], parts: Sequence[Part]
+) -> Float[Array, 'B K R T H']:
+  """softmax(q k^T / sqrt(H)) v over the keys of all parts together.
+
+  One softmax runs over the scores of the parts (a shared prompt or a cache,
+  and the row's own past), while keys and values stay where they are: joining
+  them would copy the whole cache for each token that is decoded. Scores and
+  weights are float32. R = N / K queries share a key.
   """
   scale = query.shape[-1] ** -0.5
-  own = jnp.einsum(
-      'bkrth,bksh->bkrts', query, key, preferred_element_type=jnp.float32
-  )
-  scores = jnp.where(mask[:, None, None], own * scale, -jnp.inf)
-  if prefix_key is not None:
-    prefix = jnp.einsum(
+  scores = []
+  for part in parts:
+    score = jnp.einsum(
         'bkrth,bksh->bkrts',
         query,
-        prefix_key,
+        part.key,
         preferred_element_type=jnp.float32,
     )
-    prefix = jnp.where(
-        prefix_valid[:, None, None, None], prefix * scale, -jnp.inf
+    visible = part.visible[:, None, None]
+    scores.append(jnp.where(visible, score * scale, -jnp.inf))
+  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+  weights = weights.astype(query.dtype)
+  out, start = 0, 0
+  for part in parts:
+    end = start + part.key.shape[2]
+    out += jnp.einsum(
+        'bkrts,bksh->bkrth', weights[..., start:end], part.value
     )
-    scores = jnp.concatenate([prefix, scores], axis=-1)
-  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  if prefix_key is None:
-    return jnp.einsum('bkrts,bksh->bkrth', weights, value)
-  split = prefix_key.shape[2]
-  return jnp.einsum(
-      'bkrts,bksh->bkrth', weights[..., :split], prefix_value
-  ) + jnp.einsum('bkrts,bksh->bkrth', weights[..., split:], value)
+    start = end
+  return out

@@ -118,22 +118,26 @@ class Block(nn.Module):
   def __call__(self, carry, cached, rows, mask, prompts, prompt_mask, valid):
     x, prompt_x = carry
     if prompts is not None:
-      prompt_x, cached = self._layer(
-          prompt_x, prompts.tokens.positions, prompt_mask
+      prompt_x, own = self._layer(
+          prompt_x, prompts.tokens.positions, prompt_mask, ()
       )
       # The gradient of this gather adds up what the rows of a group say.
-      cached = tuple(c[prompts.index] for c in cached)
-    x, own = self._layer(x, rows.positions, mask, cached, valid)
-    return (x, prompt_x), KeyValues(*own)
+      cached = (KeyValues(*(part[prompts.index] for part in own)),)
+    before = [
+        attention.Part(*keys, seen[:, None])
+        for keys, seen in zip(cached, valid, strict=True)
+    ]
+    x, own = self._layer(x, rows.positions, mask, before)
+    return (x, prompt_x), own
 
-  def _layer(self, x, positions, mask, cached=None, valid=None):
+  def _layer(self, x, positions, mask, before):
     query, key, value = self.attention.project(
         self.attention_norm(x), positions
     )
-    prefix = (None,) * 3 if cached is None else (*cached, valid)
-    heads = attention.attend(query, key, value, mask, *prefix)
+    own = attention.Part(key, value, mask)
+    heads = attention.attend(query, [*before, own])
     x = x + self.attention.merge(heads)
-    return x + self.mlp(self.mlp_norm(x)), (key, value)
+    return x + self.mlp(self.mlp_norm(x)), KeyValues(key, value)
 
 
 class Transformer(nn.Module):
@@ -173,13 +177,14 @@ class Transformer(nn.Module):
       raise ValueError('Give rows either prompts or a prefix, not both.')
     dtype = jnp.dtype(self.config.dtype)
     x = self.embed(rows.ids).astype(dtype)
-    prompt_x = prompt_mask = valid = cached = None
+    prompt_x = prompt_mask = None
+    cached = valid = ()
     if prompts is not None:
       prompt_x = self.embed(prompts.tokens.ids).astype(dtype)
       prompt_mask = attention.causal_mask(prompts.tokens.segments)
-      valid = (prompts.tokens.segments > 0)[prompts.index]
+      valid = ((prompts.tokens.segments > 0)[prompts.index],)
     if prefix is not None:
-      cached, valid = tuple(prefix.cache), prefix.valid
+      cached, valid = prefix
     (x, prompt_x), own = self.layers(
         (x, prompt_x),
         cached,

@@ -1,0 +1,211 @@
+"""Prefill, insert and decode: the device side of generation.
+
+A slot holds one completion under way: its keys and values (the prompt's
+first), the last token, and what has been drawn. A prompt is prefilled once
+for all completions of its group; the keys are copied into the slot. Its last
+token is left to the first decoding step, so that every token of a completion
+is drawn by the same code.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import sampling
+from rlzero.types import KeyValues, Params, Prefix, Tokens
+
+
+class Slots(NamedTuple):
+  """State of B slots, each with room for S tokens, prompt included."""
+
+  cache: KeyValues  # [L, B, K, S, H]; position s of a row at index s
+  cached: Int[Array, 'B']  # tokens in the cache
+  token: Int[Array, 'B']  # drawn last, not in the cache yet
+  key: UInt32[Array, 'B 2']
+  tokens: Int[Array, 'B T']  # the completion so far
+  logprobs: Float[Array, 'B T']
+  length: Int[Array, 'B']  # tokens of the completion so far
+  running: Bool[Array, 'B']
+
+
+def empty(
+    config: ModelConfig, num_slots: int, capacity: int, max_len: int
+) -> Slots:
+  """Slots in which nothing runs."""
+  shape = (
+      config.num_layers,
+      num_slots,
+      config.num_kv_heads,
+      capacity,
+      config.head_dim,
+  )
+  dtype = jnp.dtype(config.dtype)
+  zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
+  return Slots(
+      cache=KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),
+      cached=zeros(),
+      token=zeros(),
+      key=jnp.zeros((num_slots, 2), jnp.uint32),
+      tokens=jnp.zeros((num_slots, max_len), jnp.int32),
+      logprobs=jnp.zeros((num_slots, max_len), jnp.float32),
+      length=zeros(),
+      running=jnp.zeros((num_slots,), bool),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(config: ModelConfig, params: Params, prompts: Tokens) -> KeyValues:
+  """Keys and values of right-padded prompts, [L, P, K, Tp, H]."""
+  _, _, own = transformer.forward(config, params, prompts)
+  return own
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=6)
+def insert(
+    slots: Slots,
+    prefilled: KeyValues,
+    prompt_ids: Int[Array, 'P Tp'],
+    prompt_lens: Int[Array, 'P'],
+    source: Int[Array, 'B'],
+    counters: Int[Array, 'B 2'],
+    seed: int,
+) -> Slots:
+  """Starts a completion in each slot with a prompt; leaves the others.
+
+  Args:
+    slots: the slots.
+    prefilled: of `prefill`.
+    prompt_ids: the prompts' tokens.
+    prompt_lens: their lengths.
+    source: index of the slot's prompt, or -1 to leave the slot as it is.
+    counters: (draw of the prompt, index in the group), for the keys.
+    seed: of the run.
+  """
+  fresh = source >= 0
+  prompt = jnp.maximum(source, 0)
+  size = prompt_ids.shape[1]
+
+  def into(cache, new):
+    old = cache[:, :, :, :size]
+    new = jnp.where(fresh[None, :, None, None, None], new[:, prompt], old)
+    return jax.lax.dynamic_update_slice(cache, new, (0,) * cache.ndim)
+
+  last = prompt_lens[prompt] - 1
+  return Slots(
+      cache=KeyValues(*map(into, slots.cache, prefilled)),
+      cached=jnp.where(fresh, last, slots.cached),
+      token=jnp.where(fresh, prompt_ids[prompt, last], slots.token),
+      key=jnp.where(
+          fresh[:, None],
+          sampling.row_keys(seed, counters[:, 0], counters[:, 1]),
+          slots.key,
+      ),
+      tokens=jnp.where(fresh[:, None], 0, slots.tokens),
+      logprobs=jnp.where(fresh[:, None], 0.0, slots.logprobs),
+      length=jnp.where(fresh, 0, slots.length),
+      running=fresh | slots.running,
+  )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        'config', 'eos_ids', 'num_steps', 'span', 'temperature', 'top_p',
+    ),
+    donate_argnames='slots',
+)
+def decode(
+    params: Params,
+    slots: Slots,
+    max_len: Int[Array, ''],
+    *,
+    config: ModelConfig,
+    eos_ids: tuple[int, ...],
+    num_steps: int,
+    span: int,
+    temperature: float,
+    top_p: float,
+) -> Slots:
+  """Draws up to `num_steps` tokens in every running slot.
+
+  Args:
+    params: of the policy.
+    slots: the slots, donated.
+    max_len: tokens after which a completion is cut.
+    config: of the model.
+    eos_ids: tokens that end a completion; they are part of it.
+    num_steps: tokens a call.
+    span: the first `span` cache positions are looked at; no running slot may
+      get further in this call.
+    temperature: of sampling; 0 is greedy.
+    top_p: of sampling.
+  """
+  head = transformer.head(config, params)
+  rows = jnp.arange(slots.token.shape[0])
+  start = slots.cached
+  # Attention works on what the cache holds, not on its capacity. It stays
+  # unchanged during the call; new keys go to a buffer that all slots write at
+  # the same place, since writing each slot at its own place is slow.
+  held = KeyValues(*(c[:, :, :, :span] for c in slots.cache))
+  held_valid = jnp.arange(span)[None] < start[:, None]
+  shape = list(held.key.shape)
+  shape[3] = num_steps
+  fresh = KeyValues(*(jnp.zeros(shape, held.key.dtype),) * 2)
+
+  def step(i, carry):
+    slots, fresh = carry
+    valid = jnp.broadcast_to(
+        jnp.arange(num_steps)[None] < i, (rows.shape[0], num_steps)
+    )
+    here = Tokens(
+        slots.token[:, None],
+        (start + i)[:, None],
+        jnp.ones_like(slots.token)[:, None],
+    )
+    prefix = Prefix((held, fresh), (held_valid, valid))
+    hidden, _, own = transformer.forward(config, params, here, prefix=prefix)
+    fresh = KeyValues(
+        *(
+            jax.lax.dynamic_update_slice_in_dim(buffer, new, i, axis=3)
+            for buffer, new in zip(fresh, own, strict=True)
+        )
+    )
+    logits = jnp.einsum(
+        'bd,dv->bv', hidden[:, 0], head, preferred_element_type=jnp.float32
+    )
+    token, logprob = sampling.sample(
+        logits, slots.key, slots.length, temperature, top_p
+    )
+    alive = slots.running
+    # A slot that stands still writes past the end, which drops the write.
+    out = jnp.where(alive, slots.length, slots.tokens.shape[1])
+    length = slots.length + alive
+    ended = jnp.any(token[:, None] == jnp.array(eos_ids)[None], axis=-1)
+    slots = slots._replace(
+        cached=slots.cached + alive,
+        token=jnp.where(alive, token, slots.token),
+        tokens=slots.tokens.at[rows, out].set(token, mode='drop'),
+        logprobs=slots.logprobs.at[rows, out].set(logprob, mode='drop'),
+        length=length,
+        running=alive & ~ended & (length < max_len),
+    )
+    return slots, fresh
+
+  after, fresh = jax.lax.fori_loop(0, num_steps, step, (slots, fresh))
+  # Position s of a slot was written at step s - start of this call.
+  age = jnp.arange(span)[None] - start[:, None]
+  new = ((age >= 0) & (age < num_steps))[None, :, None, :, None]
+  index = jnp.clip(age, 0, num_steps - 1)[None, :, None, :, None]
+
+  def merge(cache, old, buffer):
+    kept = jnp.where(new, jnp.take_along_axis(buffer, index, axis=3), old)
+    return jax.lax.dynamic_update_slice(cache, kept, (0,) * cache.ndim)
+
+  return after._replace(
+      cache=KeyValues(*map(merge, slots.cache, held, fresh))
+  )

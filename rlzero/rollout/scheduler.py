@@ -1,0 +1,238 @@
+"""Slots filled, decoded and emptied until every completion is there.
+
+What is scheduled depends on token counts, never on a clock. Token ids come
+in and go out; text and rewards are not known here.
+"""
+
+import collections
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import engine
+from rlzero.types import Params, Tokens
+
+_SPAN_STEP = 32  # cache positions between two compiled sizes of decoding
+_PREFILL_BLOCK = 32  # prompts prefilled together
+
+
+class Finish(enum.Enum):
+  """Why a completion ended."""
+
+  EOS = 'eos'
+  LENGTH = 'length'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How completions are drawn.
+
+  Raises:
+    ValueError: a setting out of range.
+  """
+
+  max_len: int = 1024  # tokens a completion, EOS included
+  max_prompt_len: int = 256  # tokens; a longer prompt is an error
+  temperature: float = 1.0  # 0 is greedy
+  top_p: float = 1.0  # nucleus; 1 keeps every token
+  num_slots: int = 64  # completions decoded at a time
+  decode_steps: int = 16  # tokens between two looks at what has finished
+
+  def __post_init__(self):
+    for name in ('max_len', 'max_prompt_len', 'num_slots', 'decode_steps'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+            f'Sampling.{name} is {getattr(self, name)}; it must be at least 1.'
+        )
+    if self.temperature < 0:
+      raise ValueError(
+          f'Sampling.temperature is {self.temperature}; it must be at least 0 '
+          '(0 is greedy).'
+      )
+    if not 0 < self.top_p <= 1:
+      raise ValueError(
+          f'Sampling.top_p is {self.top_p}; it must be in (0, 1].'
+      )
+
+
+class Prompt(NamedTuple):
+  """Tokens to continue; `draw` counts the prompts drawn in a run."""
+
+  draw: int
+  tokens: Sequence[int]
+
+
+class Completion(NamedTuple):
+  """What a policy wrote: tokens, EOS included, and their log-probs."""
+
+  tokens: np.ndarray
+  logprobs: np.ndarray
+  finish: Finish
+
+
+class Usage(NamedTuple):
+  """Tokens that were wanted, and row-steps that were computed."""
+
+  tokens: int
+  computed: int
+
+
+def generate(
+    config: ModelConfig,
+    params: Params,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    sampling: Sampling,
+    *,
+    eos_ids: tuple[int, ...],
+    seed: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[list[Completion], Usage]:
+  """Draws `group_size` completions of each prompt, groups adjacent.
+
+  Args:
+    config: of the model.
+    params: of the policy.
+    prompts: P of them.
+    group_size: G.
+    sampling: settings.
+    eos_ids: tokens that end a completion.
+    seed: of the run; with draw, sample and position it makes the keys.
+    on_progress: called with the number of finished completions.
+
+  Raises:
+    ValueError: a prompt that is empty or too long, or a model that is too
+      short for prompt and completion.
+  """
+  _check(config, prompts, sampling)
+  total = len(prompts) * group_size
+  num_slots = min(sampling.num_slots, total)
+  widest = _round_up(max(len(p.tokens) for p in prompts), 8)
+  capacity = _round_up(
+      widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
+  )
+  slots = engine.empty(config, num_slots, capacity, sampling.max_len)
+  held = np.full(num_slots, -1)  # completion in each slot
+  cached = np.zeros(num_slots, int)
+  done: list[Completion | None] = [None] * total
+  queue = collections.deque(range(total))
+  block = _Block(config, params, prompts, widest)
+  finished = computed = 0
+  while finished < total:
+    while queue and (held < 0).any():
+      block.load(queue[0] // group_size)
+      source = np.full(num_slots, -1, np.int32)
+      counters = np.zeros((num_slots, 2), np.int32)
+      for slot in np.flatnonzero(held < 0):
+        if not queue or not block.holds(queue[0] // group_size):
+          break
+        held[slot] = queue.popleft()
+        prompt, sample = divmod(held[slot], group_size)
+        source[slot] = prompt - block.start
+        counters[slot] = prompts[prompt].draw, sample
+        cached[slot] = len(prompts[prompt].tokens) - 1
+      slots = engine.insert(
+          slots,
+          block.prefilled,
+          block.ids,
+          block.lengths,
+          source,
+          counters,
+          seed,
+      )
+    furthest = int(cached[held >= 0].max()) + sampling.decode_steps
+    slots = engine.decode(
+        params,
+        slots,
+        np.int32(sampling.max_len),
+        config=config,
+        eos_ids=eos_ids,
+        num_steps=sampling.decode_steps,
+        span=min(_round_up(furthest, _SPAN_STEP), capacity),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+    )
+    computed += num_slots * sampling.decode_steps
+    running, cached = (
+        np.array(x) for x in jax.device_get((slots.running, slots.cached))
+    )
+    ended = np.flatnonzero((held >= 0) & ~running)
+    if ended.size:
+      tokens, logprobs, length = jax.device_get(
+          (slots.tokens, slots.logprobs, slots.length)
+      )
+      for slot in ended:
+        size = length[slot]
+        stopped = tokens[slot, size - 1] in eos_ids
+        done[held[slot]] = Completion(
+            tokens[slot, :size].copy(),
+            logprobs[slot, :size].copy(),
+            Finish.EOS if stopped else Finish.LENGTH,
+        )
+        held[slot] = -1
+      finished += ended.size
+      if on_progress:
+        on_progress(finished)
+  return done, Usage(sum(len(c.tokens) for c in done), computed)
+
+
+class _Block:
+  """Neighbouring prompts, prefilled together when the first is needed."""
+
+  def __init__(self, config, params, prompts, widest):
+    self._config, self._params = config, params
+    self._prompts, self._widest = prompts, widest
+    self._size = min(_PREFILL_BLOCK, len(prompts))
+    self.start = -self._size
+
+  def holds(self, prompt: int) -> bool:
+    return self.start <= prompt < self.start + self._size
+
+  def load(self, prompt: int) -> None:
+    if self.holds(prompt):
+      return
+    self.start = prompt
+    chosen = self._prompts[prompt : prompt + self._size]
+    shape = self._size, self._widest
+    self.ids = np.zeros(shape, np.int32)
+    self.lengths = np.ones(self._size, np.int32)
+    for i, one in enumerate(chosen):
+      self.ids[i, : len(one.tokens)] = one.tokens
+      self.lengths[i] = len(one.tokens)
+    places = np.broadcast_to(np.arange(self._widest, dtype=np.int32), shape)
+    real = (places < self.lengths[:, None]).astype(np.int32)
+    self.prefilled = engine.prefill(
+        self._config, self._params, Tokens(self.ids, places, real)
+    )
+
+
+def _check(config, prompts, sampling):
+  if not prompts:
+    raise ValueError('There are no prompts to continue; give at least one.')
+  for prompt in prompts:
+    if not prompt.tokens:
+      raise ValueError(
+          f'Prompt {prompt.draw} is empty; a prompt needs at least one token.'
+      )
+    if len(prompt.tokens) > sampling.max_prompt_len:
+      raise ValueError(
+          f'Prompt {prompt.draw} has {len(prompt.tokens)} tokens, but '
+          f'Sampling.max_prompt_len is {sampling.max_prompt_len}; raise the '
+          'limit or leave the prompt out.'
+      )
+  longest = max(len(p.tokens) for p in prompts) + sampling.max_len
+  if longest > config.max_position:
+    raise ValueError(
+        f'The longest prompt and Sampling.max_len = {sampling.max_len} make '
+        f'{longest} tokens, but the model takes {config.max_position} '
+        '(ModelConfig.max_position); lower Sampling.max_len.'
+    )
+
+
+def _round_up(size: int, step: int) -> int:
+  return -(-int(size) // step) * step
