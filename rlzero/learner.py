@@ -198,8 +198,8 @@ def microbatches(rows: Rows, chosen: np.ndarray, micro_tokens: int):
 
 def _micro(rows, places, num_rows, width, prompt_width):
   used, index = np.unique(rows.prompt_index[places], return_inverse=True)
-  # As many prompts as the rows could have, in one of a few sizes.
-  num_prompts = min(num_rows, _round_up(used.size, 8))
+  # As many as the rows could have: prompts are short, a shape to compile less.
+  num_prompts = min(num_rows, len(rows.prompts))
   prompts = _tokens(
       [rows.prompts[p] for p in used], num_prompts, prompt_width
   )
