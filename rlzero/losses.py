@@ -7,6 +7,7 @@ a count, divided once when every microbatch has been added.
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 
 def logprobs_and_entropy(
@@ -47,7 +48,7 @@ def logprobs_and_entropy(
 
 
 def group_advantages(
-    rewards: Float[Array, 'P G'], normalize_std: bool = True
+    rewards: Float[Array | np.ndarray, 'P G'], normalize_std: bool = True
 ) -> Float[Array, 'P G']:
   """A_i = (r_i - mean(r)) / std(r) over each group; unitless.
 
@@ -60,12 +61,12 @@ def group_advantages(
     normalize_std: whether to divide by the population standard deviation.
   """
   centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
-  if not normalize_std:
-    return centred
   std = jnp.std(rewards, axis=1, keepdims=True)
   # Rounding leaves a tiny spread in groups of equal rewards: not a signal.
   flat = std <= 1e-6
-  return jnp.where(flat, 0.0, centred / jnp.where(flat, 1.0, std))
+  if normalize_std:
+    centred = centred / jnp.where(flat, 1.0, std)
+  return jnp.where(flat, 0.0, centred)
 
 
 def clipped_surrogate(

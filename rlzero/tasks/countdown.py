@@ -48,6 +48,9 @@ WORDS = (  # after padding and end of sequence
 
 _TRY = re.compile(r'\d+ [-+*] \d+ = \d+ \d+ [-+*] \d+ = \d+')
 _EXPRESSION = re.compile(r'[\d(][\d\s()+*-]*')
+# Nothing else reaches the parser, which knows other ways to write a number
+# (0x9, True); the cap keeps it from deep recursion.
+_ARITHMETIC = re.compile(r'[0-9 ()+*-]{1,80}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,11 +189,11 @@ def _evaluate(text: str) -> tuple[int, list[int]] | None:
         return value(left) * value(right)
     raise ValueError('not an expression of numbers, +, - and *')
 
-  # No answer is longer; the cap keeps the parser from deep recursion.
-  if len(text) > 80:
+  text = text.strip()
+  if not _ARITHMETIC.fullmatch(text):
     return None
   try:
-    return value(ast.parse(text.strip(), mode='eval').body), sorted(used)
+    return value(ast.parse(text, mode='eval').body), sorted(used)
   except (SyntaxError, ValueError):
     return None
 

@@ -1,0 +1,154 @@
+"""Each equation against numbers worked out by hand."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from rlzero import losses
+
+
+def test_group_advantages_by_hand():
+  # Rewards 1, 0, 0, 1: mean 1/2, deviations +-1/2, standard deviation 1/2.
+  # Rewards 2, 0, 0, 0: mean 1/2, variance (9 + 3) / 16 = 3/4.
+  rewards = jnp.array([[1.0, 0, 0, 1], [2.0, 0, 0, 0]])
+  std = math.sqrt(3) / 2
+  np.testing.assert_allclose(
+    losses.group_advantages(rewards),
+    [[1, -1, -1, 1], [1.5 / std, -0.5 / std, -0.5 / std, -0.5 / std]],
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(
+    losses.group_advantages(rewards, normalize_std=False),
+    [[0.5, -0.5, -0.5, 0.5], [1.5, -0.5, -0.5, -0.5]],
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('normalize_std', [True, False])
+def test_equal_rewards_are_no_signal(normalize_std):
+  # The float32 mean of equal rewards is not always that reward.
+  values = np.float32([0, 1, 0.1, 0.3, 1.1, 2.7, -0.7])
+  for size in (2, 3, 7, 11, 16):
+    rewards = jnp.asarray(np.repeat(values[:, None], size, axis=1))
+    advantages = losses.group_advantages(rewards, normalize_std)
+    np.testing.assert_array_equal(advantages, np.zeros_like(rewards))
+
+
+@pytest.mark.parametrize(
+  'ratio, advantage, gain, slope',
+  [
+    (1.1, 2.0, 2.2, 2.0),  # inside
+    (1.5, 2.0, 2.6, 0.0),  # good and already likelier: 1.3 * 2, no push
+    (1.5, -2.0, -3.0, -2.0),  # bad and likelier: not clipped
+    (0.5, 2.0, 1.0, 2.0),  # good and less likely: not clipped
+    (0.5, -2.0, -1.8, 0.0),  # bad and less likely already: 0.9 * -2
+  ],
+)
+def test_clipped_surrogate_by_hand(ratio, advantage, gain, slope):
+  def surrogate(ratio):
+    return losses.clipped_surrogate(
+      ratio, jnp.float32(advantage), clip_low=0.1, clip_high=0.3
+    )
+
+  value, gradient = jax.value_and_grad(surrogate)(jnp.float32(ratio))
+  np.testing.assert_allclose(value, gain, rtol=1e-6)
+  np.testing.assert_allclose(gradient, slope, rtol=1e-6)
+
+
+def test_kl_k3_by_hand():
+  # ref/pi = 2: 2 - log 2 - 1; ref/pi = 1/2: 1/2 + log 2 - 1; equal: 0.
+  kl = losses.kl_k3(
+    jnp.log(jnp.array([0.2, 0.4, 0.3])), jnp.log(jnp.array([0.4, 0.2, 0.3]))
+  )
+  np.testing.assert_allclose(
+    kl, [1 - math.log(2), math.log(2) - 0.5, 0], rtol=1e-6, atol=1e-7
+  )
+  rng = np.random.default_rng(0)
+  kl = losses.kl_k3(*jnp.asarray(rng.normal(-2, 2, (2, 500)), jnp.float32))
+  assert kl.min() >= 0
+
+
+def test_gradient_of_k3_pulls_to_the_reference_and_that_of_k1_does_not():
+  # Tokens are drawn from pi, so the expected gradient of a loss taken on the
+  # drawn tokens is sum_a pi(a) d/dtheta loss(a): all four tokens counted.
+  logits = jnp.array([1.0, -0.5, 0.3, 0.0])
+  reference = jax.nn.log_softmax(jnp.array([0.2, 0.4, -1.0, 0.6]))
+  drawn = jax.nn.softmax(logits)
+
+  def expected(loss):
+    return jax.grad(
+      lambda x: jnp.sum(drawn * loss(jax.nn.log_softmax(x), reference))
+    )(logits)
+
+  k1 = expected(lambda logprobs, ref: logprobs - ref)
+  np.testing.assert_allclose(k1, np.zeros(4), atol=1e-6)
+  # That of k3 is the gradient of the KL from the reference to the policy.
+  forward_kl = jax.grad(
+    lambda x: -jnp.sum(jnp.exp(reference) * jax.nn.log_softmax(x))
+  )(logits)
+  k3 = expected(losses.kl_k3)
+  np.testing.assert_allclose(k3, forward_kl, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    k3, drawn - jnp.exp(reference), rtol=1e-5, atol=1e-6
+  )
+
+
+def test_token_weights_by_hand():
+  mask = jnp.array([[1.0, 1, 0, 0], [1.0, 1, 1, 1], [0.0, 0, 0, 0]])
+  lengths = jnp.array([2.0, 4.0, 0.0])
+  np.testing.assert_allclose(
+    losses.token_weights(mask, lengths, 'sequence_mean', 8),
+    [[0.5, 0.5, 0, 0], [0.25] * 4, [0] * 4],
+  )
+  np.testing.assert_allclose(
+    losses.token_weights(mask, lengths, 'constant', 8),
+    [[0.125, 0.125, 0, 0], [0.125] * 4, [0] * 4],
+  )
+
+
+# One piece; pieces that fit; a ragged last piece.
+@pytest.mark.parametrize('chunk', [64, 5, 4])
+def test_chunked_logprobs_equal_log_softmax(chunk):
+  rng = np.random.default_rng(1)
+  hidden = jnp.asarray(rng.normal(size=(15, 6)), jnp.float32)
+  head = jnp.asarray(rng.normal(size=(6, 11)), jnp.float32)
+  targets = jnp.asarray(rng.integers(0, 11, 15))
+  weights = jnp.asarray(rng.normal(size=(2, 15)), jnp.float32)
+  temperature = 0.7
+
+  def chunked(hidden, head):
+    out = losses.logprobs_and_entropy(hidden, head, targets, temperature, chunk)
+    return jnp.sum(jnp.stack(out) * weights), out
+
+  def plain(hidden, head):
+    logprobs = jax.nn.log_softmax(hidden @ head / temperature)
+    chosen = logprobs[np.arange(15), targets]
+    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+    out = chosen, entropy
+    return jnp.sum(jnp.stack(out) * weights), out
+
+  first, second = (
+    jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(hidden, head)
+    for f in (chunked, plain)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    first,
+    second,
+  )
+
+
+def test_logits_of_all_tokens_are_never_held():
+  hidden, head = jnp.zeros((64, 4)), jnp.zeros((4, 512))
+  targets = jnp.zeros(64, jnp.int32)
+
+  def loss(hidden):
+    logprobs, _ = losses.logprobs_and_entropy(hidden, head, targets, chunk=8)
+    return jnp.sum(logprobs)
+
+  text = jax.jit(jax.grad(loss)).lower(hidden).as_text()
+  assert '8x512xf32' in text
+  assert '64x512xf32' not in text and '8x8x512xf32' not in text

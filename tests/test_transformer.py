@@ -1,0 +1,349 @@
+"""One forward: however tokens are laid out, the same numbers come out."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from rlzero.models import attention, transformer
+from rlzero.models.config import ModelConfig
+from rlzero.types import KeyValues, Prefix, Prompts, Tokens
+
+MHA = ModelConfig(
+  vocab_size=37,
+  num_layers=2,
+  width=16,
+  mlp_width=24,
+  num_heads=4,
+  num_kv_heads=4,
+  head_dim=4,
+)
+GQA = dataclasses.replace(MHA, num_kv_heads=2, qkv_bias=True)
+MQA = dataclasses.replace(
+  MHA, num_kv_heads=1, qk_norm=True, tied_embedding=False
+)
+FULL = dataclasses.replace(MQA, qkv_bias=True)
+CONFIGS = pytest.mark.parametrize(
+  'config', [MHA, GQA, MQA], ids=['mha', 'gqa-bias', 'mqa-norm-untied']
+)
+
+
+def noisy(config, scale=0.3):
+  """Parameters far from the initial ones, so that attention is not flat."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, shape):
+    centre = path[-1].key in ('scale', 'query_norm', 'key_norm')
+    return np.float32(centre + rng.normal(0, scale, shape.shape))
+
+  shapes = jax.eval_shape(
+    functools.partial(transformer.init, config), jax.random.key(0)
+  )
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def padded(sequences, width, starts=None, junk=0):
+  """Token lists as right-padded rows; row i starts at position starts[i]."""
+  ids = np.full((len(sequences), width), junk, np.int32)
+  segments = np.zeros_like(ids)
+  for i, sequence in enumerate(sequences):
+    ids[i, : len(sequence)] = sequence
+    segments[i, : len(sequence)] = 1
+  starts = np.zeros(len(sequences)) if starts is None else np.array(starts)
+  positions = starts[:, None] + np.arange(width)[None]
+  return Tokens(ids, positions.astype(np.int32), segments)
+
+
+def sequences(seed, lengths):
+  rng = np.random.default_rng(seed)
+  return [rng.integers(0, MHA.vocab_size, n).tolist() for n in lengths]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(config, params, rows, prompts=None, prefix=None):
+  return transformer.forward(config, params, rows, prompts, prefix)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predicted(config, params, rows, prompts):
+  hidden, prompt_hidden, _ = transformer.forward(config, params, rows, prompts)
+  return transformer.predictors(hidden, prompt_hidden, rows, prompts)
+
+
+def distance(first, second):
+  """Largest relative distance of two trees, over their leaves."""
+  return max(
+    np.linalg.norm(np.subtract(a, b)) / np.linalg.norm(b)
+    for a, b in zip(
+      jax.tree.leaves(first), jax.tree.leaves(second), strict=True
+    )
+  )
+
+
+PROMPTS = sequences(1, (3, 6, 1))
+INDEX = np.array([0, 0, 0, 1, 2, 2], np.int32)  # groups of 3, 1 and 2
+ROWS = sequences(2, (5, 2, 7, 4, 1, 6))
+STARTS = [len(PROMPTS[p]) for p in INDEX]
+
+
+@CONFIGS
+def test_shared_prompt_equals_repeated_prompt(config):
+  rng = np.random.default_rng(3)
+  weights = [rng.normal(size=len(row)) for row in ROWS]
+
+  def scores(params, before, ids):
+    logits = before @ transformer.head(config, params)
+    logprobs = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(logprobs, ids[..., None], axis=-1)[..., 0]
+
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def shared(params):
+    rows = padded(ROWS, 7, STARTS)
+    prompts = Prompts(padded(PROMPTS, 6), INDEX)
+    before = predicted(config, params, rows, prompts)
+    out = scores(params, before, rows.ids)
+    weight = np.zeros((6, 7), np.float32)
+    for row, w in zip(weight, weights, strict=True):
+      row[: len(w)] = w
+    return jnp.sum(out * weight), out
+
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def repeated(params):
+    whole = [PROMPTS[p] + r for p, r in zip(INDEX, ROWS, strict=True)]
+    rows = padded(whole, 13)
+    hidden, _, _ = forward(config, params, rows)
+    out = scores(params, hidden[:, :-1], rows.ids[:, 1:])
+    weight = np.zeros((6, 12), np.float32)
+    for row, start, w in zip(weight, STARTS, weights, strict=True):
+      row[start - 1 : start - 1 + len(w)] = w
+    return jnp.sum(out * weight), out
+
+  params = noisy(config)
+  (_, first), first_grads = jax.jit(shared)(params)
+  (_, second), second_grads = jax.jit(repeated)(params)
+  for i, (start, row) in enumerate(zip(STARTS, ROWS, strict=True)):
+    np.testing.assert_allclose(
+      first[i, : len(row)],
+      second[i, start - 1 : start - 1 + len(row)],
+      rtol=1e-5,
+    )
+  assert distance(first_grads, second_grads) < 1e-5
+
+
+def test_packed_rows_equal_separate_rows():
+  params = noisy(GQA)
+  first, second = sequences(4, (4, 3))
+  packed = Tokens(
+    np.array([first + second + [0]] * 2, np.int32),
+    np.array([[0, 1, 2, 3, 0, 1, 2, 0]] * 2, np.int32),
+    np.array([[1, 1, 1, 1, 2, 2, 2, 0]] * 2, np.int32),
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  together, _, _ = forward(GQA, params, packed)
+  apart, _, _ = forward(GQA, params, padded([first, second], 8))
+  close(together[0, :4], apart[0, :4])
+  close(together[0, 4:7], apart[1, :3])
+
+  # Completions of one prompt in one row see it and not each other.
+  packed = packed._replace(positions=packed.positions + 3)
+  prompts = Prompts(padded(PROMPTS[:1], 3), np.zeros(2, np.int32))
+  together = predicted(GQA, params, packed, prompts)
+  apart = predicted(GQA, params, padded([first, second], 8, [3, 3]), prompts)
+  close(together[0, :4], apart[0, :4])
+  close(together[0, 4:7], apart[1, :3])
+
+
+@CONFIGS
+def test_cached_decoding_equals_full_forward(config):
+  params = noisy(config)
+  lengths = np.array([5, 8])  # of the prompts; then three tokens each
+  whole = sequences(5, lengths + 3)
+  full, _, _ = forward(config, params, padded(whole, 11))
+  starts = [w[:n] for w, n in zip(whole, lengths, strict=True)]
+  _, _, held = forward(config, params, padded(starts, 8))
+  shape = 2, 2, config.num_kv_heads, 3, 4
+  fresh = KeyValues(*(np.zeros(shape, np.float32) for _ in range(2)))
+  rows = np.arange(2)
+  for i in range(3):
+    here = Tokens(
+      np.array([w[n + i] for w, n in zip(whole, lengths, strict=True)])[
+        :, None
+      ].astype(np.int32),
+      (lengths + i)[:, None].astype(np.int32),
+      np.ones((2, 1), np.int32),
+    )
+    valid = (
+      np.arange(8)[None] < lengths[:, None],
+      np.broadcast_to(np.arange(3) < i, (2, 3)),
+    )
+    hidden, _, own = forward(
+      config, params, here, prefix=Prefix((held, fresh), valid)
+    )
+    np.testing.assert_allclose(
+      hidden[:, 0], full[rows, lengths + i], rtol=1e-5, atol=1e-5
+    )
+    for buffer, new in zip(fresh, own, strict=True):
+      buffer[:, :, :, i] = new[:, :, :, 0]
+
+
+def test_a_later_token_changes_nothing_earlier():
+  params = noisy(GQA)
+  rows = padded(sequences(6, (8,)), 8)
+  before, _, _ = forward(GQA, params, rows)
+  ids = rows.ids.copy()
+  ids[0, 5] = (ids[0, 5] + 1) % GQA.vocab_size
+  after, _, _ = forward(GQA, params, rows._replace(ids=ids))
+  np.testing.assert_array_equal(before[0, :5], after[0, :5])
+  assert (np.abs(before - after)[0, 5:].max(axis=-1) > 1e-3).all()
+
+
+def test_padding_changes_nothing():
+  params = noisy(GQA)
+
+  def run(junk):
+    rows = padded(ROWS, 7, STARTS, junk)
+    prompts = Prompts(padded(PROMPTS, 6, junk=junk), INDEX)
+    return predicted(GQA, params, rows, prompts)
+
+  first, second = run(0), run(9)
+  for i, row in enumerate(ROWS):
+    np.testing.assert_array_equal(first[i, : len(row)], second[i, : len(row)])
+  # Wider rows are other shapes: equal to rounding.
+  rows = padded(ROWS, 11, STARTS)
+  wide = predicted(GQA, params, rows, Prompts(padded(PROMPTS, 9), INDEX))
+  for i, row in enumerate(ROWS):
+    np.testing.assert_allclose(
+      first[i, : len(row)], wide[i, : len(row)], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_only_differences_of_positions_matter():
+  params = noisy(GQA)
+  rows = padded(ROWS, 7)
+  here, _, _ = forward(GQA, params, rows)
+  moved = rows._replace(positions=rows.positions + 50)
+  there, _, _ = forward(GQA, params, moved)
+  np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-4)
+  stretched = rows._replace(positions=rows.positions * 2)
+  other, _, _ = forward(GQA, params, stretched)
+  assert np.abs(here - other).max() > 0.01
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters():
+  config = dataclasses.replace(GQA, dtype='bfloat16')
+  params = noisy(config, scale=0.05)
+  assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+  rows = padded(ROWS, 7)
+  exact, _, _ = forward(GQA, params, rows)
+  close, _, own = forward(config, params, rows)
+  assert close.dtype == own.key.dtype == jnp.bfloat16
+  assert distance(np.float32(close), exact) < 1e-2
+  grads = jax.eval_shape(
+    jax.grad(lambda p: jnp.sum(jnp.float32(forward(config, p, rows)[0]))),
+    params,
+  )
+  assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype('float32')}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.grad, argnums=1)
+def gradients(config, params):
+  rows = padded(ROWS, 7, STARTS)
+  prompts = Prompts(padded(PROMPTS, 6), INDEX)
+  before = predicted(config, params, rows, prompts)
+  logits = before @ transformer.head(config, params)
+  chosen = jnp.take_along_axis(
+    jax.nn.log_softmax(logits), rows.ids[..., None], axis=-1
+  )
+  return jnp.sum(chosen[..., 0] * (rows.segments > 0))
+
+
+def test_every_parameter_of_every_layer_gets_a_gradient():
+  config = FULL
+  params = transformer.init(config, jax.random.key(1))
+  assert {'embed', 'layers', 'final_norm', 'head'} == set(params)
+  for path, grad in jax.tree_util.tree_leaves_with_path(
+    gradients(config, params)
+  ):
+    name = jax.tree_util.keystr(path)
+    layers = grad if 'layers' in name else grad[None]
+    for layer in layers:
+      assert np.abs(layer).max() > 1e-7, name
+
+
+def test_remat_changes_nothing():
+  params = noisy(FULL)
+  again = gradients(dataclasses.replace(FULL, remat=True), params)
+  assert distance(again, gradients(FULL, params)) < 1e-6
+
+
+def test_predictors_shift_by_one():
+  # Prompts of 1 and 2 tokens with hidden states 10 and 20, 30; row 0 holds
+  # two completions of prompt 1, row 1 one of prompt 0 and padding.
+  prompts = Prompts(padded([[5], [6, 7]], 2), index=np.array([1, 0], np.int32))
+  prompt_hidden = jnp.array([[[10.0], [99.0]], [[20.0], [30.0]]])
+  rows = Tokens(
+    np.zeros((2, 3), np.int32),
+    np.zeros((2, 3), np.int32),
+    np.array([[1, 1, 2], [1, 1, 0]], np.int32),
+  )
+  hidden = jnp.array([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
+  before = transformer.predictors(hidden, prompt_hidden, rows, prompts)
+  np.testing.assert_array_equal(before[0, :, 0], [30, 1, 30])
+  np.testing.assert_array_equal(before[1, :2, 0], [10, 4])
+
+
+def test_prompts_and_prefix_together_are_refused():
+  rows = padded(ROWS, 7)
+  with pytest.raises(ValueError, match='prompts or a prefix, not both'):
+    transformer.forward(
+      MHA,
+      noisy(MHA),
+      rows,
+      Prompts(padded(PROMPTS, 6), INDEX),
+      Prefix((), ()),
+    )
+
+
+def test_attend_equals_a_plain_loop():
+  rng = np.random.default_rng(7)
+  b, k, r, t, h = 2, 2, 3, 4, 6
+  query = rng.normal(size=(b, k, r, t, h)).astype(np.float32)
+  parts = []
+  for size in (5, t):
+    key, value = rng.normal(size=(2, b, k, size, h)).astype(np.float32)
+    visible = rng.random((b, t, size)) < 0.6
+    visible[..., 0] = True
+    parts.append(attention.Part(*map(jnp.asarray, (key, value, visible))))
+  out = attention.attend(jnp.asarray(query), parts)
+  for i, j, n, q in np.ndindex(b, k, r, t):
+    seen = [np.flatnonzero(part.visible[i, q]) for part in parts]
+    keys, values = (
+      np.concatenate(
+        [
+          np.asarray(part[f])[i, j, s]
+          for part, s in zip(parts, seen, strict=True)
+        ]
+      )
+      for f in (0, 1)
+    )
+    weights = np.exp(keys @ query[i, j, n, q] / np.sqrt(h))
+    expected = weights @ values / weights.sum()
+    np.testing.assert_allclose(out[i, j, n, q], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'num_kv_heads': 3}, 'num_kv_heads = 3 does not divide'),
+    ({'head_dim': 5}, 'needs an even number'),
+    ({'width': 0}, 'ModelConfig.width is 0'),
+    ({'dtype': 'float16'}, "is 'float16'; choose one of"),
+  ],
+)
+def test_refused_configs(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(MHA, **change)
