@@ -190,7 +190,7 @@ def microbatches(rows: Rows, chosen: np.ndarray, micro_tokens: int):
   order = chosen[np.argsort(-lengths[chosen], kind='stable')]
   prompt_width = _round_up(max(len(p) for p in rows.prompts), 8)
   while order.size:
-    width = _round_up(lengths[order[0]], _WIDTH_STEP)
+    width = _round_up(int(lengths[order[0]]), _WIDTH_STEP)
     num_rows = max(micro_tokens // width, 1)
     places, order = order[:num_rows], order[num_rows:]
     yield places, _micro(rows, places, num_rows, width, prompt_width)
@@ -308,7 +308,7 @@ def _accumulate(config, objective, params, carry, micro):
 def _apply(transform, state, grads, totals, num_rows):
   grads = jax.tree.map(lambda g: g / num_rows, grads)
   loss = -totals.objective / num_rows
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, state.params)
   new = TrainState(optax.apply_updates(state.params, updates), opt_state)
   sound = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -317,4 +317,4 @@ def _apply(transform, state, grads, totals, num_rows):
 
 
 def _round_up(size: int, step: int) -> int:
-  return -(-int(size) // step) * step
+  return -(-size // step) * step

@@ -235,4 +235,4 @@ def _check(config, prompts, sampling):
 
 
 def _round_up(size: int, step: int) -> int:
-  return -(-int(size) // step) * step
+  return -(-size // step) * step

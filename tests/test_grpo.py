@@ -1,0 +1,265 @@
+"""The main job on the embedded base: runs, resumes, refuses bad input."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rlzero import checkpoint
+from rlzero import config
+from rlzero import grpo
+from rlzero import learner
+from rlzero import metrics
+from rlzero.tasks import countdown
+from rlzero.tasks.template import Template
+
+_SETTINGS = {
+  'num_prompts': 3,
+  'group_size': 4,
+  'steps_per_rollout': 1,
+  'max_len': 40,
+  'max_prompt_len': 16,
+  'num_slots': 8,
+  'decode_steps': 8,
+  'kl_coef': 0.01,
+  'reference_every': 2,
+  'learning_rate': 1e-3,
+  'micro_tokens': 256,
+  'num_steps': 6,
+  'save_every': 3,
+  'eval_every': 0,
+  'final_problems': 2,
+  'final_samples': 2,
+  'keep_completions_every': 3,
+  'num_workers': 1,
+}
+
+
+def _config(workdir, **changes):
+  settings = {**_SETTINGS, 'template': Template('short'), **changes}
+  return grpo.Config(workdir=str(workdir), **settings)
+
+
+def _params(workdir):
+  return checkpoint.load_model(str(workdir)).params
+
+
+def _rows(workdir):
+  """Metrics without what a clock says."""
+  return [
+    {k: v for k, v in row.items() if not k.startswith('time/')}
+    for row in metrics.read_metrics(str(workdir))
+  ]
+
+
+def _assert_same_run(first, second):
+  jax.tree.map(np.testing.assert_array_equal, _params(first), _params(second))
+  assert _rows(first) == _rows(second)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run of six steps that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp('whole')
+  grpo.run(_config(workdir))
+  return workdir
+
+
+def test_run_leaves_what_it_promises(whole):
+  rows = metrics.read_metrics(str(whole))
+  assert [row['step'] for row in rows] == list(range(6))
+  assert all(row['policy/kl'] >= 0 for row in rows)
+  summary = json.loads((whole / 'summary.json').read_text())
+  assert summary['pass@1_before'] is not None
+  assert summary['pass@1_after'] is not None
+  assert (whole / 'report.html').stat().st_size > 10_000
+  for name in ('config.gin', 'config.json', 'run.json', 'tensorboard'):
+    assert (whole / name).exists()
+  kept = (whole / 'completions' / 'step_000003.jsonl').read_text()
+  assert len(kept.splitlines()) == 8
+  # The exported folder and the checkpoint are the same model.
+  exported = checkpoint.load_model(str(whole / 'model')).params
+  jax.tree.map(np.testing.assert_array_equal, exported, _params(whole))
+
+
+def test_sampler_and_learner_agree(whole):
+  for row in metrics.read_metrics(str(whole)):
+    assert row['policy/sampler_learner_max'] <= 1e-5
+
+
+def test_first_step_has_no_kl_and_later_ones_do(whole):
+  rows = metrics.read_metrics(str(whole))
+  # The reference is the policy itself at step 0, and again at 2 and 4.
+  for row in rows:
+    if row['step'] % 2 == 0:
+      assert row['policy/kl'] < 1e-9
+    else:
+      assert row['policy/kl'] > 1e-7
+
+
+def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
+  flags = [
+    f'--{name}={value}' for name, value in _SETTINGS.items()
+  ]
+  gin = tmp_path / 'run.gin'
+  gin.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from rlzero import grpo\n'
+    'from rlzero.tasks import template\n'
+    'grpo.Config.template = @template.Template()\n'
+    "template.Template.kind = 'short'\n"
+  )
+  workdir = tmp_path / 'killed'
+  with open(tmp_path / 'log', 'w') as log:
+    process = subprocess.Popen(
+      [
+        sys.executable, '-m', 'rlzero.grpo', f'--gin_file={gin}',
+        f'--workdir={workdir}', *flags,
+      ],
+      stdout=log,
+      stderr=subprocess.STDOUT,
+    )
+  path = workdir / 'metrics.jsonl'
+  # Step 3 is saved, step 4 is written and lost again.
+  while not path.exists() or path.read_text().count('\n') < 4:
+    assert process.poll() is None, (tmp_path / 'log').read_text()
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (workdir / 'evaluations' / 'after.json').exists()
+  grpo.run(_config(workdir))
+  _assert_same_run(whole, workdir)
+
+
+def test_finished_run_is_left_as_it_is(whole, capsys):
+  before = (whole / 'metrics.jsonl').read_bytes()
+  grpo.run(_config(whole))
+  assert (whole / 'metrics.jsonl').read_bytes() == before
+  assert 'step 6' in capsys.readouterr().out
+
+
+def test_several_minibatches_a_rollout(tmp_path):
+  cfg = _config(tmp_path, steps_per_rollout=2, num_prompts=2, num_steps=4,
+                save_every=2, final_problems=1)
+  grpo.run(cfg)
+  rows = metrics.read_metrics(str(tmp_path))
+  assert [row['step'] for row in rows] == [0, 1, 2, 3]
+  # Two steps of a rollout share its figures; the next rollout has its own.
+  lengths = [row['completion/len_mean'] for row in rows]
+  assert lengths[0] == lengths[1] != lengths[2] == lengths[3]
+
+
+def test_dr_grpo_runs(tmp_path):
+  cfg = _config(
+    tmp_path, loss='dr_grpo', num_steps=1, save_every=1, reference_every=1,
+    final_problems=1,
+  )
+  assert not cfg.objective.normalize_std
+  assert cfg.objective.aggregation == 'constant'
+  grpo.run(cfg)
+  assert len(metrics.read_metrics(str(tmp_path))) == 1
+
+
+def test_nan_stops_the_run_at_the_last_good_checkpoint(tmp_path, monkeypatch):
+  update = learner.Learner.update
+  calls = []
+
+  def poisoned(self, state, rows):
+    calls.append(1)
+    if len(calls) == 5:
+      rows = rows._replace(advantages=np.full_like(rows.advantages, np.nan))
+    return update(self, state, rows)
+
+  monkeypatch.setattr(learner.Learner, 'update', poisoned)
+  with pytest.raises(ValueError, match=r'At step 4 the loss is nan.*step 3'):
+    grpo.run(_config(tmp_path))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(_params(tmp_path)))
+  assert len(metrics.read_metrics(str(tmp_path))) == 4
+
+
+@pytest.mark.parametrize(
+  ('changes', 'sentence'),
+  [
+    ({'group_size': 1}, 'group_size is 1; it must be at least 2'),
+    ({'num_steps': 10, 'steps_per_rollout': 4}, 'num_steps is 10, which'),
+    ({'temperature': 0.0}, 'temperature is 0.0; it must be above 0'),
+    ({'template': Template('chat')}, "template 'chat' has no format"),
+    ({'learning_rate': -1.0}, 'learning_rate is -1.0'),
+  ],
+)
+def test_settings_that_make_no_sense(tmp_path, changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    _config(tmp_path, **changes)
+
+
+def test_workdir_of_another_run(whole):
+  with pytest.raises(config.UserError, match='group_size is 5 now and 4'):
+    grpo.run(_config(whole, group_size=5))
+  # What may change does.
+  grpo.run(_config(whole, save_every=6))
+
+
+def test_unwritable_workdir(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(config.UserError, match='cannot be written to'):
+    grpo.run(_config(tmp_path / 'file' / 'run'))
+
+
+def test_prompt_longer_than_the_limit(tmp_path):
+  with pytest.raises(ValueError, match='tokens, but Sampling.max_prompt_len'):
+    grpo.run(_config(tmp_path, max_prompt_len=4))
+
+
+def test_completion_longer_than_the_model(tmp_path):
+  with pytest.raises(ValueError, match='the model takes 256'):
+    grpo.run(_config(tmp_path, max_len=1000))
+
+
+def test_missing_checkpoint(tmp_path):
+  with pytest.raises(FileNotFoundError, match='nowhere does not exist'):
+    grpo.run(_config(tmp_path, checkpoint=str(tmp_path / 'nowhere')))
+  # Nothing was begun in the workdir.
+  assert not (tmp_path / 'config.gin').exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nothing(countdown.Countdown):
+  def examples(self, split):
+    return []
+
+
+def test_empty_task(tmp_path):
+  with pytest.raises(ValueError, match='empty list of problems'):
+    grpo.run(_config(tmp_path, task=_Nothing()))
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
+  done = subprocess.run(
+    [
+      sys.executable, '-m', 'rlzero.grpo', f'--workdir={tmp_path}',
+      '--checkpoint=nowhere',
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+  assert done.returncode == 2
+  assert done.stderr.count('\n') == 1
+  assert 'nowhere does not exist' in done.stderr
+
+
+def test_table_says_what_the_settings_amount_to(tmp_path):
+  text = grpo.table(
+    _config(tmp_path, steps_per_rollout=2, num_steps=8, save_every=2), 12
+  )
+  assert '3 x 4 = 12 rows' in text
+  assert '4 x 24' in text
+  assert '24 (2.00 epochs of 12)' in text
