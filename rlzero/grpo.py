@@ -92,8 +92,8 @@ class Config:
   # Run
   num_steps: int = 10_400
   seed: int = 0
-  save_every: int = _late(100)  # steps
-  eval_every: int = _late(100)  # steps; 0 evaluates before and after only
+  save_every: int = _late(160)  # steps
+  eval_every: int = _late(160)  # steps; 0 evaluates before and after only
   eval_problems: int = 64  # of the validation split, during the run
   eval_samples: int = 16  # completions a problem, during the run
   final_split: str = 'test'  # evaluated before and after
@@ -268,8 +268,10 @@ class _Run:
     """Runs to the last step; every part that is done already is passed by."""
     cfg = self.cfg
     self._evaluate_once('before', 0)
-    writer = metrics.MetricsWriter(cfg.workdir, self.step)
-    with metrics.Progress(cfg.num_steps, 'grpo', self.step) as progress:
+    with (
+        metrics.MetricsWriter(cfg.workdir, self.step) as writer,
+        metrics.Progress(cfg.num_steps, 'grpo', self.step) as progress,
+    ):
       while self.step < cfg.num_steps:
         for row in self._rollout_and_update():
           writer.write(row.pop('step'), row)
@@ -281,7 +283,6 @@ class _Run:
           )
         if self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
           self._save()
-    writer.close()
     checkpoint.write_model(
         cfg.workdir, self.model, self.state.params, self.tokenizer
     )
@@ -511,7 +512,7 @@ def _describe(records, groups, usage) -> dict[str, float]:
     return float(np.mean([r[name] for r in records]))
 
   def mean_len(chosen):
-    return float(lengths[chosen].mean()) if chosen.any() else None
+    return float(lengths[chosen].mean()) if chosen.any() else float('nan')
 
   return {
       'reward/mean': mean('reward'),

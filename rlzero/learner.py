@@ -122,7 +122,7 @@ class Learner:
         functools.partial(_accumulate, config, objective), donate_argnums=1
     )
     self._apply = jax.jit(
-        functools.partial(_apply, transform), donate_argnums=(0, 1)
+        functools.partial(_apply, transform), donate_argnums=0
     )
     self._score = jax.jit(
         functools.partial(_logprobs, config, objective.temperature)

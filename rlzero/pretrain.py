@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from rlzero import checkpoint, losses, metrics
+from rlzero import checkpoint, config, losses, metrics
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer
@@ -57,6 +57,8 @@ class Config:
 
 def run(cfg: Config) -> None:
   """Trains from random weights, or goes on from the last checkpoint."""
+  config.check_same(cfg, cfg.workdir)
+  config.save_resolved(cfg, cfg.workdir)
   tokenizer = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
   if tokenizer.vocab_size > cfg.model.vocab_size:
     raise ValueError(
@@ -71,21 +73,28 @@ def run(cfg: Config) -> None:
     params, rest, _ = store.restore(start, *state)
     state = params, rest
   checkpoint.write_description(cfg.workdir, cfg.model, tokenizer)
-  writer = metrics.MetricsWriter(cfg.workdir, start)
-  progress = metrics.Progress(cfg.num_steps, 'pretrain', start)
   update = jax.jit(
       functools.partial(_update, cfg.model, transform), donate_argnums=0
   )
-  for step in range(start, cfg.num_steps):
-    began = time.perf_counter()
-    state, loss = update(state, batch(cfg, tokenizer, step))
-    loss = float(loss)
-    seconds = time.perf_counter() - began
-    rate = cfg.num_rows * cfg.row_len / seconds
-    writer.write(step, {'loss/mean': loss, 'time/tokens_per_s': rate})
-    progress.show(step + 1, loss=loss, tokens_per_s=rate)
-    if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.num_steps:
-      store.save(step + 1, *state)
+  with (
+      metrics.MetricsWriter(cfg.workdir, start) as writer,
+      metrics.Progress(cfg.num_steps, 'pretrain', start) as progress,
+  ):
+    for step in range(start, cfg.num_steps):
+      began = time.perf_counter()
+      state, loss = update(state, batch(cfg, tokenizer, step))
+      loss = float(loss)
+      if not np.isfinite(loss):
+        raise ValueError(
+            f'At step {step} the loss is {loss}; the last good checkpoint is '
+            f'step {store.latest()}. Lower the learning rate.'
+        )
+      seconds = time.perf_counter() - began
+      rate = cfg.num_rows * cfg.row_len / seconds
+      writer.write(step, {'loss/mean': loss, 'time/tokens_per_s': rate})
+      progress.show(step + 1, loss=loss, tokens_per_s=rate)
+      if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.num_steps:
+        store.save(step + 1, *state)
   store.close()
   checkpoint.write_model(cfg.workdir, cfg.model, state[0], tokenizer)
 
@@ -125,12 +134,12 @@ def _initial(cfg: Config, transform: optax.GradientTransformation):
   return params, transform.init(params)
 
 
-def _loss(config: ModelConfig, params, rows: Tokens):
+def _loss(model: ModelConfig, params, rows: Tokens):
   """Mean cross-entropy of next tokens inside documents, in nats."""
-  hidden, _, _ = transformer.forward(config, params, rows)
+  hidden, _, _ = transformer.forward(model, params, rows)
   logprobs, _ = losses.logprobs_and_entropy(
-      hidden[:, :-1].reshape(-1, config.width),
-      transformer.head(config, params),
+      hidden[:, :-1].reshape(-1, model.width),
+      transformer.head(model, params),
       rows.ids[:, 1:].reshape(-1),
       chunk=4096,
   )
@@ -139,9 +148,9 @@ def _loss(config: ModelConfig, params, rows: Tokens):
   return -jnp.sum(logprobs * mask) / jnp.sum(mask)
 
 
-def _update(config, transform, state, rows):
+def _update(model, transform, state, rows):
   params, opt_state = state
-  loss, grads = jax.value_and_grad(functools.partial(_loss, config))(
+  loss, grads = jax.value_and_grad(functools.partial(_loss, model))(
       params, rows
   )
   updates, opt_state = transform.update(grads, opt_state, params)
@@ -149,6 +158,6 @@ def _update(config, transform, state, rows):
 
 
 if __name__ == '__main__':
-  from rlzero import config, pretrain
+  from rlzero import pretrain
 
   config.main(pretrain)

@@ -1,6 +1,7 @@
 """What every test runs under; set before anything imports JAX."""
 
 import os
+import tempfile
 
 # Eight devices on one machine, so that sharding is tested everywhere.
 os.environ['XLA_FLAGS'] = (
@@ -8,6 +9,10 @@ os.environ['XLA_FLAGS'] = (
   + ' --xla_force_host_platform_device_count=8'
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Runs in one session, subprocesses too, share what they compile.
+_CACHE = tempfile.TemporaryDirectory(prefix='rlzero-compiled-')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 import beartype  # noqa: E402
 import jax  # noqa: E402

@@ -12,11 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import checkpoint
-from rlzero import config
-from rlzero import grpo
-from rlzero import learner
-from rlzero import metrics
+from rlzero import checkpoint, config, grpo, learner, metrics
 from rlzero.tasks import countdown
 from rlzero.tasks.template import Template
 
@@ -24,7 +20,7 @@ _SETTINGS = {
   'num_prompts': 3,
   'group_size': 4,
   'steps_per_rollout': 1,
-  'max_len': 40,
+  'max_len': 24,
   'max_prompt_len': 16,
   'num_slots': 8,
   'decode_steps': 8,

@@ -1,0 +1,89 @@
+"""Pre-training: packing, learning, and going on where it was."""
+
+import jax
+import numpy as np
+import pytest
+
+from rlzero import checkpoint, metrics, pretrain
+from rlzero.models.config import ModelConfig
+from rlzero.optim import Optimizer
+from rlzero.tasks import countdown
+from rlzero.tokenizer import Tokenizer
+
+_MODEL = ModelConfig(
+  vocab_size=123, num_layers=2, width=32, mlp_width=64, num_heads=2,
+  num_kv_heads=2, head_dim=16, max_position=256,
+)
+
+
+def _config(workdir, **changes):
+  settings = {
+    'model': _MODEL,
+    'optimizer': Optimizer(kind='muon', learning_rate=1e-2),
+    'num_steps': 6,
+    'num_rows': 4,
+    'save_every': 3,
+    **changes,
+  }
+  return pretrain.Config(workdir=str(workdir), **settings)
+
+
+def test_batch_is_made_of_whole_documents(tmp_path):
+  cfg = _config(tmp_path)
+  tokenizer = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
+  rows = pretrain.batch(cfg, tokenizer, 5)
+  documents = cfg.corpus.documents(5)
+  count = rows.segments.max()
+  found = {}
+  for ids, positions, segments in zip(*rows, strict=True):
+    for number in set(segments.tolist()) - {0}:
+      chosen = segments == number
+      assert positions[chosen].tolist() == list(range(chosen.sum()))
+      found[number] = ids[chosen]
+  assert sorted(found) == list(range(1, count + 1))
+  for number in range(1, count + 1):
+    *body, last = found[number].tolist()
+    assert last == tokenizer.eos_ids[0]
+    assert tokenizer.decode(body) == next(documents)
+  assert (rows.segments > 0).mean() > 0.7
+  again = pretrain.batch(cfg, tokenizer, 5)
+  assert (again.ids == rows.ids).all()
+
+
+def test_learns_and_goes_on_with_the_same_bits(tmp_path, monkeypatch):
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  pretrain.run(_config(whole))
+  losses = [row['loss/mean'] for row in metrics.read_metrics(str(whole))]
+  assert losses[-1] < losses[0] - 0.5
+  batch = pretrain.batch
+
+  def killed(cfg, tokenizer, step):
+    if step == 4:
+      raise KeyboardInterrupt
+    return batch(cfg, tokenizer, step)
+
+  monkeypatch.setattr(pretrain, 'batch', killed)
+  with pytest.raises(KeyboardInterrupt):
+    pretrain.run(_config(cut))
+  monkeypatch.undo()
+  pretrain.run(_config(cut))
+  first, second = (
+    checkpoint.load_model(str(d / 'model')).params for d in (whole, cut)
+  )
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  again = [row['loss/mean'] for row in metrics.read_metrics(str(cut))]
+  assert again == losses
+
+
+def test_vocabulary_larger_than_the_embedding(tmp_path):
+  small = ModelConfig(
+    vocab_size=100, num_layers=1, width=8, mlp_width=8, num_heads=1,
+    num_kv_heads=1, head_dim=8,
+  )
+  with pytest.raises(ValueError, match='123 words.*vocab_size is 100'):
+    pretrain.run(_config(tmp_path, model=small))
+
+
+def test_document_longer_than_a_row(tmp_path):
+  with pytest.raises(ValueError, match='make the rows longer'):
+    pretrain.run(_config(tmp_path, row_len=8))
