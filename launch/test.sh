@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the test suite: bash launch/test.sh [--parity] [pytest arguments]
 # --parity adds the checks against transformers, which need CPU torch and
-# SmolLM2. On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-# spares the download of torch's CUDA libraries.
+# SmolLM2. On Linux, an extra index of CPU builds of torch (see pip's
+# PIP_EXTRA_INDEX_URL) spares the download of its CUDA libraries.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
