@@ -31,6 +31,14 @@ CONFIGS = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """Most of the time here goes into optimising programs that run once."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def noisy(config, scale=0.3):
   """Parameters far from the initial ones, so that attention is not flat."""
   rng = np.random.default_rng(0)

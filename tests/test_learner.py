@@ -1,0 +1,383 @@
+"""The update against the plain formula, a row at a time."""
+
+import collections
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax import numpy as jnp
+
+from rlzero import learner, losses, optim
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import scheduler
+from rlzero.types import Tokens
+
+CONFIG = ModelConfig(
+  vocab_size=13,
+  num_layers=2,
+  width=16,
+  mlp_width=24,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=4,
+  tied_embedding=False,
+)
+EOS = 1
+NUM_PROMPTS, GROUP = 3, 4
+NUM_ROWS = NUM_PROMPTS * GROUP
+MICRO = 3 * 32  # four microbatches of three rows, fewer without KL
+GRPO = learner.Objective(kl_coef=0.1)
+NO_KL = learner.Objective(kl_coef=0.0)
+DR_GRPO = learner.Objective(
+  kl_coef=0.05,
+  clip_low=0.1,
+  clip_high=0.3,
+  normalize_std=False,
+  aggregation='constant',
+  temperature=0.7,
+  max_len=20,
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """Most of the time here goes into optimising programs that run once."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
+def params():
+  rng = np.random.default_rng(0)
+
+  def draw(path, shape):
+    return np.float32(
+      (path[-1].key == 'scale') + rng.normal(0, 0.3, shape.shape)
+    )
+
+  return jax.tree_util.tree_map_with_path(
+    draw,
+    jax.eval_shape(
+      functools.partial(transformer.init, CONFIG), jax.random.key(0)
+    ),
+  )
+
+
+def make_rows(objective, seed=0):
+  """Groups of random completions; all rewards of the second are equal."""
+  rng = np.random.default_rng(seed)
+  completions = [
+    np.append(rng.integers(2, 13, n), EOS) for n in rng.integers(0, 9, NUM_ROWS)
+  ]
+  rewards = rng.integers(0, 2, (NUM_PROMPTS, GROUP)).astype(np.float32)
+  rewards[:, 0], rewards[:, 1] = 0, 1
+  rewards[1] = 1
+  old, ref = (
+    [np.float32(rng.normal(-2.5, 0.7, len(c))) for c in completions]
+    for _ in range(2)
+  )
+  return learner.Rows(
+    prompts=[rng.integers(2, 13, n).tolist() for n in (2, 5, 3)],
+    prompt_index=np.repeat(np.arange(NUM_PROMPTS), GROUP),
+    completions=completions,
+    old_logprobs=old,
+    ref_logprobs=ref if objective.kl_coef else None,
+    advantages=np.asarray(
+      losses.group_advantages(jnp.asarray(rewards), objective.normalize_std)
+    ).reshape(-1),
+  )
+
+
+@functools.cache
+def make_learner(objective, micro_tokens=MICRO, rate=0.05):
+  return learner.Learner(CONFIG, objective, optax.sgd(rate), micro_tokens)
+
+
+def plain_logprobs(params, temperature, ids, start, size):
+  """Of the tokens ids[start : start + size], padded; from one whole row."""
+  places = jnp.arange(ids.shape[0])[None]
+  rows = Tokens(ids[None], places, jnp.ones_like(places))
+  hidden, _, _ = transformer.forward(CONFIG, params, rows)
+  logits = hidden[0] @ transformer.head(CONFIG, params) / temperature
+  logprobs = jax.nn.log_softmax(logits)
+  at = start + jnp.arange(9)
+  real = jnp.arange(9) < size
+  return jnp.where(real, logprobs[at - 1, ids[at]], 0.0), real
+
+
+@functools.cache
+def plain(objective):
+  """The formula of one row as the papers write it, with its gradient."""
+  o = objective
+
+  def gain(params, ids, start, size, old, ref, advantage):
+    logprobs, real = plain_logprobs(params, o.temperature, ids, start, size)
+    ratio = jnp.exp(logprobs - old)
+    surrogate = jnp.minimum(
+      ratio * advantage,
+      jnp.clip(ratio, 1 - o.clip_low, 1 + o.clip_high) * advantage,
+    )
+    kl = jnp.exp(ref - logprobs) - (ref - logprobs) - 1
+    divisor = size if o.aggregation == 'sequence_mean' else o.max_len
+    terms = (surrogate - o.kl_coef * kl) * real
+    return -jnp.sum(terms) / divisor, jnp.sum(kl * real)
+
+  return jax.jit(jax.value_and_grad(gain, has_aux=True))
+
+
+def whole_row(rows, i):
+  """Prompt and completion of row i in one padded row, and where it starts."""
+  prompt = rows.prompts[rows.prompt_index[i]]
+  ids = np.zeros(16, np.int32)
+  whole = [*prompt, *rows.completions[i]]
+  ids[: len(whole)] = whole
+  return ids, len(prompt), len(rows.completions[i])
+
+
+def padded(values):
+  return np.pad(values, (0, 9 - len(values)))
+
+
+def plain_gradient(objective, params, rows):
+  """Sums of loss, KL and gradient over every row, none skipped."""
+  loss = kl = 0.0
+  grads = jax.tree.map(np.zeros_like, params)
+  ref_logprobs = rows.ref_logprobs or rows.old_logprobs
+  for i in range(len(rows.completions)):
+    (one, more), new = plain(objective)(
+      params,
+      *whole_row(rows, i),
+      padded(rows.old_logprobs[i]),
+      padded(ref_logprobs[i]),
+      rows.advantages[i],
+    )
+    loss, kl = loss + one, kl + more
+    grads = jax.tree.map(np.add, grads, new)
+  return grads, loss, kl
+
+
+def distance(first, second):
+  """Relative distance of two gradients."""
+  flat = [
+    np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+    for tree in (first, second)
+  ]
+  return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+
+
+@pytest.mark.parametrize('rows_each', [6, 3, 1])
+def test_microbatches_change_nothing(params, rows_each):
+  rows = make_rows(GRPO)
+  whole, totals = make_learner(GRPO, 32 * NUM_ROWS).gradient(params, rows)
+  parts, same = make_learner(GRPO, 32 * rows_each).gradient(params, rows)
+  assert distance(parts, whole) < 1e-6
+  np.testing.assert_allclose(same, totals, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'objective', [GRPO, NO_KL, DR_GRPO], ids=['grpo', 'no-kl', 'dr-grpo']
+)
+def test_gradient_equals_the_plain_formula(params, objective):
+  rows = make_rows(objective)
+  assert (rows.advantages == 0).sum() == GROUP  # skipped without KL
+  grads, totals = make_learner(objective).gradient(params, rows)
+  expected, loss, kl = plain_gradient(objective, params, rows)
+  for (path, one), other in zip(
+    jax.tree_util.tree_leaves_with_path(grads),
+    jax.tree.leaves(expected),
+    strict=True,
+  ):
+    name = jax.tree_util.keystr(path)
+    assert distance(one, other) < 1e-5, name
+  np.testing.assert_allclose(-totals.objective, loss, rtol=1e-5)
+  if objective.kl_coef:
+    np.testing.assert_allclose(totals.kl, kl, rtol=1e-5)
+    assert totals.tokens == sum(map(len, rows.completions))
+  # The clip is at work, or half of the formula would not be tested.
+  assert 0.1 < totals.clipped / totals.tokens < 0.9
+
+
+def test_update_divides_by_all_rows_once(params):
+  rows = make_rows(NO_KL)
+  update = make_learner(NO_KL)
+  expected, loss, _ = plain_gradient(NO_KL, params, rows)
+  state, metrics = update.update(
+    update.init(jax.tree.map(jnp.array, params)), rows
+  )
+  moved = jax.tree.map(lambda new, old: new - old, state.params, params)
+  step = jax.tree.map(lambda g: -0.05 * g / NUM_ROWS, expected)
+  assert distance(moved, step) < 1e-3  # of a difference of float32 numbers
+  np.testing.assert_allclose(metrics['policy/loss'], loss / NUM_ROWS, rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics['policy/grad_norm'],
+    np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(step))) / 0.05,
+    rtol=1e-5,
+  )
+
+
+def test_logprobs_equal_a_direct_forward(params):
+  rows = make_rows(DR_GRPO)
+  direct = jax.jit(plain_logprobs, static_argnums=1)
+  for i, row in enumerate(make_learner(DR_GRPO).logprobs(params, rows)):
+    expected, _ = direct(params, 0.7, *whole_row(rows, i))
+    assert len(row) == len(rows.completions[i])
+    np.testing.assert_allclose(row, expected[: len(row)], atol=1e-5)
+
+
+def test_stopping_gets_credit(params):
+  # Two completions of one token each: stopping at once was right.
+  rows = make_rows(NO_KL)
+  update = make_learner(NO_KL)
+  completions = [np.array([EOS]), np.array([5])] * 6
+  rows = rows._replace(
+    completions=completions,
+    old_logprobs=[np.float32([-2.5])] * 12,
+    advantages=np.float32([1, -1] * 6),
+  )
+  before = update.logprobs(params, rows)
+  rows = rows._replace(old_logprobs=before)
+  state, _ = update.update(update.init(jax.tree.map(jnp.array, params)), rows)
+  after = update.logprobs(state.params, rows)
+  for i in range(0, 12, 2):
+    assert after[i][0] > before[i][0] + 0.01
+    assert after[i + 1][0] < before[i + 1][0]
+
+
+@pytest.mark.parametrize('number', [np.inf, np.nan])
+def test_a_loss_that_is_not_finite_changes_nothing(params, number):
+  update = learner.Learner(
+    CONFIG, NO_KL, optim.Optimizer(learning_rate=0.1).transform(10), MICRO
+  )
+  rows = make_rows(NO_KL)
+  advantages = rows.advantages.copy()
+  advantages[0] = number
+  before = jax.tree.map(np.array, update.init(params))
+  state = jax.tree.map(jnp.array, before)
+  state, metrics = update.update(state, rows._replace(advantages=advantages))
+  jax.tree.map(np.testing.assert_array_equal, state, before)
+  assert not np.isfinite(metrics['policy/loss'])
+  # And the next sound rows train it.
+  state, metrics = update.update(state, rows)
+  assert np.isfinite(list(metrics.values())).all()
+  assert distance(state.params, before.params) > 0.01
+
+
+def test_rows_without_any_signal_are_no_error(params):
+  update = make_learner(NO_KL)
+  rows = make_rows(NO_KL)._replace(advantages=np.zeros(NUM_ROWS, np.float32))
+  state, metrics = update.update(
+    update.init(jax.tree.map(jnp.array, params)), rows
+  )
+  jax.tree.map(np.testing.assert_array_equal, state.params, params)
+  assert set(metrics.values()) == {0.0}
+
+
+def test_every_chosen_row_is_in_one_microbatch_of_few_shapes():
+  rng = np.random.default_rng(1)
+  shapes = collections.Counter()
+  for _ in range(30):
+    lengths = rng.integers(1, 129, 40)
+    rows = learner.Rows(
+      prompts=[[3] * n for n in rng.integers(1, 9, 10)],
+      prompt_index=np.repeat(np.arange(10), 4),
+      completions=[np.full(n, 2) for n in lengths],
+      old_logprobs=[np.ones(n, np.float32) for n in lengths],
+      ref_logprobs=None,
+      advantages=rng.normal(size=40).astype(np.float32),
+    )
+    chosen = np.sort(rng.choice(40, 25, replace=False))
+    seen = []
+    for places, micro in learner.microbatches(rows, chosen, 512):
+      seen += places.tolist()
+      width = micro.tokens.ids.shape[1]
+      assert width - 32 < max(lengths[places]) <= width
+      assert (micro.lengths[: len(places)] == lengths[places]).all()
+      assert (micro.lengths[len(places) :] == 0).all()
+      assert micro.tokens.ids.size <= 512
+      prompts = micro.prompts.tokens
+      for i, place in enumerate(places):
+        prompt = rows.prompts[rows.prompt_index[place]]
+        row = micro.prompts.index[i]
+        assert prompts.segments[row].sum() == len(prompt)
+        assert micro.tokens.positions[i, 0] == len(prompt)
+      shapes[jax.tree.map(np.shape, micro)] += 1
+    assert sorted(seen) == chosen.tolist()
+  assert len(shapes) <= 4  # one a width
+
+
+def test_learns_to_stop_after_three_tokens():
+  """Every part together: a model of noise, a reward that only EOS earns."""
+  config = ModelConfig(
+    vocab_size=8,
+    num_layers=1,
+    width=16,
+    mlp_width=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+  )
+  params = transformer.init(config, jax.random.key(0))
+  update = learner.Learner(
+    config,
+    NO_KL,
+    optim.Optimizer(learning_rate=0.02, warmup_steps=2).transform(40),
+    micro_tokens=64 * 32,
+  )
+  state = update.init(params)
+  settings = scheduler.Sampling(
+    max_len=8, max_prompt_len=8, num_slots=64, decode_steps=8
+  )
+
+  def rollout(params, step):
+    prompts = [scheduler.Prompt(8 * step + i, [2, 3]) for i in range(8)]
+    completions, _ = scheduler.generate(
+      config, params, prompts, 8, settings, eos_ids=(EOS,), seed=0
+    )
+    rewards = np.float32([len(c.tokens) == 3 for c in completions])
+    advantages = losses.group_advantages(jnp.asarray(rewards.reshape(8, 8)))
+    return rewards.mean(), learner.Rows(
+      prompts=[p.tokens for p in prompts],
+      prompt_index=np.repeat(np.arange(8), 8),
+      completions=[c.tokens for c in completions],
+      old_logprobs=[c.logprobs for c in completions],
+      ref_logprobs=None,
+      advantages=np.asarray(advantages).reshape(-1),
+    )
+
+  means = []
+  first = jax.tree.map(np.array, params)
+  for step in range(40):
+    mean, rows = rollout(state.params, step)
+    means.append(mean)
+    if step == 3:
+      # The sampler's log-probs are those of the policy that it was given, and
+      # no longer those of the initial one.
+      current = update.logprobs(state.params, rows)
+      initial = update.logprobs(first, rows)
+      for old, same, other in zip(
+        rows.old_logprobs, current, initial, strict=True
+      ):
+        np.testing.assert_allclose(old, same, atol=1e-5)
+        assert np.abs(old - other).max() > 1e-3
+    state, metrics = update.update(state, rows)
+    assert metrics['policy/old_difference_mean'] < 1e-6
+  assert means[0] < 0.3
+  assert np.mean(means[-5:]) > 0.9
+  assert update._accumulate._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'kl_coef': -0.1}, 'Objective.kl_coef is -0.1; .* at least 0'),
+    ({'clip_low': 0.0}, 'Objective.clip_low is 0.0; .* above 0'),
+    ({'clip_high': -1.0}, 'Objective.clip_high is -1.0; .* above 0'),
+  ],
+)
+def test_refused_objectives(change, message):
+  with pytest.raises(ValueError, match=message):
+    learner.Objective(**change)

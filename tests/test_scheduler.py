@@ -1,0 +1,330 @@
+"""Slots change the order of the work, not what is written."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from rlzero import learner
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import engine, sampling, scheduler
+from rlzero.types import Tokens
+
+CONFIG = ModelConfig(
+  vocab_size=13,
+  num_layers=2,
+  width=16,
+  mlp_width=24,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=4,
+  max_position=64,
+)
+EOS = 1
+SEED = 3
+GROUP = 4
+WIDTH = 48  # tokens of the longest prompt and completion here
+# Five steps do not divide sixteen tokens.
+SHORT = dict(max_len=16, max_prompt_len=8, decode_steps=5)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """Most of the time here goes into optimising programs that run once."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
+def params():
+  rng = np.random.default_rng(0)
+
+  def draw(path, shape):
+    return np.float32(
+      (path[-1].key == 'scale') + rng.normal(0, 0.3, shape.shape)
+    )
+
+  return jax.tree_util.tree_map_with_path(
+    draw,
+    jax.eval_shape(
+      functools.partial(transformer.init, CONFIG), jax.random.key(0)
+    ),
+  )
+
+
+def make_prompts(num=12):
+  rng = np.random.default_rng(1)
+  return [
+    scheduler.Prompt(100 + i, rng.integers(2, 13, 1 + i % 8).tolist())
+    for i in range(num)
+  ]
+
+
+def generate(params, prompts, *, seed=SEED, on_progress=None, **settings):
+  return scheduler.generate(
+    CONFIG,
+    params,
+    prompts,
+    GROUP,
+    scheduler.Sampling(**settings),
+    eos_ids=(EOS,),
+    seed=seed,
+    on_progress=on_progress,
+  )
+
+
+@pytest.fixture(scope='module')
+def by_slots(params):
+  """Completions and usage, by number of slots."""
+  return functools.cache(
+    lambda num_slots: generate(
+      params, make_prompts(), num_slots=num_slots, **SHORT
+    )
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, rows):
+  hidden, _, _ = transformer.forward(config, params, rows)
+  return hidden @ transformer.head(config, params)
+
+
+def full_logits(params, prompts, completions):
+  """The full forward's logits before each token of each completion."""
+  ids = np.zeros((len(completions), WIDTH), np.int32)
+  for i, (row, completion) in enumerate(zip(ids, completions, strict=True)):
+    whole = [*prompts[i // GROUP].tokens, *completion.tokens]
+    row[: len(whole)] = whole
+  places = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), ids.shape)
+  logits = _logits(CONFIG, params, Tokens(ids, places, np.ones_like(ids)))
+  starts = [len(prompts[i // GROUP].tokens) - 1 for i in range(len(ids))]
+  return [
+    np.float64(row[start : start + len(completion.tokens)])
+    for row, start, completion in zip(
+      np.asarray(logits), starts, completions, strict=True
+    )
+  ]
+
+
+@jax.jit
+def _uniform(draw, sample, position):
+  key = sampling.row_keys(SEED, draw[None], sample[None])[0]
+  key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+  return jax.random.uniform(key, (2,))[1]  # the vocabulary is one block
+
+
+def off_the_border(logits, draw, sample, position, token):
+  """How far the uniform number is from the token's share of the sum."""
+  uniform = float(_uniform(*np.int32([draw, sample, position])))
+  weights = np.exp(logits - logits.max())
+  upper = np.cumsum(weights) / weights.sum()
+  lower = np.append(0, upper)[token]
+  return max(lower - uniform, uniform - upper[token], 0)
+
+
+def test_other_slot_counts_write_the_same(params, by_slots):
+  prompts = make_prompts()
+  few, some, many = (by_slots(n)[0] for n in (4, 16, 64))
+  equal = total = 0
+  for others in (few, many):
+    logits = full_logits(params, prompts, some)
+    for i, (one, other) in enumerate(zip(some, others, strict=True)):
+      size = min(len(one.tokens), len(other.tokens))
+      differ = one.tokens[:size] != other.tokens[:size]
+      if not differ.any():
+        assert len(one.tokens) == len(other.tokens)
+        assert one.finish == other.finish
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+        equal += size
+        total += size
+        continue
+      first = int(np.argmax(differ))
+      equal += first
+      total += first + 1
+      # Only rounding may part them: the number fell on a border.
+      np.testing.assert_allclose(
+        one.logprobs[:first], other.logprobs[:first], atol=1e-5
+      )
+      for token in (one.tokens[first], other.tokens[first]):
+        assert 1e-5 > off_the_border(
+          logits[i][first],
+          prompts[i // GROUP].draw,
+          i % GROUP,
+          first,
+          token,
+        )
+  assert total > 500 and equal / total >= 0.999
+
+
+def test_every_token_is_the_one_its_number_falls_on(params, by_slots):
+  # So a difference between runs would be told from an explained one: the
+  # drawn token is on its place, and its neighbours are not.
+  prompts = make_prompts()
+  completions, _ = by_slots(16)
+  logits = full_logits(params, prompts, completions)
+  for i in range(0, 48, 6):
+    for t, token in enumerate(completions[i].tokens):
+      place = logits[i][t], prompts[i // GROUP].draw, i % GROUP, t
+      assert off_the_border(*place, token) < 1e-5
+      assert off_the_border(*place, (token + 1) % 13) > 1e-5
+
+
+def test_completions_end_with_eos_or_at_the_limit(by_slots):
+  completions, _ = by_slots(4)
+  kinds = [c.finish for c in completions]
+  assert set(kinds) == {scheduler.Finish.EOS, scheduler.Finish.LENGTH}
+  for completion in completions:
+    tokens = completion.tokens
+    assert len(tokens) == len(completion.logprobs) <= 16
+    assert EOS not in tokens[:-1]
+    if completion.finish is scheduler.Finish.EOS:
+      assert tokens[-1] == EOS
+    else:
+      assert len(tokens) == 16 and tokens[-1] != EOS
+    assert (completion.logprobs < 0).all()
+
+
+def test_noise_differs_by_draw_sample_and_seed(params, by_slots):
+  completions, _ = by_slots(4)
+  for start in range(0, 48, GROUP):
+    group = {tuple(c.tokens) for c in completions[start : start + GROUP]}
+    assert len(group) > 1
+  tokens = [5, 6, 7]
+  prompts = [scheduler.Prompt(draw, tokens) for draw in (0, 1, 0)]
+  settings = SHORT | {'num_slots': 4}
+  written, _ = generate(params, prompts, **settings)
+  written = [c.tokens.tolist() for c in written]
+  assert written[:4] != written[4:8]
+  assert written[:4] == written[8:]
+  again, _ = generate(params, prompts, **settings)
+  assert written == [c.tokens.tolist() for c in again]
+  other, _ = generate(params, prompts, seed=4, **settings)
+  assert written != [c.tokens.tolist() for c in other]
+
+
+def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
+  prompts = make_prompts(10)
+  monkeypatch.setattr(scheduler, '_PREFILL_BLOCK', 4)
+  prefilled, decoded, progress = [], [], []
+  prefill, decode = engine.prefill, engine.decode
+
+  def counting_prefill(config, params, tokens):
+    lengths = tokens.segments.sum(axis=1)
+    prefilled.extend(
+      ids[:n].tolist() for ids, n in zip(tokens.ids, lengths, strict=True)
+    )
+    return prefill(config, params, tokens)
+
+  def counting_decode(*args, **kwargs):
+    decoded.append(kwargs['num_steps'])
+    return decode(*args, **kwargs)
+
+  monkeypatch.setattr(engine, 'prefill', counting_prefill)
+  monkeypatch.setattr(engine, 'decode', counting_decode)
+  completions, usage = generate(
+    params, prompts, num_slots=4, on_progress=progress.append, **SHORT
+  )
+  # Three blocks of four; what the last one lacks is padding.
+  assert prefilled[:10] == [p.tokens for p in prompts]
+  assert len(prefilled) == 12
+
+  assert len(completions) == 40
+  assert usage.tokens == sum(len(c.tokens) for c in completions)
+  assert usage.computed == 4 * sum(decoded) >= usage.tokens
+  # Groups of four that wait for their longest member would take longer.
+  calls = [-(-len(c.tokens) // 5) for c in completions]
+  assert len(decoded) < sum(map(max, zip(*[iter(calls)] * 4, strict=True)))
+  assert progress == sorted(progress) and progress[-1] == 40
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.7])
+def test_logprobs_are_those_of_the_learner(params, temperature, by_slots):
+  prompts = make_prompts()
+  if temperature == 1:
+    completions, _ = by_slots(16)
+  else:
+    completions, _ = generate(
+      params, prompts, num_slots=16, temperature=temperature, **SHORT
+    )
+  rows = learner.Rows(
+    prompts=[p.tokens for p in prompts],
+    prompt_index=np.repeat(np.arange(12), GROUP),
+    completions=[c.tokens for c in completions],
+    old_logprobs=[c.logprobs for c in completions],
+    ref_logprobs=None,
+    advantages=np.zeros(48, np.float32),
+  )
+  update = learner.Learner(
+    CONFIG,
+    learner.Objective(temperature=temperature),
+    optax.sgd(0.1),
+    micro_tokens=48 * 32,
+  )
+  for mine, completion in zip(
+    update.logprobs(params, rows), completions, strict=True
+  ):
+    np.testing.assert_allclose(mine, completion.logprobs, atol=1e-5)
+
+
+def test_greedy_takes_the_full_forwards_best_over_a_growing_cache(params):
+  prompts = make_prompts(4)
+  completions, _ = generate(
+    params,
+    prompts,
+    temperature=0.0,
+    num_slots=3,
+    max_len=40,
+    max_prompt_len=8,
+    decode_steps=7,
+  )
+  logits = full_logits(params, prompts, completions)
+  for row, completion in zip(logits, completions, strict=True):
+    best = row.max(axis=1)
+    chosen = row[np.arange(len(row)), completion.tokens]
+    assert (best - chosen < 1e-5).all()
+    log_z = np.log(np.exp(row - best[:, None]).sum(axis=1)) + best
+    np.testing.assert_allclose(completion.logprobs, chosen - log_z, atol=1e-5)
+  # Past the first 32 places of the cache, where decoding is compiled anew.
+  assert max(len(c.tokens) for c in completions) == 40
+
+
+@pytest.mark.parametrize(
+  'prompts, change, message',
+  [
+    ([], {}, 'no prompts to continue'),
+    ([scheduler.Prompt(7, [])], {}, 'Prompt 7 is empty'),
+    (
+      [scheduler.Prompt(7, [2] * 9)],
+      {},
+      'Prompt 7 has 9 tokens, but Sampling.max_prompt_len is 8',
+    ),
+    (
+      [scheduler.Prompt(7, [2] * 5)],
+      {'max_len': 60},
+      r'make 65 tokens, but the model takes 64 .*lower Sampling.max_len',
+    ),
+  ],
+)
+def test_refused_prompts(params, prompts, change, message):
+  with pytest.raises(ValueError, match=message):
+    generate(params, prompts, **(SHORT | change))
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'max_len': 0}, 'Sampling.max_len is 0'),
+    ({'num_slots': 0}, 'Sampling.num_slots is 0'),
+    ({'decode_steps': -1}, 'Sampling.decode_steps is -1'),
+    ({'temperature': -0.5}, r'temperature is -0.5; .*\(0 is greedy\)'),
+    ({'top_p': 0.0}, r'top_p is 0.0; it must be in \(0, 1\]'),
+    ({'top_p': 1.5}, r'top_p is 1.5'),
+  ],
+)
+def test_refused_settings(change, message):
+  with pytest.raises(ValueError, match=message):
+    scheduler.Sampling(**change)
