@@ -320,7 +320,9 @@ def test_learns_to_stop_after_three_tokens():
     num_kv_heads=1,
     head_dim=8,
   )
-  params = transformer.init(config, jax.random.key(0))
+  params = jax.jit(transformer.init, static_argnums=0)(
+    config, jax.random.key(0)
+  )
   update = learner.Learner(
     config,
     NO_KL,

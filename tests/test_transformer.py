@@ -271,7 +271,9 @@ def gradients(config, params):
 
 def test_every_parameter_of_every_layer_gets_a_gradient():
   config = FULL
-  params = transformer.init(config, jax.random.key(1))
+  params = jax.jit(transformer.init, static_argnums=0)(
+    config, jax.random.key(1)
+  )
   assert {'embed', 'layers', 'final_norm', 'head'} == set(params)
   for path, grad in jax.tree_util.tree_leaves_with_path(
     gradients(config, params)
