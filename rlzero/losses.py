@@ -5,9 +5,9 @@ a count, divided once when every microbatch has been added.
 """
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
-import numpy as np
 
 
 def logprobs_and_entropy(
