@@ -33,10 +33,10 @@ class Store:
   def __init__(self, workdir: str, keep: int = 2):
     self._folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
     self._manager = ocp.CheckpointManager(
-        self._folder,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False
-        ),
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=False
+      ),
     )
 
   def latest(self) -> int | None:
@@ -44,36 +44,36 @@ class Store:
     return self._manager.latest_step()
 
   def save(
-      self, step: int, params: Params, rest: Any, facts: dict | None = None
+    self, step: int, params: Params, rest: Any, facts: dict | None = None
   ) -> None:
     """Writes parameters, a pytree of other arrays, and facts as JSON."""
     self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            rest=ocp.args.StandardSave(rest),
-            facts=ocp.args.JsonSave(facts or {}),
-        ),
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(params),
+        rest=ocp.args.StandardSave(rest),
+        facts=ocp.args.JsonSave(facts or {}),
+      ),
     )
     self._manager.wait_until_finished()
 
   def restore(self, step: int, params: Params, rest: Any) -> tuple:
     """(parameters, rest, facts), shaped and typed like the arguments."""
     read = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            rest=ocp.args.StandardRestore(rest),
-            facts=ocp.args.JsonRestore(),
-        ),
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(params),
+        rest=ocp.args.StandardRestore(rest),
+        facts=ocp.args.JsonRestore(),
+      ),
     )
     return read.params, read.rest, read.facts
 
   def restore_params(self, step: int, params: Params) -> Params:
     """The parameters alone."""
     return self._manager.restore(
-        step,
-        args=ocp.args.Composite(params=ocp.args.StandardRestore(params)),
+      step,
+      args=ocp.args.Composite(params=ocp.args.StandardRestore(params)),
     ).params
 
   def close(self) -> None:
@@ -81,7 +81,7 @@ class Store:
 
 
 def write_description(
-    workdir: str, config: ModelConfig, tokenizer: Tokenizer
+  workdir: str, config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
   """Writes `WORKDIR/model` without weights: what the checkpoints hold."""
   folder = pathlib.Path(workdir) / 'model'
@@ -91,7 +91,7 @@ def write_description(
 
 
 def write_model(
-    workdir: str, config: ModelConfig, params: Params, tokenizer: Tokenizer
+  workdir: str, config: ModelConfig, params: Params, tokenizer: Tokenizer
 ) -> str:
   """Writes `WORKDIR/model`, a Hugging Face folder; returns its path."""
   folder = os.path.join(workdir, 'model')
@@ -120,15 +120,15 @@ def load_model(path: str) -> weights.Loaded:
   step = store.latest()
   if step is None:
     raise FileNotFoundError(
-        f'{path}/checkpoints holds no finished checkpoint; give the folder of '
-        'a run that has saved one, a Hugging Face folder or a GGUF file.'
+      f'{path}/checkpoints holds no finished checkpoint; give the folder of '
+      'a run that has saved one, a Hugging Face folder or a GGUF file.'
     )
   described = folder / 'model' / 'config.json'
   config = mapping.model_config_from_hf(
-      json.loads(described.read_text()), str(described)
+    json.loads(described.read_text()), str(described)
   )
   shapes = jax.eval_shape(
-      lambda key: transformer.init(config, key), jax.random.key(0)
+    lambda key: transformer.init(config, key), jax.random.key(0)
   )
   params = store.restore_params(step, shapes)
   store.close()

@@ -39,9 +39,7 @@ class Config:
   split: str = 'test'
   num_problems: int = 0  # 0 takes all of the split
   num_samples: int = 16  # completions a problem
-  sampling: scheduler.Sampling = scheduler.Sampling(
-      temperature=0.6, top_p=0.95
-  )
+  sampling: scheduler.Sampling = scheduler.Sampling(temperature=0.6, top_p=0.95)
   num_workers: int = 2  # reward processes
   seed: int = 0
   json: bool = False  # print figures as JSON alone
@@ -49,13 +47,13 @@ class Config:
   def __post_init__(self):
     if self.num_samples < 1:
       raise ValueError(
-          f'evaluate.Config.num_samples is {self.num_samples}; it must be at '
-          'least 1.'
+        f'evaluate.Config.num_samples is {self.num_samples}; it must be at '
+        'least 1.'
       )
     if self.num_problems < 0:
       raise ValueError(
-          f'evaluate.Config.num_problems is {self.num_problems}; it must be '
-          '0 (all) or more.'
+        f'evaluate.Config.num_problems is {self.num_problems}; it must be '
+        '0 (all) or more.'
       )
 
 
@@ -64,20 +62,20 @@ def run(cfg: Config) -> None:
   loaded = checkpoint.load_model(cfg.checkpoint)
   chosen = examples(cfg.task, cfg.split, cfg.num_problems)
   with sandbox.RewardPool(
-      {cfg.task.name: cfg.task}, cfg.template.kind, cfg.num_workers
+    {cfg.task.name: cfg.task}, cfg.template.kind, cfg.num_workers
   ) as pool:
     figures, generations = measure(
-        loaded.config,
-        loaded.params,
-        loaded.tokenizer,
-        cfg.task,
-        cfg.template,
-        pool,
-        chosen,
-        cfg.num_samples,
-        cfg.sampling,
-        cfg.seed,
-        on_progress=None if cfg.json else _show,
+      loaded.config,
+      loaded.params,
+      loaded.tokenizer,
+      cfg.task,
+      cfg.template,
+      pool,
+      chosen,
+      cfg.num_samples,
+      cfg.sampling,
+      cfg.seed,
+      on_progress=None if cfg.json else _show,
     )
   figures['split'] = cfg.split
   if cfg.workdir:
@@ -89,7 +87,7 @@ def run(cfg: Config) -> None:
 
 
 def examples(
-    task: base.Task, split: str, num_problems: int = 0
+  task: base.Task, split: str, num_problems: int = 0
 ) -> list[base.Example]:
   """The first problems of a split in an order that hashing shuffles.
 
@@ -97,94 +95,96 @@ def examples(
     ValueError: the split has none.
   """
   found = sorted(
-      task.examples(split), key=lambda e: base.bucket(e.uid, 1 << 62)
+    task.examples(split), key=lambda e: base.bucket(e.uid, 1 << 62)
   )
   if not found:
     raise ValueError(
-        f'The {split!r} split of task {task.name!r} has no problems; choose '
-        'another split or task settings that leave some.'
+      f'The {split!r} split of task {task.name!r} has no problems; choose '
+      'another split or task settings that leave some.'
     )
   return found[: num_problems or None]
 
 
 def prompts(
-    tokenizer: Tokenizer,
-    template: Template,
-    drawn: Sequence[tuple[int, base.Example]],
+  tokenizer: Tokenizer,
+  template: Template,
+  drawn: Sequence[tuple[int, base.Example]],
 ) -> list[scheduler.Prompt]:
   """Token ids of the questions under the template."""
   return [
-      scheduler.Prompt(
-          draw,
-          tokenizer.encode(
-              template.render(example.question, tokenizer.apply_chat_template)
-          ),
-      )
-      for draw, example in drawn
+    scheduler.Prompt(
+      draw,
+      tokenizer.encode(
+        template.render(example.question, tokenizer.apply_chat_template)
+      ),
+    )
+    for draw, example in drawn
   ]
 
 
 def score(
-    pool: sandbox.RewardPool,
-    task: base.Task,
-    tokenizer: Tokenizer,
-    chosen: Sequence[base.Example],
-    completions: Sequence[scheduler.Completion],
+  pool: sandbox.RewardPool,
+  task: base.Task,
+  tokenizer: Tokenizer,
+  chosen: Sequence[base.Example],
+  completions: Sequence[scheduler.Completion],
 ) -> list[dict[str, Any]]:
   """One record a completion: its text and what the verifier says of it."""
   group = len(completions) // len(chosen)
   owners = [example for example in chosen for _ in range(group)]
   texts = [tokenizer.decode(c.tokens.tolist()) for c in completions]
-  verdicts = pool.score([
+  verdicts = pool.score(
+    [
       sandbox.Request(task.name, text, owner.target)
       for text, owner in zip(texts, owners, strict=True)
-  ])
+    ]
+  )
   return [
-      {
-          'uid': owner.uid,
-          'question': owner.question,
-          'completion': text,
-          'answer': verdict.answer,
-          'accuracy': verdict.accuracy,
-          'correct': verdict.correct,
-          'strict': verdict.correct and verdict.accuracy > 0,
-          'format': verdict.format,
-          'truncated': completion.finish is scheduler.Finish.LENGTH,
-          'len': len(completion.tokens),
-          'tries': verdict.tries,
-          'reflections': verdict.reflections,
-          'status': verdict.status,
-      }
-      for owner, text, verdict, completion in zip(
-          owners, texts, verdicts, completions, strict=True
-      )
+    {
+      'uid': owner.uid,
+      'question': owner.question,
+      'completion': text,
+      'answer': verdict.answer,
+      'accuracy': verdict.accuracy,
+      'correct': verdict.correct,
+      'strict': verdict.correct and verdict.accuracy > 0,
+      'format': verdict.format,
+      'truncated': completion.finish is scheduler.Finish.LENGTH,
+      'len': len(completion.tokens),
+      'tries': verdict.tries,
+      'reflections': verdict.reflections,
+      'status': verdict.status,
+    }
+    for owner, text, verdict, completion in zip(
+      owners, texts, verdicts, completions, strict=True
+    )
   ]
 
 
 def measure(
-    config: ModelConfig,
-    params: Params,
-    tokenizer: Tokenizer,
-    task: base.Task,
-    template: Template,
-    pool: sandbox.RewardPool,
-    chosen: Sequence[base.Example],
-    num_samples: int,
-    sampling: scheduler.Sampling,
-    seed: int,
-    on_progress: Callable[[int, int], None] | None = None,
+  config: ModelConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  task: base.Task,
+  template: Template,
+  pool: sandbox.RewardPool,
+  chosen: Sequence[base.Example],
+  num_samples: int,
+  sampling: scheduler.Sampling,
+  seed: int,
+  on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Figures over the problems, and the generations they come from."""
   total = len(chosen) * num_samples
   completions, _ = scheduler.generate(
-      config,
-      params,
-      prompts(tokenizer, template, list(enumerate(chosen))),
-      num_samples,
-      sampling,
-      eos_ids=tokenizer.eos_ids,
-      seed=seed,
-      on_progress=on_progress and (lambda done: on_progress(done, total)),
+    config,
+    params,
+    prompts(tokenizer, template, list(enumerate(chosen))),
+    num_samples,
+    sampling,
+    eos_ids=tokenizer.eos_ids,
+    seed=seed,
+    on_progress=on_progress and (lambda done: on_progress(done, total)),
   )
   records = score(pool, task, tokenizer, chosen, completions)
   correct = np.array([r['correct'] for r in records]).reshape(-1, num_samples)
@@ -193,51 +193,53 @@ def measure(
   votes = []
   for i, right in enumerate(correct):
     answers = [
-        r['answer'] for r in records[i * num_samples : (i + 1) * num_samples]
+      r['answer'] for r in records[i * num_samples : (i + 1) * num_samples]
     ]
     votes.append(metrics.cons_at_k(pool.classes(task.name, answers), right))
   rising = np.unique(np.linspace(0, sampling.max_len, 17).astype(int)[1:])
   figures = {
-      **{name: _mean(records, name) for name in (
-          'strict', 'format', 'truncated', 'tries',
-      )},
-      'num_problems': len(chosen),
-      'num_samples': num_samples,
-      'temperature': sampling.temperature,
-      'top_p': sampling.top_p,
-      'max_len': sampling.max_len,
-      'seed': seed,
-      'pass@1': float(correct.mean()),
-      'pass@1_interval': list(
-          metrics.clustered_interval(correct.mean(axis=1))
-      ),
-      'pass@k': {
-          str(k): float(
-              np.mean(
-                  metrics.pass_at_k(num_samples, correct.sum(axis=1), k)
-              )
-          )
-          for k in ks
-      },
-      'cons@k': {str(num_samples): float(np.mean(votes))},
-      'completion_len': float(lengths.mean()),
-      'completion_len_correct': _where(lengths, correct),
-      'completion_len_wrong': _where(lengths, ~correct),
-      'reflection_per_1k': 1000
-      * sum(r['reflections'] for r in records)
-      / float(lengths.sum()),
-      'accuracy_by_len': [
-          [int(n), float((correct & (lengths <= n)).mean())] for n in rising
-      ],
+    **{
+      name: _mean(records, name)
+      for name in (
+        'strict',
+        'format',
+        'truncated',
+        'tries',
+      )
+    },
+    'num_problems': len(chosen),
+    'num_samples': num_samples,
+    'temperature': sampling.temperature,
+    'top_p': sampling.top_p,
+    'max_len': sampling.max_len,
+    'seed': seed,
+    'pass@1': float(correct.mean()),
+    'pass@1_interval': list(metrics.clustered_interval(correct.mean(axis=1))),
+    'pass@k': {
+      str(k): float(
+        np.mean(metrics.pass_at_k(num_samples, correct.sum(axis=1), k))
+      )
+      for k in ks
+    },
+    'cons@k': {str(num_samples): float(np.mean(votes))},
+    'completion_len': float(lengths.mean()),
+    'completion_len_correct': _where(lengths, correct),
+    'completion_len_wrong': _where(lengths, ~correct),
+    'reflection_per_1k': 1000
+    * sum(r['reflections'] for r in records)
+    / float(lengths.sum()),
+    'accuracy_by_len': [
+      [int(n), float((correct & (lengths <= n)).mean())] for n in rising
+    ],
   }
   return figures, records
 
 
 def write(
-    workdir: str,
-    name: str,
-    figures: dict[str, Any],
-    generations: Sequence[dict[str, Any]],
+  workdir: str,
+  name: str,
+  figures: dict[str, Any],
+  generations: Sequence[dict[str, Any]],
 ) -> None:
   """Writes `WORKDIR/evaluations/NAME.json` and the generations beside it."""
   folder = os.path.join(workdir, 'evaluations')
@@ -255,14 +257,14 @@ def summary(figures: dict[str, Any]) -> str:
   """The figures in a line."""
   low, high = figures['pass@1_interval']
   votes = ', '.join(
-      f'cons@{k} {value:.3f}' for k, value in figures['cons@k'].items()
+    f'cons@{k} {value:.3f}' for k, value in figures['cons@k'].items()
   )
   return (
-      f'pass@1 {figures["pass@1"]:.3f} [{low:.3f}, {high:.3f}], {votes}, '
-      f'strict {figures["strict"]:.3f}, format {figures["format"]:.3f}, '
-      f'length {figures["completion_len"]:.1f}, tries {figures["tries"]:.2f}, '
-      f'truncated {figures["truncated"]:.3f} '
-      f'({figures["num_problems"]} problems x {figures["num_samples"]})'
+    f'pass@1 {figures["pass@1"]:.3f} [{low:.3f}, {high:.3f}], {votes}, '
+    f'strict {figures["strict"]:.3f}, format {figures["format"]:.3f}, '
+    f'length {figures["completion_len"]:.1f}, tries {figures["tries"]:.2f}, '
+    f'truncated {figures["truncated"]:.3f} '
+    f'({figures["num_problems"]} problems x {figures["num_samples"]})'
   )
 
 

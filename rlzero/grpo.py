@@ -105,84 +105,84 @@ class Config:
 
   def __post_init__(self):
     at_least = {
-        'num_prompts': 1,
-        'group_size': 2,
-        'steps_per_rollout': 1,
-        'max_len': 1,
-        'num_slots': 1,
-        'kl_coef': 0,
-        'learning_rate': 0,
-        'micro_tokens': 1,
-        'reference_every': 1,
-        'num_steps': 1,
-        'save_every': 1,
-        'eval_every': 0,
-        'eval_problems': 1,
-        'eval_samples': 1,
-        'final_problems': 0,
-        'final_samples': 1,
-        'keep_completions_every': 1,
+      'num_prompts': 1,
+      'group_size': 2,
+      'steps_per_rollout': 1,
+      'max_len': 1,
+      'num_slots': 1,
+      'kl_coef': 0,
+      'learning_rate': 0,
+      'micro_tokens': 1,
+      'reference_every': 1,
+      'num_steps': 1,
+      'save_every': 1,
+      'eval_every': 0,
+      'eval_problems': 1,
+      'eval_samples': 1,
+      'final_problems': 0,
+      'final_samples': 1,
+      'keep_completions_every': 1,
     }
     for name, least in at_least.items():
       value = getattr(self, name)
       if value < least:
         why = (
-            ' (a group of one has no one to be compared with)'
-            if name == 'group_size'
-            else ''
+          ' (a group of one has no one to be compared with)'
+          if name == 'group_size'
+          else ''
         )
         raise ValueError(
-            f'grpo.Config.{name} is {value}; it must be at least {least}{why}.'
+          f'grpo.Config.{name} is {value}; it must be at least {least}{why}.'
         )
     if self.temperature <= 0:
       raise ValueError(
-          f'grpo.Config.temperature is {self.temperature}; it must be above 0, '
-          'or all completions of a group are the same.'
+        f'grpo.Config.temperature is {self.temperature}; it must be above 0, '
+        'or all completions of a group are the same.'
       )
     for name in ('num_steps', 'save_every', 'eval_every', 'reference_every'):
       if getattr(self, name) % self.steps_per_rollout:
         raise ValueError(
-            f'grpo.Config.{name} is {getattr(self, name)}, which '
-            f'steps_per_rollout = {self.steps_per_rollout} does not divide; '
-            'these things happen between rollouts, so choose a multiple.'
+          f'grpo.Config.{name} is {getattr(self, name)}, which '
+          f'steps_per_rollout = {self.steps_per_rollout} does not divide; '
+          'these things happen between rollouts, so choose a multiple.'
         )
     if self.format_reward and not self.template.has_format:
       raise ValueError(
-          f'grpo.Config.format_reward is {self.format_reward}, but template '
-          f'{self.template.kind!r} has no format to reward; set it to 0.'
+        f'grpo.Config.format_reward is {self.format_reward}, but template '
+        f'{self.template.kind!r} has no format to reward; set it to 0.'
       )
 
   @property
   def objective(self) -> learner.Objective:
     paper = self.loss == 'grpo'
     return learner.Objective(
-        kl_coef=self.kl_coef,
-        clip_low=self.clip_low,
-        clip_high=self.clip_high,
-        normalize_std=paper,
-        aggregation='sequence_mean' if paper else 'constant',
-        temperature=self.temperature,
-        max_len=self.max_len,
+      kl_coef=self.kl_coef,
+      clip_low=self.clip_low,
+      clip_high=self.clip_high,
+      normalize_std=paper,
+      aggregation='sequence_mean' if paper else 'constant',
+      temperature=self.temperature,
+      max_len=self.max_len,
     )
 
   @property
   def optimizer(self) -> Optimizer:
     return Optimizer(
-        learning_rate=self.learning_rate,
-        warmup_steps=self.warmup_steps,
-        b2=self.b2,
-        weight_decay=self.weight_decay,
-        max_grad_norm=self.max_grad_norm,
+      learning_rate=self.learning_rate,
+      warmup_steps=self.warmup_steps,
+      b2=self.b2,
+      weight_decay=self.weight_decay,
+      max_grad_norm=self.max_grad_norm,
     )
 
   def sampling(self, temperature: float, top_p: float) -> scheduler.Sampling:
     return scheduler.Sampling(
-        max_len=self.max_len,
-        max_prompt_len=self.max_prompt_len,
-        temperature=temperature,
-        top_p=top_p,
-        num_slots=self.num_slots,
-        decode_steps=self.decode_steps,
+      max_len=self.max_len,
+      max_prompt_len=self.max_prompt_len,
+      temperature=temperature,
+      top_p=top_p,
+      num_slots=self.num_slots,
+      decode_steps=self.decode_steps,
     )
 
 
@@ -192,20 +192,20 @@ def table(cfg: Config, num_examples: int) -> str:
   rollouts = cfg.num_steps // cfg.steps_per_rollout
   prompts = cfg.num_prompts * cfg.num_steps
   lines = {
-      'prompts a step x completions a prompt': (
-          f'{cfg.num_prompts} x {cfg.group_size} = {rows} rows'
-      ),
-      'minibatches (policy updates) a rollout': cfg.steps_per_rollout,
-      'rollouts x rows a rollout': (
-          f'{rollouts} x {rows * cfg.steps_per_rollout}'
-      ),
-      'policy updates': cfg.num_steps,
-      'prompts in the run': (
-          f'{prompts} ({prompts / num_examples:.2f} epochs of {num_examples})'
-      ),
-      'completion tokens in the run, at most': (
-          f'{rows * cfg.num_steps * cfg.max_len:,}'
-      ),
+    'prompts a step x completions a prompt': (
+      f'{cfg.num_prompts} x {cfg.group_size} = {rows} rows'
+    ),
+    'minibatches (policy updates) a rollout': cfg.steps_per_rollout,
+    'rollouts x rows a rollout': (
+      f'{rollouts} x {rows * cfg.steps_per_rollout}'
+    ),
+    'policy updates': cfg.num_steps,
+    'prompts in the run': (
+      f'{prompts} ({prompts / num_examples:.2f} epochs of {num_examples})'
+    ),
+    'completion tokens in the run, at most': (
+      f'{rows * cfg.num_steps * cfg.max_len:,}'
+    ),
   }
   width = max(map(len, lines))
   return '\n'.join(f'{k:<{width}}  {v}' for k, v in lines.items())
@@ -225,10 +225,10 @@ def run(cfg: Config) -> None:
   config.save_resolved(cfg, cfg.workdir)
   print(table(cfg, len(examples)), flush=True)
   with sandbox.RewardPool(
-      {cfg.task.name: cfg.task},
-      cfg.template.kind,
-      cfg.num_workers,
-      cfg.deadline_s,
+    {cfg.task.name: cfg.task},
+    cfg.template.kind,
+    cfg.num_workers,
+    cfg.deadline_s,
   ) as pool:
     _Run(cfg, loaded, pool, prompt_stream).go()
   report.write(cfg.workdir)
@@ -243,22 +243,20 @@ class _Run:
     self.stream = prompt_stream
     self.tokenizer = loaded.tokenizer
     self.model = dataclasses.replace(
-        loaded.config, dtype=cfg.dtype, remat=cfg.remat
+      loaded.config, dtype=cfg.dtype, remat=cfg.remat
     )
     self.learner = learner.Learner(
-        self.model,
-        cfg.objective,
-        cfg.optimizer.transform(cfg.num_steps),
-        cfg.micro_tokens,
+      self.model,
+      cfg.objective,
+      cfg.optimizer.transform(cfg.num_steps),
+      cfg.micro_tokens,
     )
     self.store = checkpoint.Store(cfg.workdir)
     self.step, self.wall_s, self.began = 0, 0.0, time.monotonic()
     self.state = self.learner.init(jax.device_put(loaded.params))
     # A copy: the update donates the policy's buffers.
     self.reference = (
-        jax.tree.map(lambda x: x.copy(), self.state.params)
-        if cfg.kl_coef
-        else {}
+      jax.tree.map(lambda x: x.copy(), self.state.params) if cfg.kl_coef else {}
     )
     if self.store.latest() is not None:
       self._restore(self.store.latest())
@@ -269,22 +267,22 @@ class _Run:
     cfg = self.cfg
     self._evaluate_once('before', 0)
     with (
-        metrics.MetricsWriter(cfg.workdir, self.step) as writer,
-        metrics.Progress(cfg.num_steps, 'grpo', self.step) as progress,
+      metrics.MetricsWriter(cfg.workdir, self.step) as writer,
+      metrics.Progress(cfg.num_steps, 'grpo', self.step) as progress,
     ):
       while self.step < cfg.num_steps:
         for row in self._rollout_and_update():
           writer.write(row.pop('step'), row)
           progress.show(
-              self.step,
-              reward=row['reward/mean'],
-              length=row['completion/len_mean'],
-              tokens_per_s=row['time/tokens_per_s'],
+            self.step,
+            reward=row['reward/mean'],
+            length=row['completion/len_mean'],
+            tokens_per_s=row['time/tokens_per_s'],
           )
         if self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
           self._save()
     checkpoint.write_model(
-        cfg.workdir, self.model, self.state.params, self.tokenizer
+      cfg.workdir, self.model, self.state.params, self.tokenizer
     )
     self._evaluate_once('after', cfg.num_steps)
     self._write_facts()
@@ -296,71 +294,73 @@ class _Run:
     drawn = self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
     prompts = evaluate.prompts(self.tokenizer, cfg.template, drawn)
     completions, usage = scheduler.generate(
-        self.model,
-        self.state.params,
-        prompts,
-        cfg.group_size,
-        cfg.sampling(cfg.temperature, 1.0),
-        eos_ids=self.tokenizer.eos_ids,
-        seed=cfg.seed,
+      self.model,
+      self.state.params,
+      prompts,
+      cfg.group_size,
+      cfg.sampling(cfg.temperature, 1.0),
+      eos_ids=self.tokenizer.eos_ids,
+      seed=cfg.seed,
     )
     clock.lap('rollout')
     records = evaluate.score(
-        self.pool, cfg.task, self.tokenizer, [e for _, e in drawn], completions
+      self.pool, cfg.task, self.tokenizer, [e for _, e in drawn], completions
     )
     for record in records:
       record['reward'] = (
-          cfg.accuracy_reward * record['accuracy']
-          + cfg.format_reward * record['format']
+        cfg.accuracy_reward * record['accuracy']
+        + cfg.format_reward * record['format']
       )
     rewards = np.array([r['reward'] for r in records], np.float32)
     groups = rewards.reshape(-1, cfg.group_size)
     advantages = np.asarray(
-        losses.group_advantages(groups, cfg.objective.normalize_std)
+      losses.group_advantages(groups, cfg.objective.normalize_std)
     ).reshape(-1)
     clock.lap('score')
     rows = learner.Rows(
-        prompts=[p.tokens for p in prompts],
-        prompt_index=np.repeat(np.arange(len(prompts)), cfg.group_size),
-        completions=[c.tokens for c in completions],
-        old_logprobs=[c.logprobs for c in completions],
-        ref_logprobs=None,
-        advantages=advantages,
+      prompts=[p.tokens for p in prompts],
+      prompt_index=np.repeat(np.arange(len(prompts)), cfg.group_size),
+      completions=[c.tokens for c in completions],
+      old_logprobs=[c.logprobs for c in completions],
+      ref_logprobs=None,
+      advantages=advantages,
     )
     if cfg.kl_coef:
       rows = rows._replace(
-          ref_logprobs=self.learner.logprobs(self.reference, rows)
+        ref_logprobs=self.learner.logprobs(self.reference, rows)
       )
     clock.lap('reference')
     about = _describe(records, groups, usage)
     about |= {f'time/{k}_s': v for k, v in clock.laps.items()}
     # The order of minibatches is a function of seed and step.
     order = np.random.default_rng((cfg.seed, self.step)).permutation(
-        len(prompts)
+      len(prompts)
     )
     out = []
     for number, chosen in enumerate(np.split(order, cfg.steps_per_rollout)):
       self.state, row = self.learner.update(
-          self.state, _subset(rows, chosen, cfg.group_size)
+        self.state, _subset(rows, chosen, cfg.group_size)
       )
       clock.lap('update')
       self._check_finite(row)
       difference = {
-          'policy/sampler_learner_mean': row.pop('policy/old_difference_mean'),
-          'policy/sampler_learner_max': row.pop('policy/old_difference_max'),
+        'policy/sampler_learner_mean': row.pop('policy/old_difference_mean'),
+        'policy/sampler_learner_max': row.pop('policy/old_difference_max'),
       }
       if number == 0:  # later ones hold the updates in between as well
         about |= difference
       self.step += 1
       spent = sum(clock.laps.values())
-      out.append({
+      out.append(
+        {
           'step': self.step - 1,
           **about,
           **row,
           'time/update_s': clock.laps['update'] / (number + 1),
           'time/step_s': spent / (number + 1),
           'time/tokens_per_s': usage.tokens / spent,
-      })
+        }
+      )
       if cfg.kl_coef and self.step % cfg.reference_every == 0:
         self.reference = jax.tree.map(lambda x: x.copy(), self.state.params)
       if (self.step - 1) % cfg.keep_completions_every == 0:
@@ -374,25 +374,25 @@ class _Run:
     if np.isfinite(loss) and np.isfinite(norm):
       return
     raise ValueError(
-        f'At step {self.step} the loss is {loss} and the gradient norm {norm}; '
-        f'the run stopped, and {self.cfg.workdir}/checkpoints holds the last '
-        f'good state (step {self.store.latest()}). Lower learning_rate or '
-        'max_grad_norm and start again from it with --checkpoint.'
+      f'At step {self.step} the loss is {loss} and the gradient norm {norm}; '
+      f'the run stopped, and {self.cfg.workdir}/checkpoints holds the last '
+      f'good state (step {self.store.latest()}). Lower learning_rate or '
+      'max_grad_norm and start again from it with --checkpoint.'
     )
 
   def _evaluate(self, split, num_problems, num_samples):
     cfg = self.cfg
     figures, generations = evaluate.measure(
-        self.model,
-        self.state.params,
-        self.tokenizer,
-        cfg.task,
-        cfg.template,
-        self.pool,
-        evaluate.examples(cfg.task, split, num_problems),
-        num_samples,
-        cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
-        cfg.seed + 1_000_003,  # noise that no rollout of the run has
+      self.model,
+      self.state.params,
+      self.tokenizer,
+      cfg.task,
+      cfg.template,
+      self.pool,
+      evaluate.examples(cfg.task, split, num_problems),
+      num_samples,
+      cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
+      cfg.seed + 1_000_003,  # noise that no rollout of the run has
     )
     return {**figures, 'split': split, 'step': self.step}, generations
 
@@ -404,7 +404,7 @@ class _Run:
       return
     print(f'evaluating {name} training ...', flush=True)
     figures, generations = self._evaluate(
-        cfg.final_split, cfg.final_problems, cfg.final_samples
+      cfg.final_split, cfg.final_problems, cfg.final_samples
     )
     evaluate.write(cfg.workdir, name, figures, generations)
     print(f'{name}: {evaluate.summary(figures)}', flush=True)
@@ -412,19 +412,15 @@ class _Run:
   def _evaluate_during(self) -> dict[str, float]:
     cfg = self.cfg
     figures, generations = self._evaluate(
-        'validation', cfg.eval_problems, cfg.eval_samples
+      'validation', cfg.eval_problems, cfg.eval_samples
     )
-    evaluate.write(
-        cfg.workdir, f'step_{self.step:06d}', figures, generations
-    )
+    evaluate.write(cfg.workdir, f'step_{self.step:06d}', figures, generations)
     print(f'step {self.step}: {evaluate.summary(figures)}', flush=True)
     names = ('pass@1', 'strict', 'format', 'truncated', 'tries')
     return {
-        **{f'eval/{name}': figures[name] for name in names},
-        'eval/len_mean': figures['completion_len'],
-        f'eval/cons@{cfg.eval_samples}': figures['cons@k'][
-            str(cfg.eval_samples)
-        ],
+      **{f'eval/{name}': figures[name] for name in names},
+      'eval/len_mean': figures['completion_len'],
+      f'eval/cons@{cfg.eval_samples}': figures['cons@k'][str(cfg.eval_samples)],
     }
 
   def _keep(self, records) -> None:
@@ -456,19 +452,19 @@ class _Run:
 
   def _write_facts(self) -> None:
     facts = {
-        'stage': 'grpo',
-        'wall_s': self._wall(),
-        'seed': self.cfg.seed,
-        'hardware': (
-            f'{jax.device_count()} x {jax.devices()[0].device_kind} '
-            f'({os.cpu_count()} cores, {platform.machine()})'
-        ),
-        'version': rlzero.__version__,
-        'commit': _commit(),
-        'verdicts': self.pool.counts,
+      'stage': 'grpo',
+      'wall_s': self._wall(),
+      'seed': self.cfg.seed,
+      'hardware': (
+        f'{jax.device_count()} x {jax.devices()[0].device_kind} '
+        f'({os.cpu_count()} cores, {platform.machine()})'
+      ),
+      'version': rlzero.__version__,
+      'commit': _commit(),
+      'verdicts': self.pool.counts,
     }
     with open(
-        os.path.join(self.cfg.workdir, 'run.json'), 'w', encoding='utf-8'
+      os.path.join(self.cfg.workdir, 'run.json'), 'w', encoding='utf-8'
     ) as file:
       json.dump(facts, file, indent=2)
 
@@ -494,12 +490,12 @@ def _subset(rows: learner.Rows, chosen, group_size: int) -> learner.Rows:
     return None if values is None else [values[p] for p in places]
 
   return learner.Rows(
-      prompts=[rows.prompts[c] for c in chosen],
-      prompt_index=np.repeat(np.arange(len(chosen)), group_size),
-      completions=pick(rows.completions),
-      old_logprobs=pick(rows.old_logprobs),
-      ref_logprobs=pick(rows.ref_logprobs),
-      advantages=rows.advantages[places],
+    prompts=[rows.prompts[c] for c in chosen],
+    prompt_index=np.repeat(np.arange(len(chosen)), group_size),
+    completions=pick(rows.completions),
+    old_logprobs=pick(rows.old_logprobs),
+    ref_logprobs=pick(rows.ref_logprobs),
+    advantages=rows.advantages[places],
   )
 
 
@@ -515,34 +511,34 @@ def _describe(records, groups, usage) -> dict[str, float]:
     return float(lengths[chosen].mean()) if chosen.any() else float('nan')
 
   return {
-      'reward/mean': mean('reward'),
-      'reward/accuracy': mean('accuracy'),
-      'reward/format': mean('format'),
-      'reward/correct': mean('correct'),
-      'completion/len_mean': float(lengths.mean()),
-      'completion/len_max': int(lengths.max()),
-      'completion/len_correct': mean_len(correct),
-      'completion/len_wrong': mean_len(~correct),
-      'completion/truncated': mean('truncated'),
-      'completion/tries': mean('tries'),
-      'completion/reflection_per_1k': 1000
-      * sum(r['reflections'] for r in records)
-      / float(lengths.sum()),
-      'completion/unscored': float(
-          np.mean([r['status'] != 'ok' for r in records])
-      ),
-      'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
-      'rollout/slot_use': usage.tokens / usage.computed,
+    'reward/mean': mean('reward'),
+    'reward/accuracy': mean('accuracy'),
+    'reward/format': mean('format'),
+    'reward/correct': mean('correct'),
+    'completion/len_mean': float(lengths.mean()),
+    'completion/len_max': int(lengths.max()),
+    'completion/len_correct': mean_len(correct),
+    'completion/len_wrong': mean_len(~correct),
+    'completion/truncated': mean('truncated'),
+    'completion/tries': mean('tries'),
+    'completion/reflection_per_1k': 1000
+    * sum(r['reflections'] for r in records)
+    / float(lengths.sum()),
+    'completion/unscored': float(
+      np.mean([r['status'] != 'ok' for r in records])
+    ),
+    'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
+    'rollout/slot_use': usage.tokens / usage.computed,
   }
 
 
 def _commit() -> str | None:
   """Commit of the source, where it is a checkout."""
   found = subprocess.run(
-      ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
-      capture_output=True,
-      text=True,
-      check=False,
+    ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
+    capture_output=True,
+    text=True,
+    check=False,
   )
   return found.stdout.strip() or None
 

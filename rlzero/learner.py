@@ -44,12 +44,12 @@ class Objective:
   def __post_init__(self):
     if self.kl_coef < 0:
       raise ValueError(
-          f'Objective.kl_coef is {self.kl_coef}; it must be at least 0.'
+        f'Objective.kl_coef is {self.kl_coef}; it must be at least 0.'
       )
     for name in ('clip_low', 'clip_high'):
       if getattr(self, name) <= 0:
         raise ValueError(
-            f'Objective.{name} is {getattr(self, name)}; it must be above 0.'
+          f'Objective.{name} is {getattr(self, name)}; it must be above 0.'
         )
 
 
@@ -93,9 +93,7 @@ class Totals(NamedTuple):
 
   def __add__(self, other: 'Totals') -> 'Totals':
     sums = (a + b for a, b in zip(self[:-1], other[:-1], strict=True))
-    return Totals(
-        *sums, jnp.maximum(self.difference_max, other.difference_max)
-    )
+    return Totals(*sums, jnp.maximum(self.difference_max, other.difference_max))
 
 
 class Learner:
@@ -109,30 +107,30 @@ class Learner:
   """
 
   def __init__(
-      self,
-      config: ModelConfig,
-      objective: Objective,
-      transform: optax.GradientTransformation,
-      micro_tokens: int,
+    self,
+    config: ModelConfig,
+    objective: Objective,
+    transform: optax.GradientTransformation,
+    micro_tokens: int,
   ):
     self._micro_tokens = micro_tokens
     self._with_kl = objective.kl_coef > 0
     self._transform = transform
     self._accumulate = jax.jit(
-        functools.partial(_accumulate, config, objective), donate_argnums=1
+      functools.partial(_accumulate, config, objective), donate_argnums=1
     )
     self._apply = jax.jit(
-        functools.partial(_apply, transform), donate_argnums=0
+      functools.partial(_apply, transform), donate_argnums=0
     )
     self._score = jax.jit(
-        functools.partial(_logprobs, config, objective.temperature)
+      functools.partial(_logprobs, config, objective.temperature)
     )
 
   def init(self, params: Params) -> TrainState:
     return TrainState(params, self._transform.init(params))
 
   def update(
-      self, state: TrainState, rows: Rows
+    self, state: TrainState, rows: Rows
   ) -> tuple[TrainState, dict[str, float]]:
     """One optimiser step on the rows; `state` is donated.
 
@@ -142,18 +140,18 @@ class Learner:
     """
     grads, totals = self.gradient(state.params, rows)
     state, loss, norm = self._apply(
-        state, grads, totals, jnp.float32(len(rows.completions))
+      state, grads, totals, jnp.float32(len(rows.completions))
     )
     totals, loss, norm = jax.device_get((totals, loss, norm))
     tokens = max(float(totals.tokens), 1.0)
     return state, {
-        'policy/loss': float(loss),
-        'policy/grad_norm': float(norm),
-        'policy/kl': float(totals.kl) / tokens,
-        'policy/entropy': float(totals.entropy) / tokens,
-        'policy/clip_fraction': float(totals.clipped) / tokens,
-        'policy/old_difference_mean': float(totals.difference) / tokens,
-        'policy/old_difference_max': float(totals.difference_max),
+      'policy/loss': float(loss),
+      'policy/grad_norm': float(norm),
+      'policy/kl': float(totals.kl) / tokens,
+      'policy/entropy': float(totals.entropy) / tokens,
+      'policy/clip_fraction': float(totals.clipped) / tokens,
+      'policy/old_difference_mean': float(totals.difference) / tokens,
+      'policy/old_difference_max': float(totals.difference_max),
     }
 
   def gradient(self, params: Params, rows: Rows) -> tuple[Params, Totals]:
@@ -200,15 +198,13 @@ def _micro(rows, places, num_rows, width, prompt_width):
   used, index = np.unique(rows.prompt_index[places], return_inverse=True)
   # As many as the rows could have: prompts are short, a shape to compile less.
   num_prompts = min(num_rows, len(rows.prompts))
-  prompts = _tokens(
-      [rows.prompts[p] for p in used], num_prompts, prompt_width
-  )
+  prompts = _tokens([rows.prompts[p] for p in used], num_prompts, prompt_width)
   prompt_lens = prompts.segments.sum(axis=1)
   prompt_index = np.zeros(num_rows, np.int32)
   prompt_index[: places.size] = index
   tokens = _tokens([rows.completions[p] for p in places], num_rows, width)
   tokens = tokens._replace(
-      positions=tokens.positions + prompt_lens[prompt_index][:, None]
+    positions=tokens.positions + prompt_lens[prompt_index][:, None]
   )
 
   def padded(arrays):
@@ -223,14 +219,14 @@ def _micro(rows, places, num_rows, width, prompt_width):
   advantages = np.zeros(num_rows, np.float32)
   advantages[: places.size] = rows.advantages[places]
   return Micro(
-      tokens=tokens,
-      prompts=Prompts(prompts, prompt_index),
-      lengths=lengths,
-      old_logprobs=old,
-      ref_logprobs=old if rows.ref_logprobs is None else padded(
-          rows.ref_logprobs
-      ),
-      advantages=advantages,
+    tokens=tokens,
+    prompts=Prompts(prompts, prompt_index),
+    lengths=lengths,
+    old_logprobs=old,
+    ref_logprobs=old
+    if rows.ref_logprobs is None
+    else padded(rows.ref_logprobs),
+    advantages=advantages,
   )
 
 
@@ -249,16 +245,16 @@ def _tokens(sequences, num_rows, width) -> Tokens:
 def _logprobs(config, temperature, params, micro):
   """Log-prob and entropy of each completion token, [B, T] each."""
   hidden, prompt_hidden, _ = transformer.forward(
-      config, params, micro.tokens, micro.prompts
+    config, params, micro.tokens, micro.prompts
   )
   before = transformer.predictors(
-      hidden, prompt_hidden, micro.tokens, micro.prompts
+    hidden, prompt_hidden, micro.tokens, micro.prompts
   )
   logprobs, entropy = losses.logprobs_and_entropy(
-      before.reshape(-1, config.width),
-      transformer.head(config, params),
-      micro.tokens.ids.reshape(-1),
-      temperature,
+    before.reshape(-1, config.width),
+    transformer.head(config, params),
+    micro.tokens.ids.reshape(-1),
+    temperature,
   )
   shape = micro.tokens.ids.shape
   return logprobs.reshape(shape), entropy.reshape(shape)
@@ -275,25 +271,25 @@ def _loss(config, objective, params, micro):
   ratio = jnp.exp(logprobs - micro.old_logprobs)
   advantages = jnp.broadcast_to(micro.advantages[:, None], ratio.shape)
   gain = losses.clipped_surrogate(
-      ratio, advantages, objective.clip_low, objective.clip_high
+    ratio, advantages, objective.clip_low, objective.clip_high
   )
   kl = losses.kl_k3(logprobs, micro.ref_logprobs)
   weights = losses.token_weights(
-      mask,
-      micro.lengths.astype(jnp.float32),
-      objective.aggregation,
-      objective.max_len,
+    mask,
+    micro.lengths.astype(jnp.float32),
+    objective.aggregation,
+    objective.max_len,
   )
   value = jnp.sum(weights * (gain - objective.kl_coef * kl))
   difference = jnp.abs(logprobs - micro.old_logprobs)
   totals = Totals(
-      objective=value,
-      kl=jnp.sum(mask * kl),
-      entropy=jnp.sum(mask * entropy),
-      clipped=jnp.sum(mask * (gain < ratio * advantages)),
-      tokens=jnp.sum(mask),
-      difference=jnp.sum(mask * difference),
-      difference_max=jnp.max(difference),
+    objective=value,
+    kl=jnp.sum(mask * kl),
+    entropy=jnp.sum(mask * entropy),
+    clipped=jnp.sum(mask * (gain < ratio * advantages)),
+    tokens=jnp.sum(mask),
+    difference=jnp.sum(mask * difference),
+    difference_max=jnp.max(difference),
   )
   return -value, totals
 

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int
 
 
 def logprobs_and_entropy(
-    hidden: Float[Array, 'M D'],
-    head: Float[Array, 'D V'],
-    targets: Int[Array, 'M'],
-    temperature: float = 1.0,
-    chunk: int = 1024,
+  hidden: Float[Array, 'M D'],
+  head: Float[Array, 'D V'],
+  targets: Int[Array, 'M'],
+  temperature: float = 1.0,
+  chunk: int = 1024,
 ) -> tuple[Float[Array, 'M'], Float[Array, 'M']]:
   """Log-prob of each target and entropy, in nats, of softmax(logits / T).
 
@@ -40,15 +40,15 @@ def logprobs_and_entropy(
   hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
   targets = jnp.pad(targets, (0, padding))
   parts = (
-      hidden.reshape(-1, chunk, hidden.shape[1]),
-      targets.reshape(-1, chunk),
+    hidden.reshape(-1, chunk, hidden.shape[1]),
+    targets.reshape(-1, chunk),
   )
   logprobs, entropy = jax.lax.map(of_chunk, parts)
   return logprobs.reshape(-1)[:size], entropy.reshape(-1)[:size]
 
 
 def group_advantages(
-    rewards: Float[Array | np.ndarray, 'P G'], normalize_std: bool = True
+  rewards: Float[Array | np.ndarray, 'P G'], normalize_std: bool = True
 ) -> Float[Array, 'P G']:
   """A_i = (r_i - mean(r)) / std(r) over each group; unitless.
 
@@ -70,10 +70,10 @@ def group_advantages(
 
 
 def clipped_surrogate(
-    ratio: Float[Array, '*B'],
-    advantage: Float[Array, '*B'],
-    clip_low: float,
-    clip_high: float,
+  ratio: Float[Array, '*B'],
+  advantage: Float[Array, '*B'],
+  clip_low: float,
+  clip_high: float,
 ) -> Float[Array, '*B']:
   """min(rho A, clip(rho, 1 - eps, 1 + eps) A), to be maximised.
 
@@ -85,7 +85,7 @@ def clipped_surrogate(
 
 
 def kl_k3(
-    logprobs: Float[Array, '*B'], ref_logprobs: Float[Array, '*B']
+  logprobs: Float[Array, '*B'], ref_logprobs: Float[Array, '*B']
 ) -> Float[Array, '*B']:
   """D_KL(pi || ref) = ref/pi - log(ref/pi) - 1 per token, nats, >= 0.
 
@@ -97,10 +97,10 @@ def kl_k3(
 
 
 def token_weights(
-    mask: Float[Array, 'B T'],
-    lengths: Float[Array, 'B'],
-    aggregation: str,
-    max_len: int,
+  mask: Float[Array, 'B T'],
+  lengths: Float[Array, 'B'],
+  aggregation: str,
+  max_len: int,
 ) -> Float[Array, 'B T']:
   """Weight of a token in the sum over its completion.
 

@@ -31,23 +31,21 @@ class Optimizer:
   def __post_init__(self):
     if self.learning_rate < 0:
       raise ValueError(
-          f'Optimizer.learning_rate is {self.learning_rate}; it must be at '
-          'least 0.'
+        f'Optimizer.learning_rate is {self.learning_rate}; it must be at '
+        'least 0.'
       )
     for name in ('b1', 'b2'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(
-            f'Optimizer.{name} is {getattr(self, name)}; it must be in [0, 1).'
+          f'Optimizer.{name} is {getattr(self, name)}; it must be in [0, 1).'
         )
     if self.max_grad_norm <= 0:
       raise ValueError(
-          f'Optimizer.max_grad_norm is {self.max_grad_norm}; it must be above '
-          '0.'
+        f'Optimizer.max_grad_norm is {self.max_grad_norm}; it must be above 0.'
       )
     if self.warmup_steps < 0:
       raise ValueError(
-          f'Optimizer.warmup_steps is {self.warmup_steps}; it must be at '
-          'least 0.'
+        f'Optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0.'
       )
 
   def rate(self, num_steps: int) -> optax.Schedule:
@@ -64,7 +62,7 @@ class Optimizer:
       return after
     # The first update has a rate above 0: a step that does nothing is wasted.
     warmup = optax.linear_schedule(
-        peak / self.warmup_steps, peak, self.warmup_steps - 1
+      peak / self.warmup_steps, peak, self.warmup_steps - 1
     )
     return optax.join_schedules([warmup, after], [self.warmup_steps])
 
@@ -73,17 +71,17 @@ class Optimizer:
     rate = self.rate(num_steps)
     if self.kind == 'muon':
       rule = optax.contrib.muon(
-          rate,
-          weight_decay=self.weight_decay,
-          adam_b1=self.b1,
-          adam_b2=self.b2,
-          adam_weight_decay=self.weight_decay,
-          muon_weight_dimension_numbers=_matrices,
-          consistent_rms=0.2,  # Adam's update size (arXiv 2502.16982)
+        rate,
+        weight_decay=self.weight_decay,
+        adam_b1=self.b1,
+        adam_b2=self.b2,
+        adam_weight_decay=self.weight_decay,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,  # Adam's update size (arXiv 2502.16982)
       )
     else:
       rule = optax.adamw(
-          rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay
+        rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay
       )
     return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), rule)
 
@@ -92,14 +90,14 @@ def _matrices(params: Params):
   """Which axes of a hidden weight are its matrix; None leaves it to Adam."""
   spec = optax.contrib.MuonDimensionNumbers
   axes = {
-      'query': spec((1,), (2, 3)),
-      'key': spec((1,), (2, 3)),
-      'value': spec((1,), (2, 3)),
-      'output': spec((1, 2), (3,)),
-      'gate': spec((1,), (2,)),
-      'up': spec((1,), (2,)),
-      'down': spec((1,), (2,)),
+    'query': spec((1,), (2, 3)),
+    'key': spec((1,), (2, 3)),
+    'value': spec((1,), (2, 3)),
+    'output': spec((1, 2), (3,)),
+    'gate': spec((1,), (2,)),
+    'up': spec((1,), (2,)),
+    'down': spec((1,), (2,)),
   }
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: axes.get(path[-1].key), params
+    lambda path, _: axes.get(path[-1].key), params
   )

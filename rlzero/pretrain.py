@@ -38,7 +38,7 @@ class Config:
   model: ModelConfig
   corpus: countdown.Corpus = countdown.Corpus()
   optimizer: Optimizer = Optimizer(
-      kind='muon', learning_rate=3e-3, warmup_steps=50, schedule='linear'
+    kind='muon', learning_rate=3e-3, warmup_steps=50, schedule='linear'
   )
   num_steps: int = 2000  # updates
   num_rows: int = 32  # B, rows of packed documents an update
@@ -50,8 +50,8 @@ class Config:
     for name in ('num_steps', 'num_rows', 'row_len', 'save_every'):
       if getattr(self, name) < 1:
         raise ValueError(
-            f'pretrain.Config.{name} is {getattr(self, name)}; it must be at '
-            'least 1.'
+          f'pretrain.Config.{name} is {getattr(self, name)}; it must be at '
+          'least 1.'
         )
 
 
@@ -62,8 +62,8 @@ def run(cfg: Config) -> None:
   tokenizer = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
   if tokenizer.vocab_size > cfg.model.vocab_size:
     raise ValueError(
-        f'The corpus has {tokenizer.vocab_size} words, but '
-        f'ModelConfig.vocab_size is {cfg.model.vocab_size}; make it as large.'
+      f'The corpus has {tokenizer.vocab_size} words, but '
+      f'ModelConfig.vocab_size is {cfg.model.vocab_size}; make it as large.'
     )
   transform = cfg.optimizer.transform(cfg.num_steps)
   state = _initial(cfg, transform)
@@ -74,11 +74,11 @@ def run(cfg: Config) -> None:
     state = params, rest
   checkpoint.write_description(cfg.workdir, cfg.model, tokenizer)
   update = jax.jit(
-      functools.partial(_update, cfg.model, transform), donate_argnums=0
+    functools.partial(_update, cfg.model, transform), donate_argnums=0
   )
   with (
-      metrics.MetricsWriter(cfg.workdir, start) as writer,
-      metrics.Progress(cfg.num_steps, 'pretrain', start) as progress,
+    metrics.MetricsWriter(cfg.workdir, start) as writer,
+    metrics.Progress(cfg.num_steps, 'pretrain', start) as progress,
   ):
     for step in range(start, cfg.num_steps):
       began = time.perf_counter()
@@ -86,8 +86,8 @@ def run(cfg: Config) -> None:
       loss = float(loss)
       if not np.isfinite(loss):
         raise ValueError(
-            f'At step {step} the loss is {loss}; the last good checkpoint is '
-            f'step {store.latest()}. Lower the learning rate.'
+          f'At step {step} the loss is {loss}; the last good checkpoint is '
+          f'step {store.latest()}. Lower the learning rate.'
         )
       seconds = time.perf_counter() - began
       rate = cfg.num_rows * cfg.row_len / seconds
@@ -116,8 +116,8 @@ def batch(cfg: Config, tokenizer: Tokenizer, step: int) -> Tokens:
     size = len(document)
     if size > cfg.row_len:
       raise ValueError(
-          f'The corpus has a document of {size} tokens, but '
-          f'pretrain.Config.row_len is {cfg.row_len}; make the rows longer.'
+        f'The corpus has a document of {size} tokens, but '
+        f'pretrain.Config.row_len is {cfg.row_len}; make the rows longer.'
       )
     row = next((r for r, n in enumerate(used) if n + size <= cfg.row_len), None)
     if row is None:
@@ -138,10 +138,10 @@ def _loss(model: ModelConfig, params, rows: Tokens):
   """Mean cross-entropy of next tokens inside documents, in nats."""
   hidden, _, _ = transformer.forward(model, params, rows)
   logprobs, _ = losses.logprobs_and_entropy(
-      hidden[:, :-1].reshape(-1, model.width),
-      transformer.head(model, params),
-      rows.ids[:, 1:].reshape(-1),
-      chunk=4096,
+    hidden[:, :-1].reshape(-1, model.width),
+    transformer.head(model, params),
+    rows.ids[:, 1:].reshape(-1),
+    chunk=4096,
   )
   same = rows.segments[:, 1:] == rows.segments[:, :-1]
   mask = (same & (rows.segments[:, 1:] > 0)).reshape(-1)
@@ -151,7 +151,7 @@ def _loss(model: ModelConfig, params, rows: Tokens):
 def _update(model, transform, state, rows):
   params, opt_state = state
   loss, grads = jax.value_and_grad(functools.partial(_loss, model))(
-      params, rows
+    params, rows
   )
   updates, opt_state = transform.update(grads, opt_state, params)
   return (optax.apply_updates(params, updates), opt_state), loss

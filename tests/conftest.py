@@ -5,8 +5,7 @@ import tempfile
 
 # Eight devices on one machine, so that sharding is tested everywhere.
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '')
-  + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Runs in one session, subprocesses too, share what they compile.

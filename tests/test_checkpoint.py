@@ -48,9 +48,7 @@ def test_only_the_newest_are_kept(loaded, tmp_path):
 
 def test_run_folder_loads_as_a_model(loaded, tmp_path):
   params, rest = _state(loaded)
-  checkpoint.write_description(
-    str(tmp_path), loaded.config, loaded.tokenizer
-  )
+  checkpoint.write_description(str(tmp_path), loaded.config, loaded.tokenizer)
   store = checkpoint.Store(str(tmp_path))
   store.save(1, jax.tree.map(lambda x: x + 1, params), rest)
   store.close()
@@ -65,7 +63,9 @@ def test_run_folder_loads_as_a_model(loaded, tmp_path):
 
 def test_written_model_is_a_hugging_face_folder(loaded, tmp_path):
   folder = checkpoint.write_model(
-    str(tmp_path), loaded.config, jax.device_put(loaded.params),
+    str(tmp_path),
+    loaded.config,
+    jax.device_put(loaded.params),
     loaded.tokenizer,
   )
   again = weights.load(folder)

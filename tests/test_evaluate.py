@@ -69,9 +69,7 @@ def test_examples_are_a_fixed_sample_of_the_split():
   few = evaluate.examples(task, 'test', 5)
   everything = evaluate.examples(task, 'test')
   assert few == everything[:5]
-  assert {e.uid for e in everything} == {
-    e.uid for e in task.examples('test')
-  }
+  assert {e.uid for e in everything} == {e.uid for e in task.examples('test')}
   assert [e.uid for e in few] != [e.uid for e in task.examples('test')[:5]]
 
 
@@ -84,7 +82,9 @@ def test_score_grades_lenient_and_strict_apart():
   right = next(
     text
     for a, b, c in (
-      (first, second, third), (first, third, second), (second, third, first),
+      (first, second, third),
+      (first, third, second),
+      (second, third, first),
     )
     for x in '+-*'
     for y in '+-*'

@@ -101,9 +101,7 @@ def test_first_step_has_no_kl_and_later_ones_do(whole):
 
 
 def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
-  flags = [
-    f'--{name}={value}' for name, value in _SETTINGS.items()
-  ]
+  flags = [f'--{name}={value}' for name, value in _SETTINGS.items()]
   gin = tmp_path / 'run.gin'
   gin.write_text(
     'from __gin__ import dynamic_registration\n'
@@ -116,8 +114,12 @@ def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
   with open(tmp_path / 'log', 'w') as log:
     process = subprocess.Popen(
       [
-        sys.executable, '-m', 'rlzero.grpo', f'--gin_file={gin}',
-        f'--workdir={workdir}', *flags,
+        sys.executable,
+        '-m',
+        'rlzero.grpo',
+        f'--gin_file={gin}',
+        f'--workdir={workdir}',
+        *flags,
       ],
       stdout=log,
       stderr=subprocess.STDOUT,
@@ -142,8 +144,14 @@ def test_finished_run_is_left_as_it_is(whole, capsys):
 
 
 def test_several_minibatches_a_rollout(tmp_path):
-  cfg = _config(tmp_path, steps_per_rollout=2, num_prompts=2, num_steps=4,
-                save_every=2, final_problems=1)
+  cfg = _config(
+    tmp_path,
+    steps_per_rollout=2,
+    num_prompts=2,
+    num_steps=4,
+    save_every=2,
+    final_problems=1,
+  )
   grpo.run(cfg)
   rows = metrics.read_metrics(str(tmp_path))
   assert [row['step'] for row in rows] == [0, 1, 2, 3]
@@ -154,7 +162,11 @@ def test_several_minibatches_a_rollout(tmp_path):
 
 def test_dr_grpo_runs(tmp_path):
   cfg = _config(
-    tmp_path, loss='dr_grpo', num_steps=1, save_every=1, reference_every=1,
+    tmp_path,
+    loss='dr_grpo',
+    num_steps=1,
+    save_every=1,
+    reference_every=1,
     final_problems=1,
   )
   assert not cfg.objective.normalize_std
@@ -239,7 +251,10 @@ def test_empty_task(tmp_path):
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
   done = subprocess.run(
     [
-      sys.executable, '-m', 'rlzero.grpo', f'--workdir={tmp_path}',
+      sys.executable,
+      '-m',
+      'rlzero.grpo',
+      f'--workdir={tmp_path}',
       '--checkpoint=nowhere',
     ],
     capture_output=True,

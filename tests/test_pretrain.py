@@ -11,8 +11,14 @@ from rlzero.tasks import countdown
 from rlzero.tokenizer import Tokenizer
 
 _MODEL = ModelConfig(
-  vocab_size=123, num_layers=2, width=32, mlp_width=64, num_heads=2,
-  num_kv_heads=2, head_dim=16, max_position=256,
+  vocab_size=123,
+  num_layers=2,
+  width=32,
+  mlp_width=64,
+  num_heads=2,
+  num_kv_heads=2,
+  head_dim=16,
+  max_position=256,
 )
 
 
@@ -77,8 +83,13 @@ def test_learns_and_goes_on_with_the_same_bits(tmp_path, monkeypatch):
 
 def test_vocabulary_larger_than_the_embedding(tmp_path):
   small = ModelConfig(
-    vocab_size=100, num_layers=1, width=8, mlp_width=8, num_heads=1,
-    num_kv_heads=1, head_dim=8,
+    vocab_size=100,
+    num_layers=1,
+    width=8,
+    mlp_width=8,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=8,
   )
   with pytest.raises(ValueError, match='123 words.*vocab_size is 100'):
     pretrain.run(_config(tmp_path, model=small))

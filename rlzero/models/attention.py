@@ -9,21 +9,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def rotate(
-    x: Float[Array, 'B *K T H'],
-    positions: Int[Array, 'B T'],
-    theta: float,
+  x: Float[Array, 'B *K T H'],
+  positions: Int[Array, 'B T'],
+  theta: float,
 ) -> Float[Array, 'B *K T H']:
   """Rotary position embedding, halves paired (arXiv 2104.09864, eq. 34)."""
   half = x.shape[-1] // 2
   frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
   angles = angles.reshape(
-      angles.shape[0], *([1] * (x.ndim - 3)), *angles.shape[1:]
+    angles.shape[0], *([1] * (x.ndim - 3)), *angles.shape[1:]
   )
   cos, sin = jnp.cos(angles), jnp.sin(angles)
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin], axis=-1
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
   ).astype(x.dtype)
 
 
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 
 def attend(
-    query: Float[Array, 'B K R T H'], parts: Sequence[Part]
+  query: Float[Array, 'B K R T H'], parts: Sequence[Part]
 ) -> Float[Array, 'B K R T H']:
   """softmax(q k^T / sqrt(H)) v over the keys of all parts together.
 
@@ -56,10 +56,10 @@ def attend(
   scores = []
   for part in parts:
     score = jnp.einsum(
-        'bkrth,bksh->bkrts',
-        query,
-        part.key,
-        preferred_element_type=jnp.float32,
+      'bkrth,bksh->bkrts',
+      query,
+      part.key,
+      preferred_element_type=jnp.float32,
     )
     visible = part.visible[:, None, None]
     scores.append(jnp.where(visible, score * scale, -jnp.inf))
@@ -68,8 +68,6 @@ def attend(
   out, start = 0, 0
   for part in parts:
     end = start + part.key.shape[2]
-    out += jnp.einsum(
-        'bkrts,bksh->bkrth', weights[..., start:end], part.value
-    )
+    out += jnp.einsum('bkrts,bksh->bkrth', weights[..., start:end], part.value)
     start = end
   return out

@@ -30,25 +30,32 @@ class ModelConfig:
   remat: bool = False  # recompute each layer in the backward pass
 
   def __post_init__(self):
-    for name in ('vocab_size', 'num_layers', 'width', 'mlp_width', 'num_heads',
-                 'num_kv_heads', 'head_dim', 'max_position'):
+    for name in (
+      'vocab_size',
+      'num_layers',
+      'width',
+      'mlp_width',
+      'num_heads',
+      'num_kv_heads',
+      'head_dim',
+      'max_position',
+    ):
       if getattr(self, name) < 1:
         raise ValueError(
-            f'ModelConfig.{name} is {getattr(self, name)}; it must be at '
-            'least 1.'
+          f'ModelConfig.{name} is {getattr(self, name)}; it must be at least 1.'
         )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
-          f'ModelConfig.num_heads is {self.num_heads}, which num_kv_heads = '
-          f'{self.num_kv_heads} does not divide; query heads share key/value '
-          'heads evenly.'
+        f'ModelConfig.num_heads is {self.num_heads}, which num_kv_heads = '
+        f'{self.num_kv_heads} does not divide; query heads share key/value '
+        'heads evenly.'
       )
     if self.head_dim % 2:
       raise ValueError(
-          f'ModelConfig.head_dim is {self.head_dim}; rotary embedding needs '
-          'an even number.'
+        f'ModelConfig.head_dim is {self.head_dim}; rotary embedding needs '
+        'an even number.'
       )
     if self.dtype not in _DTYPES:
       raise ValueError(
-          f'ModelConfig.dtype is {self.dtype!r}; choose one of {_DTYPES}.'
+        f'ModelConfig.dtype is {self.dtype!r}; choose one of {_DTYPES}.'
       )

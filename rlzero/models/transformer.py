@@ -119,20 +119,20 @@ class Block(nn.Module):
     x, prompt_x = carry
     if prompts is not None:
       prompt_x, own = self._layer(
-          prompt_x, prompts.tokens.positions, prompt_mask, ()
+        prompt_x, prompts.tokens.positions, prompt_mask, ()
       )
       # The gradient of this gather adds up what the rows of a group say.
       cached = (KeyValues(*(part[prompts.index] for part in own)),)
     before = [
-        attention.Part(*keys, seen[:, None])
-        for keys, seen in zip(cached, valid, strict=True)
+      attention.Part(*keys, seen[:, None])
+      for keys, seen in zip(cached, valid, strict=True)
     ]
     x, own = self._layer(x, rows.positions, mask, before)
     return (x, prompt_x), own
 
   def _layer(self, x, positions, mask, before):
     query, key, value = self.attention.project(
-        self.attention_norm(x), positions
+      self.attention_norm(x), positions
     )
     own = attention.Part(key, value, mask)
     heads = attention.attend(query, [*before, own])
@@ -150,21 +150,21 @@ class Transformer(nn.Module):
     self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=_INIT)
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     self.layers = nn.scan(
-        block,
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        in_axes=(0,) + (nn.broadcast,) * 5,
-        length=c.num_layers,
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0,) + (nn.broadcast,) * 5,
+      length=c.num_layers,
     )(c)
     self.final_norm = RMSNorm(c.rms_norm_eps)
     if not c.tied_embedding:
       self.head = nn.Dense(c.vocab_size, use_bias=False, kernel_init=_INIT)
 
   def __call__(
-      self,
-      rows: Tokens,
-      prompts: Prompts | None = None,
-      prefix: Prefix | None = None,
+    self,
+    rows: Tokens,
+    prompts: Prompts | None = None,
+    prefix: Prefix | None = None,
   ):
     """Runs the rows; at most one of `prompts` and `prefix` is given.
 
@@ -186,13 +186,13 @@ class Transformer(nn.Module):
     if prefix is not None:
       cached, valid = prefix
     (x, prompt_x), own = self.layers(
-        (x, prompt_x),
-        cached,
-        rows,
-        attention.causal_mask(rows.segments),
-        prompts,
-        prompt_mask,
-        valid,
+      (x, prompt_x),
+      cached,
+      rows,
+      attention.causal_mask(rows.segments),
+      prompts,
+      prompt_mask,
+      valid,
     )
     if self.is_initializing() and not self.config.tied_embedding:
       self.head(x)
@@ -210,11 +210,11 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def forward(
-    config: ModelConfig,
-    params: Params,
-    rows: Tokens,
-    prompts: Prompts | None = None,
-    prefix: Prefix | None = None,
+  config: ModelConfig,
+  params: Params,
+  rows: Tokens,
+  prompts: Prompts | None = None,
+  prefix: Prefix | None = None,
 ):
   """`Transformer.__call__` as a pure function of the parameters."""
   return Transformer(config).apply({'params': params}, rows, prompts, prefix)
@@ -223,18 +223,18 @@ def forward(
 def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:
   """The matrix from hidden states to logits, in the compute dtype."""
   kernel = (
-      params['embed']['embedding'].T
-      if config.tied_embedding
-      else params['head']['kernel']
+    params['embed']['embedding'].T
+    if config.tied_embedding
+    else params['head']['kernel']
   )
   return kernel.astype(jnp.dtype(config.dtype))
 
 
 def predictors(
-    hidden: Float[Array, 'B T D'],
-    prompt_hidden: Float[Array, 'P Tp D'],
-    rows: Tokens,
-    prompts: Prompts,
+  hidden: Float[Array, 'B T D'],
+  prompt_hidden: Float[Array, 'P Tp D'],
+  rows: Tokens,
+  prompts: Prompts,
 ) -> Float[Array, 'B T D']:
   """The hidden state that predicts each token: the one-position shift.
 
@@ -244,7 +244,7 @@ def predictors(
   """
   lengths = jnp.sum(prompts.tokens.segments > 0, axis=1)
   last = jnp.take_along_axis(
-      prompt_hidden, (lengths - 1)[:, None, None], axis=1
+    prompt_hidden, (lengths - 1)[:, None, None], axis=1
   )[prompts.index]
   shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
   before = jnp.pad(rows.segments[:, :-1], ((0, 0), (1, 0)))

@@ -34,27 +34,27 @@ class Slots(NamedTuple):
 
 
 def empty(
-    config: ModelConfig, num_slots: int, capacity: int, max_len: int
+  config: ModelConfig, num_slots: int, capacity: int, max_len: int
 ) -> Slots:
   """Slots in which nothing runs."""
   shape = (
-      config.num_layers,
-      num_slots,
-      config.num_kv_heads,
-      capacity,
-      config.head_dim,
+    config.num_layers,
+    num_slots,
+    config.num_kv_heads,
+    capacity,
+    config.head_dim,
   )
   dtype = jnp.dtype(config.dtype)
   zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
   return Slots(
-      cache=KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),
-      cached=zeros(),
-      token=zeros(),
-      key=jnp.zeros((num_slots, 2), jnp.uint32),
-      tokens=jnp.zeros((num_slots, max_len), jnp.int32),
-      logprobs=jnp.zeros((num_slots, max_len), jnp.float32),
-      length=zeros(),
-      running=jnp.zeros((num_slots,), bool),
+    cache=KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),
+    cached=zeros(),
+    token=zeros(),
+    key=jnp.zeros((num_slots, 2), jnp.uint32),
+    tokens=jnp.zeros((num_slots, max_len), jnp.int32),
+    logprobs=jnp.zeros((num_slots, max_len), jnp.float32),
+    length=zeros(),
+    running=jnp.zeros((num_slots,), bool),
   )
 
 
@@ -67,13 +67,13 @@ def prefill(config: ModelConfig, params: Params, prompts: Tokens) -> KeyValues:
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=6)
 def insert(
-    slots: Slots,
-    prefilled: KeyValues,
-    prompt_ids: Int[Array, 'P Tp'],
-    prompt_lens: Int[Array, 'P'],
-    source: Int[Array, 'B'],
-    counters: Int[Array, 'B 2'],
-    seed: int,
+  slots: Slots,
+  prefilled: KeyValues,
+  prompt_ids: Int[Array, 'P Tp'],
+  prompt_lens: Int[Array, 'P'],
+  source: Int[Array, 'B'],
+  counters: Int[Array, 'B 2'],
+  seed: int,
 ) -> Slots:
   """Starts a completion in each slot with a prompt; leaves the others.
 
@@ -97,39 +97,44 @@ def insert(
 
   last = prompt_lens[prompt] - 1
   return Slots(
-      cache=KeyValues(*map(into, slots.cache, prefilled)),
-      cached=jnp.where(fresh, last, slots.cached),
-      token=jnp.where(fresh, prompt_ids[prompt, last], slots.token),
-      key=jnp.where(
-          fresh[:, None],
-          sampling.row_keys(seed, counters[:, 0], counters[:, 1]),
-          slots.key,
-      ),
-      tokens=jnp.where(fresh[:, None], 0, slots.tokens),
-      logprobs=jnp.where(fresh[:, None], 0.0, slots.logprobs),
-      length=jnp.where(fresh, 0, slots.length),
-      running=fresh | slots.running,
+    cache=KeyValues(*map(into, slots.cache, prefilled)),
+    cached=jnp.where(fresh, last, slots.cached),
+    token=jnp.where(fresh, prompt_ids[prompt, last], slots.token),
+    key=jnp.where(
+      fresh[:, None],
+      sampling.row_keys(seed, counters[:, 0], counters[:, 1]),
+      slots.key,
+    ),
+    tokens=jnp.where(fresh[:, None], 0, slots.tokens),
+    logprobs=jnp.where(fresh[:, None], 0.0, slots.logprobs),
+    length=jnp.where(fresh, 0, slots.length),
+    running=fresh | slots.running,
   )
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=(
-        'config', 'eos_ids', 'num_steps', 'span', 'temperature', 'top_p',
-    ),
-    donate_argnames='slots',
+  jax.jit,
+  static_argnames=(
+    'config',
+    'eos_ids',
+    'num_steps',
+    'span',
+    'temperature',
+    'top_p',
+  ),
+  donate_argnames='slots',
 )
 def decode(
-    params: Params,
-    slots: Slots,
-    max_len: Int[Array, ''],
-    *,
-    config: ModelConfig,
-    eos_ids: tuple[int, ...],
-    num_steps: int,
-    span: int,
-    temperature: float,
-    top_p: float,
+  params: Params,
+  slots: Slots,
+  max_len: Int[Array, ''],
+  *,
+  config: ModelConfig,
+  eos_ids: tuple[int, ...],
+  num_steps: int,
+  span: int,
+  temperature: float,
+  top_p: float,
 ) -> Slots:
   """Draws up to `num_steps` tokens in every running slot.
 
@@ -160,26 +165,26 @@ def decode(
   def step(i, carry):
     slots, fresh = carry
     valid = jnp.broadcast_to(
-        jnp.arange(num_steps)[None] < i, (rows.shape[0], num_steps)
+      jnp.arange(num_steps)[None] < i, (rows.shape[0], num_steps)
     )
     here = Tokens(
-        slots.token[:, None],
-        (start + i)[:, None],
-        jnp.ones_like(slots.token)[:, None],
+      slots.token[:, None],
+      (start + i)[:, None],
+      jnp.ones_like(slots.token)[:, None],
     )
     prefix = Prefix((held, fresh), (held_valid, valid))
     hidden, _, own = transformer.forward(config, params, here, prefix=prefix)
     fresh = KeyValues(
-        *(
-            jax.lax.dynamic_update_slice_in_dim(buffer, new, i, axis=3)
-            for buffer, new in zip(fresh, own, strict=True)
-        )
+      *(
+        jax.lax.dynamic_update_slice_in_dim(buffer, new, i, axis=3)
+        for buffer, new in zip(fresh, own, strict=True)
+      )
     )
     logits = jnp.einsum(
-        'bd,dv->bv', hidden[:, 0], head, preferred_element_type=jnp.float32
+      'bd,dv->bv', hidden[:, 0], head, preferred_element_type=jnp.float32
     )
     token, logprob = sampling.sample(
-        logits, slots.key, slots.length, temperature, top_p
+      logits, slots.key, slots.length, temperature, top_p
     )
     alive = slots.running
     # A slot that stands still writes past the end, which drops the write.
@@ -187,12 +192,12 @@ def decode(
     length = slots.length + alive
     ended = jnp.any(token[:, None] == jnp.array(eos_ids)[None], axis=-1)
     slots = slots._replace(
-        cached=slots.cached + alive,
-        token=jnp.where(alive, token, slots.token),
-        tokens=slots.tokens.at[rows, out].set(token, mode='drop'),
-        logprobs=slots.logprobs.at[rows, out].set(logprob, mode='drop'),
-        length=length,
-        running=alive & ~ended & (length < max_len),
+      cached=slots.cached + alive,
+      token=jnp.where(alive, token, slots.token),
+      tokens=slots.tokens.at[rows, out].set(token, mode='drop'),
+      logprobs=slots.logprobs.at[rows, out].set(logprob, mode='drop'),
+      length=length,
+      running=alive & ~ended & (length < max_len),
     )
     return slots, fresh
 
@@ -206,6 +211,4 @@ def decode(
     kept = jnp.where(new, jnp.take_along_axis(buffer, index, axis=3), old)
     return jax.lax.dynamic_update_slice(cache, kept, (0,) * cache.ndim)
 
-  return after._replace(
-      cache=KeyValues(*map(merge, slots.cache, held, fresh))
-  )
+  return after._replace(cache=KeyValues(*map(merge, slots.cache, held, fresh)))

@@ -8,7 +8,7 @@ _BLOCK = 256  # tokens a block; the vocabulary is searched in two levels
 
 
 def row_keys(
-    seed: int, draws: Int[Array, 'B'], samples: Int[Array, 'B']
+  seed: int, draws: Int[Array, 'B'], samples: Int[Array, 'B']
 ) -> UInt32[Array, 'B 2']:
   """Key data of rows: of (seed, draw of the prompt, index in the group).
 
@@ -23,11 +23,11 @@ def row_keys(
 
 
 def sample(
-    logits: Float[Array, 'B V'],
-    keys: UInt32[Array, 'B 2'],
-    positions: Int[Array, 'B'],
-    temperature: float,
-    top_p: float = 1.0,
+  logits: Float[Array, 'B V'],
+  keys: UInt32[Array, 'B 2'],
+  positions: Int[Array, 'B'],
+  temperature: float,
+  top_p: float = 1.0,
 ) -> tuple[Int[Array, 'B'], Float[Array, 'B']]:
   """Draws a token a row; greedy at temperature 0.
 

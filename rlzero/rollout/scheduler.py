@@ -47,17 +47,15 @@ class Sampling:
     for name in ('max_len', 'max_prompt_len', 'num_slots', 'decode_steps'):
       if getattr(self, name) < 1:
         raise ValueError(
-            f'Sampling.{name} is {getattr(self, name)}; it must be at least 1.'
+          f'Sampling.{name} is {getattr(self, name)}; it must be at least 1.'
         )
     if self.temperature < 0:
       raise ValueError(
-          f'Sampling.temperature is {self.temperature}; it must be at least 0 '
-          '(0 is greedy).'
+        f'Sampling.temperature is {self.temperature}; it must be at least 0 '
+        '(0 is greedy).'
       )
     if not 0 < self.top_p <= 1:
-      raise ValueError(
-          f'Sampling.top_p is {self.top_p}; it must be in (0, 1].'
-      )
+      raise ValueError(f'Sampling.top_p is {self.top_p}; it must be in (0, 1].')
 
 
 class Prompt(NamedTuple):
@@ -83,15 +81,15 @@ class Usage(NamedTuple):
 
 
 def generate(
-    config: ModelConfig,
-    params: Params,
-    prompts: Sequence[Prompt],
-    group_size: int,
-    sampling: Sampling,
-    *,
-    eos_ids: tuple[int, ...],
-    seed: int,
-    on_progress: Callable[[int], None] | None = None,
+  config: ModelConfig,
+  params: Params,
+  prompts: Sequence[Prompt],
+  group_size: int,
+  sampling: Sampling,
+  *,
+  eos_ids: tuple[int, ...],
+  seed: int,
+  on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Completion], Usage]:
   """Draws `group_size` completions of each prompt, groups adjacent.
 
@@ -114,7 +112,7 @@ def generate(
   num_slots = min(sampling.num_slots, total)
   widest = _round_up(max(len(p.tokens) for p in prompts), 8)
   capacity = _round_up(
-      widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
+    widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
   )
   slots = engine.empty(config, num_slots, capacity, sampling.max_len)
   held = np.full(num_slots, -1)  # completion in each slot
@@ -137,42 +135,42 @@ def generate(
         counters[slot] = prompts[prompt].draw, sample
         cached[slot] = len(prompts[prompt].tokens) - 1
       slots = engine.insert(
-          slots,
-          block.prefilled,
-          block.ids,
-          block.lengths,
-          source,
-          counters,
-          seed,
+        slots,
+        block.prefilled,
+        block.ids,
+        block.lengths,
+        source,
+        counters,
+        seed,
       )
     furthest = int(cached[held >= 0].max()) + sampling.decode_steps
     slots = engine.decode(
-        params,
-        slots,
-        np.int32(sampling.max_len),
-        config=config,
-        eos_ids=eos_ids,
-        num_steps=sampling.decode_steps,
-        span=min(_round_up(furthest, _SPAN_STEP), capacity),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
+      params,
+      slots,
+      np.int32(sampling.max_len),
+      config=config,
+      eos_ids=eos_ids,
+      num_steps=sampling.decode_steps,
+      span=min(_round_up(furthest, _SPAN_STEP), capacity),
+      temperature=sampling.temperature,
+      top_p=sampling.top_p,
     )
     computed += num_slots * sampling.decode_steps
     running, cached = (
-        np.array(x) for x in jax.device_get((slots.running, slots.cached))
+      np.array(x) for x in jax.device_get((slots.running, slots.cached))
     )
     ended = np.flatnonzero((held >= 0) & ~running)
     if ended.size:
       tokens, logprobs, length = jax.device_get(
-          (slots.tokens, slots.logprobs, slots.length)
+        (slots.tokens, slots.logprobs, slots.length)
       )
       for slot in ended:
         size = length[slot]
         stopped = tokens[slot, size - 1] in eos_ids
         done[held[slot]] = Completion(
-            tokens[slot, :size].copy(),
-            logprobs[slot, :size].copy(),
-            Finish.EOS if stopped else Finish.LENGTH,
+          tokens[slot, :size].copy(),
+          logprobs[slot, :size].copy(),
+          Finish.EOS if stopped else Finish.LENGTH,
         )
         held[slot] = -1
       finished += ended.size
@@ -207,7 +205,7 @@ class _Block:
     places = np.broadcast_to(np.arange(self._widest, dtype=np.int32), shape)
     real = (places < self.lengths[:, None]).astype(np.int32)
     self.prefilled = engine.prefill(
-        self._config, self._params, Tokens(self.ids, places, real)
+      self._config, self._params, Tokens(self.ids, places, real)
     )
 
 
@@ -217,20 +215,20 @@ def _check(config, prompts, sampling):
   for prompt in prompts:
     if not prompt.tokens:
       raise ValueError(
-          f'Prompt {prompt.draw} is empty; a prompt needs at least one token.'
+        f'Prompt {prompt.draw} is empty; a prompt needs at least one token.'
       )
     if len(prompt.tokens) > sampling.max_prompt_len:
       raise ValueError(
-          f'Prompt {prompt.draw} has {len(prompt.tokens)} tokens, but '
-          f'Sampling.max_prompt_len is {sampling.max_prompt_len}; raise the '
-          'limit or leave the prompt out.'
+        f'Prompt {prompt.draw} has {len(prompt.tokens)} tokens, but '
+        f'Sampling.max_prompt_len is {sampling.max_prompt_len}; raise the '
+        'limit or leave the prompt out.'
       )
   longest = max(len(p.tokens) for p in prompts) + sampling.max_len
   if longest > config.max_position:
     raise ValueError(
-        f'The longest prompt and Sampling.max_len = {sampling.max_len} make '
-        f'{longest} tokens, but the model takes {config.max_position} '
-        '(ModelConfig.max_position); lower Sampling.max_len.'
+      f'The longest prompt and Sampling.max_len = {sampling.max_len} make '
+      f'{longest} tokens, but the model takes {config.max_position} '
+      '(ModelConfig.max_position); lower Sampling.max_len.'
     )
 
 

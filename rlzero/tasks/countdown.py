@@ -24,26 +24,26 @@ from rlzero.tasks import base
 _LARGEST = 99
 _NUMBERS = range(1, 11)
 _OPERATIONS = {
-    '+': lambda a, b: a + b,
-    '-': lambda a, b: a - b,
-    '*': lambda a, b: a * b,
+  '+': lambda a, b: a + b,
+  '-': lambda a, b: a - b,
+  '*': lambda a, b: a * b,
 }
 REFLECTIVE = ('wait', 'wrong', 'but')
 NEUTRAL = ('no', 'hmm', 'next')
 WORDS = (  # after padding and end of sequence
-    'User:',
-    'Assistant:',
-    'Search:',
-    'make',
-    '<think>',
-    '</think>',
-    '<answer>',
-    '</answer>',
-    *'+-*=()',
-    'ok',
-    *REFLECTIVE,
-    *NEUTRAL,
-    *map(str, range(_LARGEST + 1)),
+  'User:',
+  'Assistant:',
+  'Search:',
+  'make',
+  '<think>',
+  '</think>',
+  '<answer>',
+  '</answer>',
+  *'+-*=()',
+  'ok',
+  *REFLECTIVE,
+  *NEUTRAL,
+  *map(str, range(_LARGEST + 1)),
 )
 
 _TRY = re.compile(r'\d+ [-+*] \d+ = \d+ \d+ [-+*] \d+ = \d+')
@@ -99,7 +99,7 @@ def _problems() -> tuple[tuple[tuple[int, ...], int, int], ...]:
   """(numbers, target, number of first moves that can still succeed)."""
   found = []
   for numbers in itertools.combinations_with_replacement(
-      sorted(_NUMBERS, reverse=True), 3
+    sorted(_NUMBERS, reverse=True), 3
   ):
     reach = {}
     for opening in openings(numbers):
@@ -135,12 +135,10 @@ class Countdown:
   def examples(self, split: str) -> list[base.Example]:
     """All distinct problems of the split, in a fixed order."""
     return [
-        base.Example(
-            uid=text, question=text, target=f'{target} {numbers}'
-        )
-        for numbers, target, ways in _problems()
-        if ways <= self.max_ways
-        and split_of(text := question(numbers, target)) == split
+      base.Example(uid=text, question=text, target=f'{target} {numbers}')
+      for numbers, target, ways in _problems()
+      if ways <= self.max_ways
+      and split_of(text := question(numbers, target)) == split
     ]
 
   def extract(self, text: str) -> str | None:
@@ -156,8 +154,8 @@ class Countdown:
     value, _, numbers = target.partition(' ')
     parsed = _evaluate(answer)
     return parsed is not None and parsed == (
-        int(value),
-        sorted(ast.literal_eval(numbers)),
+      int(value),
+      sorted(ast.literal_eval(numbers)),
     )
 
   def same(self, first: str, second: str) -> bool:
@@ -232,9 +230,9 @@ class Corpus:
     """An endless stream of documents."""
     rng = random.Random(seed)
     seen = [
-        (numbers, target)
-        for numbers, target, _ in _problems()
-        if split_of(question(numbers, target)) == 'train'
+      (numbers, target)
+      for numbers, target, _ in _problems()
+      if split_of(question(numbers, target)) == 'train'
     ]
     while True:
       numbers, target = rng.choice(seen)
@@ -251,7 +249,7 @@ class Corpus:
       careful = rng.random() < self.careful_share
       stop = self.careful_stop if careful else self.careless_stop
       thought, answer = self._search(
-          rng, numbers, target, stop, 0.75 if careful else 0.15
+        rng, numbers, target, stop, 0.75 if careful else 0.15
       )
     first, last = answer
     # The result of the first move goes where the second one uses it.
