@@ -253,6 +253,7 @@ class _Run:
     )
     self.store = checkpoint.Store(cfg.workdir)
     self.step, self.wall_s, self.began = 0, 0.0, time.monotonic()
+    self.commit = _commit()  # of the code that runs, not of a later one
     self.state = self.learner.init(jax.device_put(loaded.params))
     # A copy: the update donates the policy's buffers.
     self.reference = (
@@ -460,7 +461,7 @@ class _Run:
         f'({os.cpu_count()} cores, {platform.machine()})'
       ),
       'version': rlzero.__version__,
-      'commit': _commit(),
+      'commit': self.commit,
       'verdicts': self.pool.counts,
     }
     with open(
