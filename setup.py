@@ -43,6 +43,7 @@ setuptools.setup(
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
     'test': ['beartype>=0.20', 'pytest>=8.0', 'ruff>=0.12'],
-    'parity': ['torch==2.13.0', 'transformers>=5.0'],
+    # transformers reads GGUF files with accelerate only.
+    'parity': ['torch==2.13.0', 'transformers>=5.0', 'accelerate'],
   },
 )
