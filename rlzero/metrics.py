@@ -110,14 +110,18 @@ def clustered_interval(per_problem_means: Any) -> tuple[float, float]:
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-  """The lines of `metrics.jsonl`; none if there is no such file.
+  """The lines of a run's `metrics.jsonl`, as `read_lines` reads them."""
+  return read_lines(os.path.join(workdir, JSONL))
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+  """The objects of a JSONL file; none if there is no such file.
 
   A last line that a killed run left half written is passed over.
 
   Raises:
     ValueError: another line is broken.
   """
-  path = os.path.join(workdir, JSONL)
   if not os.path.exists(path):
     return []
   with open(path, encoding='utf-8') as file:

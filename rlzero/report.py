@@ -320,24 +320,6 @@ def _read_object(folder: str, name: str) -> dict[str, Any]:
   return value
 
 
-def _read_lines(folder: str, name: str) -> list[dict[str, Any]]:
-  """The objects of a JSONL file; none if there is no such file."""
-  path = os.path.join(folder, name)
-  if not os.path.exists(path):
-    return []
-  with open(path, encoding='utf-8') as file:
-    lines = file.readlines()
-  rows = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      rows.append(json.loads(line))
-    except ValueError as error:
-      if number < len(lines):  # a stage may be at work on the last one
-        text = f'{path}:{number} is not JSON; remove the line.'
-        raise ValueError(text) from error
-  return rows
-
-
 def _summary(loaded: _Run) -> dict[str, Any]:
   result: dict[str, Any] = {}
   for name in _SUMMARY:
@@ -354,7 +336,9 @@ def _numbers(loaded: _Run) -> dict[str, float]:
   result: dict[str, float | None] = {}
   for name in (*_SHARES, *_COUNTS):
     result[f'{name}_before'], result[f'{name}_after'] = loaded.both(name)
-  base = _read_lines(os.path.join(loaded.workdir, _EVALUATIONS), 'before.jsonl')
+  base = metrics.read_lines(
+    os.path.join(loaded.workdir, _EVALUATIONS, 'before.jsonl')
+  )
   if base:
     words = [bool(row.get('reflections')) for row in base]
     result['reflecting'] = statistics.fmean(words)
@@ -579,8 +563,8 @@ def _time(loaded: _Run) -> str:
 def _stories(loaded: _Run) -> str:
   """The completions that tell most about a run."""
   folder = os.path.join(loaded.workdir, _EVALUATIONS)
-  before = _read_lines(folder, 'before.jsonl')
-  after = _read_lines(folder, 'after.jsonl')
+  before = metrics.read_lines(os.path.join(folder, 'before.jsonl'))
+  after = metrics.read_lines(os.path.join(folder, 'after.jsonl'))
   told = []
   if pair := _turned(before, after):
     told.append(_story('The same question, before and after', *pair))
@@ -626,7 +610,7 @@ def _turned(before: list[dict], after: list[dict]) -> tuple[dict, ...]:
 def _first_reflection(folder: str) -> dict[str, Any] | None:
   names = os.listdir(folder) if os.path.isdir(folder) else []
   for name in sorted(name for name in names if name.endswith('.jsonl')):
-    for row in _read_lines(folder, name):
+    for row in metrics.read_lines(os.path.join(folder, name)):
       if reflective_words(row.get('completion', '')):
         return {'step': '?', **row}
   return None

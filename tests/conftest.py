@@ -16,6 +16,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 import beartype  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -23,3 +24,11 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # an int will do for a float, as for any type checker.
 checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+  """For modules whose time goes into optimising programs that run once."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)

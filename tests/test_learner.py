@@ -42,12 +42,7 @@ DR_GRPO = learner.Objective(
 )
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Most of the time here goes into optimising programs that run once."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

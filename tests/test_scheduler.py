@@ -31,12 +31,7 @@ WIDTH = 48  # tokens of the longest prompt and completion here
 SHORT = dict(max_len=16, max_prompt_len=8, decode_steps=5)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Most of the time here goes into optimising programs that run once."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

@@ -31,12 +31,7 @@ CONFIGS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Most of the time here goes into optimising programs that run once."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def noisy(config, scale=0.3):
