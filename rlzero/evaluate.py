@@ -14,6 +14,7 @@ the number of samples is configured instead of set by benchmark.
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ def run(cfg: Config) -> None:
       cfg.num_samples,
       cfg.sampling,
       cfg.seed,
-      on_progress=None if cfg.json else _show,
+      on_progress=None if cfg.json else progress('evaluate'),
     )
   figures['split'] = cfg.split
   if cfg.workdir:
@@ -235,6 +236,24 @@ def measure(
   return figures, records
 
 
+def progress(stage: str) -> Callable[[int, int], None]:
+  """An `on_progress` of `measure` that prints a line at every tenth."""
+  began, shown = time.monotonic(), 0
+
+  def show(done: int, total: int) -> None:
+    nonlocal shown
+    if 10 * done // total > shown:
+      shown = 10 * done // total
+      left = int((time.monotonic() - began) / done * (total - done))
+      print(
+        f'{stage} {done}/{total} completions  '
+        f'{left // 60}m{left % 60:02d}s left',
+        flush=True,
+      )
+
+  return show
+
+
 def write(
   workdir: str,
   name: str,
@@ -274,11 +293,6 @@ def _mean(records, name):
 
 def _where(values, chosen):
   return float(values[chosen].mean()) if chosen.any() else None
-
-
-def _show(done: int, total: int) -> None:
-  end = '\n' if done == total else ''
-  print(f'\revaluate: {done}/{total} completions', end=end, flush=True)
 
 
 if __name__ == '__main__':

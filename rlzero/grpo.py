@@ -381,7 +381,7 @@ class _Run:
       'max_grad_norm and start again from it with --checkpoint.'
     )
 
-  def _evaluate(self, split, num_problems, num_samples):
+  def _evaluate(self, split, num_problems, num_samples, on_progress=None):
     cfg = self.cfg
     figures, generations = evaluate.measure(
       self.model,
@@ -394,6 +394,7 @@ class _Run:
       num_samples,
       cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
       cfg.seed + 1_000_003,  # noise that no rollout of the run has
+      on_progress,
     )
     return {**figures, 'split': split, 'step': self.step}, generations
 
@@ -403,9 +404,11 @@ class _Run:
     path = os.path.join(cfg.workdir, 'evaluations', f'{name}.json')
     if os.path.exists(path) or self.step != step:
       return
-    print(f'evaluating {name} training ...', flush=True)
     figures, generations = self._evaluate(
-      cfg.final_split, cfg.final_problems, cfg.final_samples
+      cfg.final_split,
+      cfg.final_problems,
+      cfg.final_samples,
+      evaluate.progress(f'evaluate {name}'),
     )
     evaluate.write(cfg.workdir, name, figures, generations)
     print(f'{name}: {evaluate.summary(figures)}', flush=True)

@@ -113,7 +113,9 @@ class Learner:
     transform: optax.GradientTransformation,
     micro_tokens: int,
   ):
-    self._micro_tokens = micro_tokens
+    self._cut = functools.partial(
+      microbatches, micro_tokens=micro_tokens, max_len=objective.max_len
+    )
     self._with_kl = objective.kl_coef > 0
     self._transform = transform
     self._accumulate = jax.jit(
@@ -162,7 +164,7 @@ class Learner:
     if not self._with_kl:
       # The objective of a row without advantage is constant.
       chosen = chosen[rows.advantages != 0]
-    for _, micro in microbatches(rows, chosen, self._micro_tokens):
+    for _, micro in self._cut(rows, chosen):
       carry = self._accumulate(params, carry, micro)
     return carry
 
@@ -170,25 +172,31 @@ class Learner:
     """Log-probs of every completion's tokens under other parameters."""
     out: list[Any] = [None] * len(rows.completions)
     everything = np.arange(len(out))
-    for places, micro in microbatches(rows, everything, self._micro_tokens):
+    for places, micro in self._cut(rows, everything):
       logprobs, _ = jax.device_get(self._score(params, micro))
       for place, row in zip(places, logprobs, strict=False):
         out[place] = row[: len(rows.completions[place])]
     return out
 
 
-def microbatches(rows: Rows, chosen: np.ndarray, micro_tokens: int):
+def microbatches(
+  rows: Rows, chosen: np.ndarray, micro_tokens: int, max_len: int
+):
   """Cuts the chosen rows, longest first, into padded microbatches.
 
   Yields:
-    (indices of the rows, microbatch). Widths are multiples of a step and the
-    number of rows of a width is fixed, so that few shapes are compiled.
+    (indices of the rows, microbatch). Widths are multiples of a step, or
+    max_len, and the number of rows of a width is fixed, so that few shapes
+    are compiled. Rows of a width stay with their group: a microbatch computes
+    few prompts.
   """
-  lengths = np.array([len(c) for c in rows.completions])
-  order = chosen[np.argsort(-lengths[chosen], kind='stable')]
+  widths = np.array(
+    [min(_round_up(len(c), _WIDTH_STEP), max_len) for c in rows.completions]
+  )
+  order = chosen[np.lexsort((rows.prompt_index[chosen], -widths[chosen]))]
   prompt_width = _round_up(max(len(p) for p in rows.prompts), 8)
   while order.size:
-    width = _round_up(int(lengths[order[0]]), _WIDTH_STEP)
+    width = int(widths[order[0]])
     num_rows = max(micro_tokens // width, 1)
     places, order = order[:num_rows], order[num_rows:]
     yield places, _micro(rows, places, num_rows, width, prompt_width)
@@ -196,8 +204,12 @@ def microbatches(rows: Rows, chosen: np.ndarray, micro_tokens: int):
 
 def _micro(rows, places, num_rows, width, prompt_width):
   used, index = np.unique(rows.prompt_index[places], return_inverse=True)
-  # As many as the rows could have: prompts are short, a shape to compile less.
-  num_prompts = min(num_rows, len(rows.prompts))
+  # As many as there could be, a shape to compile less, unless that is a good
+  # part of the work; then in quarters.
+  most = min(num_rows, len(rows.prompts))
+  is_cheap = most * prompt_width * 8 <= num_rows * width
+  step = most if is_cheap else -(-most // 4)
+  num_prompts = min(_round_up(used.size, step), most)
   prompts = _tokens([rows.prompts[p] for p in used], num_prompts, prompt_width)
   prompt_lens = prompts.segments.sum(axis=1)
   prompt_index = np.zeros(num_rows, np.int32)

@@ -54,6 +54,15 @@ def test_figures_follow_from_the_generations(tmp_path, capsys):
     assert record['strict'] <= record['correct']
 
 
+def test_progress_is_a_line_at_every_tenth(capsys):
+  show = evaluate.progress('evaluate before')
+  for done in range(1, 51):
+    show(done, 50)
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 10
+  assert lines[4].startswith('evaluate before 25/50 completions  0m00s left')
+
+
 def test_same_seed_same_generations(tmp_path):
   for name, seed in (('a', 0), ('b', 0), ('c', 1)):
     evaluate.run(_config(workdir=str(tmp_path / name), seed=seed, json=True))

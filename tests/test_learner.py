@@ -286,7 +286,7 @@ def test_every_chosen_row_is_in_one_microbatch_of_few_shapes():
     )
     chosen = np.sort(rng.choice(40, 25, replace=False))
     seen = []
-    for places, micro in learner.microbatches(rows, chosen, 512):
+    for places, micro in learner.microbatches(rows, chosen, 512, 128):
       seen += places.tolist()
       width = micro.tokens.ids.shape[1]
       assert width - 32 < max(lengths[places]) <= width
@@ -301,7 +301,22 @@ def test_every_chosen_row_is_in_one_microbatch_of_few_shapes():
         assert micro.tokens.positions[i, 0] == len(prompt)
       shapes[jax.tree.map(np.shape, micro)] += 1
     assert sorted(seen) == chosen.tolist()
-  assert len(shapes) <= 4  # one a width
+  assert len(shapes) <= 4 * 4  # widths, and quarters of the prompts
+
+
+def test_microbatches_are_no_wider_than_completions_can_be():
+  rows = learner.Rows(
+    prompts=[[3] * 20] * 8,
+    prompt_index=np.repeat(np.arange(8), 4),
+    completions=[np.full(n, 2) for n in (1, 8, 3, 5) * 8],
+    old_logprobs=[np.ones(n, np.float32) for n in (1, 8, 3, 5) * 8],
+    ref_logprobs=None,
+    advantages=np.ones(32, np.float32),
+  )
+  cut = list(learner.microbatches(rows, np.arange(32), 64, max_len=8))
+  assert [m.tokens.ids.shape for _, m in cut] == [(8, 8)] * 4
+  # Rows of one width stay with their group, so few prompts are computed.
+  assert [m.prompts.tokens.ids.shape[0] for _, m in cut] == [2] * 4
 
 
 def test_learns_to_stop_after_three_tokens():

@@ -24,6 +24,14 @@ def test_what_the_template_shows_the_parser_accepts():
   )
 
 
+def test_plain_is_the_question_alone():
+  ask = template.Template('plain')
+  assert ask.render('What is 1 + 1?') == 'What is 1 + 1?'
+  assert not ask.has_format
+  with pytest.raises(ValueError, match="set kind to 'chat'"):
+    template.Template('plain', suffix='!')
+
+
 def test_chat_passes_system_and_suffix():
   ask = template.Template('chat', system='Be brief.', suffix=' Box it.')
   assert not ask.has_format

@@ -21,7 +21,7 @@ R1_ZERO = (
 SHORT = 'User: {prompt} Assistant:'
 
 _TAGGED = {'r1_zero': R1_ZERO, 'short': SHORT}
-KINDS = (*_TAGGED, 'chat')
+KINDS = (*_TAGGED, 'chat', 'plain')
 
 # Any spelling of a tag, so that a near miss counts as a fault.
 _TAG = re.compile(r'<\s*(?:/\s*)?(?:think|answer)\s*(?:/\s*)?>', re.IGNORECASE)
@@ -37,8 +37,9 @@ _REFLECTIVE = re.compile(
 class Template:
   """How a question becomes a prompt.
 
-  `chat` asks through the model's own chat template and has no tags: the
-  answer is whatever is stated last, and there is no format to reward.
+  `chat` asks through the model's own chat template; `plain` is the question
+  alone, for the model to go on from. Both have no tags: the answer is whatever
+  is stated last, and there is no format to reward.
 
   Raises:
     ValueError: an unknown kind, or a field that the kind does not use.
@@ -53,7 +54,7 @@ class Template:
       raise ValueError(
         f'Template.kind is {self.kind!r}; choose one of {", ".join(KINDS)}.'
       )
-    if self.has_format and (self.system is not None or self.suffix):
+    if self.kind != 'chat' and (self.system is not None or self.suffix):
       raise ValueError(
         f'Template.system and Template.suffix are of no use to {self.kind!r}, '
         "whose text is fixed; leave them out or set kind to 'chat'."
@@ -78,6 +79,8 @@ class Template:
     """
     if self.has_format:
       return _TAGGED[self.kind].replace('{prompt}', question)
+    if self.kind == 'plain':
+      return question
     if chat is None:
       raise ValueError(
         "Template.kind is 'chat', but the tokenizer has no chat template; use "
