@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -36,12 +37,14 @@ from rlzero import (
   losses,
   metrics,
   report,
+  weights,
 )
 from rlzero.optim import Optimizer
 from rlzero.rollout import scheduler
 from rlzero.tasks import base, countdown, sandbox
 from rlzero.tasks.datasets import stream
 from rlzero.tasks.template import Template
+from rlzero.types import Params
 
 _changeable = {'changeable': True}
 
@@ -72,6 +75,7 @@ class Config:
   # Reward
   accuracy_reward: float = 1.0  # weight
   format_reward: float = 1.0  # weight
+  reward_truncated: bool = True  # else completions cut at max_len earn nothing
   num_workers: int = 2  # reward processes
   deadline_s: float = 5.0  # seconds a completion may take to score
   # Objective
@@ -234,13 +238,12 @@ def run(cfg: Config) -> None:
   report.write(cfg.workdir)
 
 
-class _Run:
-  """A run under way: the only place here with side effects."""
+class Loop:
+  """Policy, reference and rewards, one rollout at a time; no files."""
 
-  def __init__(self, cfg, loaded, pool, prompt_stream):
+  def __init__(self, cfg: Config, loaded: weights.Loaded, pool):
     self.cfg = cfg
     self.pool = pool
-    self.stream = prompt_stream
     self.tokenizer = loaded.tokenizer
     self.model = dataclasses.replace(
       loaded.config, dtype=cfg.dtype, remat=cfg.remat
@@ -251,48 +254,18 @@ class _Run:
       cfg.optimizer.transform(cfg.num_steps),
       cfg.micro_tokens,
     )
-    self.store = checkpoint.Store(cfg.workdir)
-    self.step, self.wall_s, self.began = 0, 0.0, time.monotonic()
-    self.commit = _commit()  # of the code that runs, not of a later one
+    self.step = 0
     self.state = self.learner.init(jax.device_put(loaded.params))
-    # A copy: the update donates the policy's buffers.
-    self.reference = (
-      jax.tree.map(lambda x: x.copy(), self.state.params) if cfg.kl_coef else {}
-    )
-    if self.store.latest() is not None:
-      self._restore(self.store.latest())
-    checkpoint.write_description(cfg.workdir, self.model, self.tokenizer)
+    self.reference: Params = {}
+    self._replace_reference()
 
-  def go(self) -> None:
-    """Runs to the last step; every part that is done already is passed by."""
-    cfg = self.cfg
-    self._evaluate_once('before', 0)
-    with (
-      metrics.MetricsWriter(cfg.workdir, self.step) as writer,
-      metrics.Progress(cfg.num_steps, 'grpo', self.step) as progress,
-    ):
-      while self.step < cfg.num_steps:
-        for row in self._rollout_and_update():
-          writer.write(row.pop('step'), row)
-          progress.show(
-            self.step,
-            reward=row['reward/mean'],
-            length=row['completion/len_mean'],
-            tokens_per_s=row['time/tokens_per_s'],
-          )
-        if self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
-          self._save()
-    checkpoint.write_model(
-      cfg.workdir, self.model, self.state.params, self.tokenizer
-    )
-    self._evaluate_once('after', cfg.num_steps)
-    self._write_facts()
-    self.store.close()
+  def advance(self, drawn: Sequence[tuple[int, base.Example]]):
+    """One rollout of the prompts and an update for each of its minibatches.
 
-  def _rollout_and_update(self) -> list[dict[str, Any]]:
-    """One rollout and its minibatches; a row of metrics for each update."""
+    Returns:
+      a row of metrics for each update, and a record for each completion.
+    """
     cfg, clock = self.cfg, _Clock()
-    drawn = self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
     prompts = evaluate.prompts(self.tokenizer, cfg.template, drawn)
     completions, usage = scheduler.generate(
       self.model,
@@ -312,6 +285,8 @@ class _Run:
         cfg.accuracy_reward * record['accuracy']
         + cfg.format_reward * record['format']
       )
+      if record['truncated'] and not cfg.reward_truncated:
+        record['reward'] = 0.0
     rewards = np.array([r['reward'] for r in records], np.float32)
     groups = rewards.reshape(-1, cfg.group_size)
     advantages = np.asarray(
@@ -343,18 +318,16 @@ class _Run:
         self.state, _subset(rows, chosen, cfg.group_size)
       )
       clock.lap('update')
-      self._check_finite(row)
       difference = {
         'policy/sampler_learner_mean': row.pop('policy/old_difference_mean'),
         'policy/sampler_learner_max': row.pop('policy/old_difference_max'),
       }
       if number == 0:  # later ones hold the updates in between as well
         about |= difference
-      self.step += 1
       spent = sum(clock.laps.values())
       out.append(
         {
-          'step': self.step - 1,
+          'step': self.step,
           **about,
           **row,
           'time/update_s': clock.laps['update'] / (number + 1),
@@ -362,26 +335,19 @@ class _Run:
           'time/tokens_per_s': usage.tokens / spent,
         }
       )
-      if cfg.kl_coef and self.step % cfg.reference_every == 0:
-        self.reference = jax.tree.map(lambda x: x.copy(), self.state.params)
-      if (self.step - 1) % cfg.keep_completions_every == 0:
-        self._keep(records)
-    if cfg.eval_every and self.step % cfg.eval_every == 0:
-      out[-1] |= self._evaluate_during()
-    return out
+      self.step += 1
+      if self.step % cfg.reference_every == 0:
+        self._replace_reference()
+    return out, records
 
-  def _check_finite(self, row) -> None:
-    loss, norm = row['policy/loss'], row['policy/grad_norm']
-    if np.isfinite(loss) and np.isfinite(norm):
-      return
-    raise ValueError(
-      f'At step {self.step} the loss is {loss} and the gradient norm {norm}; '
-      f'the run stopped, and {self.cfg.workdir}/checkpoints holds the last '
-      f'good state (step {self.store.latest()}). Lower learning_rate or '
-      'max_grad_norm and start again from it with --checkpoint.'
-    )
-
-  def _evaluate(self, split, num_problems, num_samples, on_progress=None):
+  def evaluate(
+    self,
+    split: str,
+    num_problems: int,
+    num_samples: int,
+    on_progress: Callable[[int, int], None] | None = None,
+  ):
+    """Figures of the policy on held-out problems, and the generations."""
     cfg = self.cfg
     figures, generations = evaluate.measure(
       self.model,
@@ -398,13 +364,79 @@ class _Run:
     )
     return {**figures, 'split': split, 'step': self.step}, generations
 
+  def _replace_reference(self) -> None:
+    if self.cfg.kl_coef:  # a copy: the update donates the policy's buffers
+      self.reference = jax.tree.map(lambda x: x.copy(), self.state.params)
+
+
+class _Run:
+  """A run and its folder: checkpoints, metrics, evaluations, samples."""
+
+  def __init__(self, cfg, loaded, pool, prompt_stream):
+    self.cfg = cfg
+    self.loop = Loop(cfg, loaded, pool)
+    self.stream = prompt_stream
+    self.store = checkpoint.Store(cfg.workdir)
+    self.wall_s, self.began = 0.0, time.monotonic()
+    self.commit = _commit()  # of the code that runs, not of a later one
+    if self.store.latest() is not None:
+      self._restore(self.store.latest())
+    checkpoint.write_description(
+      cfg.workdir, self.loop.model, self.loop.tokenizer
+    )
+
+  def go(self) -> None:
+    """Runs to the last step; every part that is done already is passed by."""
+    cfg, loop = self.cfg, self.loop
+    self._evaluate_once('before', 0)
+    with (
+      metrics.MetricsWriter(cfg.workdir, loop.step) as writer,
+      metrics.Progress(cfg.num_steps, 'grpo', loop.step) as progress,
+    ):
+      while loop.step < cfg.num_steps:
+        rows, records = loop.advance(
+          self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
+        )
+        if any(r['step'] % cfg.keep_completions_every == 0 for r in rows):
+          self._keep(rows[0]['step'], records)
+        if cfg.eval_every and loop.step % cfg.eval_every == 0:
+          rows[-1] |= self._evaluate_during()
+        for row in rows:
+          self._check_finite(row)
+          writer.write(row.pop('step'), row)
+        progress.show(
+          loop.step,
+          reward=row['reward/mean'],
+          length=row['completion/len_mean'],
+          tokens_per_s=row['time/tokens_per_s'],
+        )
+        if loop.step % cfg.save_every == 0 or loop.step == cfg.num_steps:
+          self._save()
+    checkpoint.write_model(
+      cfg.workdir, loop.model, loop.state.params, loop.tokenizer
+    )
+    self._evaluate_once('after', cfg.num_steps)
+    self._write_facts()
+    self.store.close()
+
+  def _check_finite(self, row) -> None:
+    loss, norm = row['policy/loss'], row['policy/grad_norm']
+    if np.isfinite(loss) and np.isfinite(norm):
+      return
+    raise ValueError(
+      f'At step {row["step"]} the loss is {loss} and the gradient norm {norm}; '
+      f'the run stopped, and {self.cfg.workdir}/checkpoints holds the last '
+      f'good state (step {self.store.latest()}). Lower learning_rate or '
+      'max_grad_norm and start again from it with --checkpoint.'
+    )
+
   def _evaluate_once(self, name: str, step: int) -> None:
     """Evaluates the final split at a step, unless that has been done."""
     cfg = self.cfg
     path = os.path.join(cfg.workdir, 'evaluations', f'{name}.json')
-    if os.path.exists(path) or self.step != step:
+    if os.path.exists(path) or self.loop.step != step:
       return
-    figures, generations = self._evaluate(
+    figures, generations = self.loop.evaluate(
       cfg.final_split,
       cfg.final_problems,
       cfg.final_samples,
@@ -414,12 +446,12 @@ class _Run:
     print(f'{name}: {evaluate.summary(figures)}', flush=True)
 
   def _evaluate_during(self) -> dict[str, float]:
-    cfg = self.cfg
-    figures, generations = self._evaluate(
+    cfg, step = self.cfg, self.loop.step
+    figures, generations = self.loop.evaluate(
       'validation', cfg.eval_problems, cfg.eval_samples
     )
-    evaluate.write(cfg.workdir, f'step_{self.step:06d}', figures, generations)
-    print(f'step {self.step}: {evaluate.summary(figures)}', flush=True)
+    evaluate.write(cfg.workdir, f'step_{step:06d}', figures, generations)
+    print(f'step {step}: {evaluate.summary(figures)}', flush=True)
     names = ('pass@1', 'strict', 'format', 'truncated', 'tries')
     return {
       **{f'eval/{name}': figures[name] for name in names},
@@ -427,28 +459,34 @@ class _Run:
       f'eval/cons@{cfg.eval_samples}': figures['cons@k'][str(cfg.eval_samples)],
     }
 
-  def _keep(self, records) -> None:
+  def _keep(self, step: int, records) -> None:
     """Writes the completions of two groups, to be read by people."""
     folder = os.path.join(self.cfg.workdir, 'completions')
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f'step_{self.step - 1:06d}.jsonl')
+    path = os.path.join(folder, f'step_{step:06d}.jsonl')
     with open(path, 'w', encoding='utf-8') as file:
       for record in records[: 2 * self.cfg.group_size]:
-        file.write(json.dumps({'step': self.step - 1, **record}) + '\n')
+        file.write(json.dumps({'step': step, **record}) + '\n')
+
+  def _rest(self) -> dict[str, Any]:
+    loop = self.loop
+    return {'opt_state': loop.state.opt_state, 'reference': loop.reference}
 
   def _save(self) -> None:
-    rest = {'opt_state': self.state.opt_state, 'reference': self.reference}
     facts = {'stream': self.stream.get_state(), 'wall_s': self._wall()}
-    self.store.save(self.step, self.state.params, rest, facts)
+    loop = self.loop
+    self.store.save(loop.step, loop.state.params, self._rest(), facts)
     self._write_facts()
 
   def _restore(self, step: int) -> None:
-    rest = {'opt_state': self.state.opt_state, 'reference': self.reference}
-    params, rest, facts = self.store.restore(step, self.state.params, rest)
-    self.state = learner.TrainState(params, rest['opt_state'])
-    self.reference = rest['reference']
+    loop = self.loop
+    params, rest, facts = self.store.restore(
+      step, loop.state.params, self._rest()
+    )
+    loop.state = learner.TrainState(params, rest['opt_state'])
+    loop.reference = rest['reference']
+    loop.step, self.wall_s = step, facts['wall_s']
     self.stream.set_state(facts['stream'])
-    self.step, self.wall_s = step, facts['wall_s']
     print(f'going on from the checkpoint of step {step}', flush=True)
 
   def _wall(self) -> float:
@@ -465,7 +503,7 @@ class _Run:
       ),
       'version': rlzero.__version__,
       'commit': self.commit,
-      'verdicts': self.pool.counts,
+      'verdicts': self.loop.pool.counts,
     }
     with open(
       os.path.join(self.cfg.workdir, 'run.json'), 'w', encoding='utf-8'

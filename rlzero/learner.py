@@ -205,10 +205,10 @@ def microbatches(
 def _micro(rows, places, num_rows, width, prompt_width):
   used, index = np.unique(rows.prompt_index[places], return_inverse=True)
   # As many as there could be, a shape to compile less, unless that is a good
-  # part of the work; then in quarters.
+  # part of the work; then in eighths.
   most = min(num_rows, len(rows.prompts))
   is_cheap = most * prompt_width * 8 <= num_rows * width
-  step = most if is_cheap else -(-most // 4)
+  step = most if is_cheap else -(-most // 8)
   num_prompts = min(_round_up(used.size, step), most)
   prompts = _tokens([rows.prompts[p] for p in used], num_prompts, prompt_width)
   prompt_lens = prompts.segments.sum(axis=1)
