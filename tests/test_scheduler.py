@@ -236,6 +236,21 @@ def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   assert progress == sorted(progress) and progress[-1] == 40
 
 
+def test_the_batch_shrinks_with_the_rows_that_run(params, monkeypatch):
+  """Lengths are geometric here: EOS comes at about the same rate always."""
+  settings = dict(max_len=40, max_prompt_len=8, num_slots=64, decode_steps=2)
+  shrunk, usage = generate(params, make_prompts(64), **settings)
+  assert usage.tokens / usage.computed > 0.8
+  monkeypatch.setattr(scheduler, '_FEWEST_SLOTS', 64)
+  whole, more = generate(params, make_prompts(64), **settings)
+  assert usage.computed < 0.9 * more.computed
+  same = [
+    np.array_equal(a.tokens, b.tokens)
+    for a, b in zip(shrunk, whole, strict=True)
+  ]
+  assert np.mean(same) > 0.99  # rounding may turn a token
+
+
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 def test_logprobs_are_those_of_the_learner(params, temperature, by_slots):
   prompts = make_prompts()

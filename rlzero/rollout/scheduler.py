@@ -19,6 +19,7 @@ from rlzero.types import Params, Tokens
 
 _SPAN_STEP = 32  # cache positions between two compiled sizes of decoding
 _PREFILL_BLOCK = 32  # prompts prefilled together
+_FEWEST_SLOTS = 8  # below this a smaller batch costs no less
 
 
 class Finish(enum.Enum):
@@ -143,6 +144,12 @@ def generate(
         counters,
         seed,
       )
+    alive = np.flatnonzero(held >= 0)
+    if (fewer := _enough(alive.size, num_slots)) < num_slots:
+      # Only when the queue is empty, or the slots would have been filled.
+      chosen = np.append(alive, np.flatnonzero(held < 0))[:fewer]
+      slots = engine.keep(slots, chosen)
+      held, cached, num_slots = held[chosen], cached[chosen], fewer
     furthest = int(cached[held >= 0].max()) + sampling.decode_steps
     slots = engine.decode(
       params,
@@ -177,6 +184,16 @@ def generate(
       if on_progress:
         on_progress(finished)
   return done, Usage(sum(len(c.tokens) for c in done), computed)
+
+
+def _enough(alive: int, num_slots: int) -> int:
+  """The slots halved as long as the running ones have room.
+
+  Halves, so that few sizes are compiled.
+  """
+  while alive <= num_slots // 2 and num_slots // 2 >= _FEWEST_SLOTS:
+    num_slots //= 2
+  return num_slots
 
 
 class _Block:
