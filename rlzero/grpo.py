@@ -93,6 +93,8 @@ class Config:
   reference_every: int = 400  # steps between replacements of the reference
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
   remat: bool = False  # recompute layers in the backward pass
+  skip_constant_groups: bool = True  # in the update, where kl_coef is 0; off
+  # it takes longer and gives the same
   # Run
   num_steps: int = 10_400
   seed: int = 0
@@ -215,6 +217,13 @@ def table(cfg: Config, num_examples: int) -> str:
   return '\n'.join(f'{k:<{width}}  {v}' for k, v in lines.items())
 
 
+def load_start(cfg: Config) -> weights.Loaded:
+  """The model that the run starts from."""
+  return checkpoint.load_model(
+    cfg.checkpoint or checkpoint.embedded('tiny_base')
+  )
+
+
 def run(cfg: Config) -> None:
   """Trains, evaluates before, during and after, and writes the report.
 
@@ -224,8 +233,7 @@ def run(cfg: Config) -> None:
   examples = cfg.task.examples('train')
   prompt_stream = stream.prompt_stream(examples, cfg.seed)
   config.check_same(cfg, cfg.workdir)
-  start = cfg.checkpoint or checkpoint.embedded('tiny_base')
-  loaded = checkpoint.load_model(start)
+  loaded = load_start(cfg)
   config.save_resolved(cfg, cfg.workdir)
   print(table(cfg, len(examples)), flush=True)
   with sandbox.RewardPool(
@@ -253,6 +261,7 @@ class Loop:
       cfg.objective,
       cfg.optimizer.transform(cfg.num_steps),
       cfg.micro_tokens,
+      cfg.skip_constant_groups,
     )
     self.step = 0
     self.state = self.learner.init(jax.device_put(loaded.params))

@@ -88,6 +88,7 @@ class Totals(NamedTuple):
   entropy: Float[Array, '']
   clipped: Float[Array, '']
   tokens: Float[Array, '']
+  computed: Float[Array, '']  # tokens of any kind, padding included
   difference: Float[Array, '']  # sum of |learner - old| log-prob
   difference_max: Float[Array, '']
 
@@ -104,6 +105,8 @@ class Learner:
     objective: what to maximise.
     transform: optax chain; it sees the gradient of the loss per row.
     micro_tokens: about how many completion tokens a microbatch may hold.
+    skip_constant: whether rows without advantage are left out where there is
+      no KL term; that changes the time alone.
   """
 
   def __init__(
@@ -112,11 +115,13 @@ class Learner:
     objective: Objective,
     transform: optax.GradientTransformation,
     micro_tokens: int,
+    skip_constant: bool = True,
   ):
     self._cut = functools.partial(
       microbatches, micro_tokens=micro_tokens, max_len=objective.max_len
     )
-    self._with_kl = objective.kl_coef > 0
+    # Without a KL term the objective of a row without advantage is constant.
+    self._skips = skip_constant and objective.kl_coef == 0
     self._transform = transform
     self._accumulate = jax.jit(
       functools.partial(_accumulate, config, objective), donate_argnums=1
@@ -146,6 +151,8 @@ class Learner:
     )
     totals, loss, norm = jax.device_get((totals, loss, norm))
     tokens = max(float(totals.tokens), 1.0)
+    shared = np.unique(rows.prompt_index[self._chosen(rows)])
+    real = float(totals.tokens) + sum(len(rows.prompts[p]) for p in shared)
     return state, {
       'policy/loss': float(loss),
       'policy/grad_norm': float(norm),
@@ -154,19 +161,20 @@ class Learner:
       'policy/clip_fraction': float(totals.clipped) / tokens,
       'policy/old_difference_mean': float(totals.difference) / tokens,
       'policy/old_difference_max': float(totals.difference_max),
+      'update/useful_over_computed': real / max(float(totals.computed), 1.0),
     }
 
   def gradient(self, params: Params, rows: Rows) -> tuple[Params, Totals]:
     """Sum over the rows of the loss's gradient; not yet divided."""
     grads = jax.tree.map(jnp.zeros_like, params)
     carry = grads, Totals(*(jnp.zeros(()) for _ in Totals._fields))
-    chosen = np.arange(len(rows.completions))
-    if not self._with_kl:
-      # The objective of a row without advantage is constant.
-      chosen = chosen[rows.advantages != 0]
-    for _, micro in self._cut(rows, chosen):
+    for _, micro in self._cut(rows, self._chosen(rows)):
       carry = self._accumulate(params, carry, micro)
     return carry
+
+  def _chosen(self, rows: Rows) -> np.ndarray:
+    chosen = np.arange(len(rows.completions))
+    return chosen[rows.advantages != 0] if self._skips else chosen
 
   def logprobs(self, params: Params, rows: Rows) -> list[np.ndarray]:
     """Log-probs of every completion's tokens under other parameters."""
@@ -300,6 +308,7 @@ def _loss(config, objective, params, micro):
     entropy=jnp.sum(mask * entropy),
     clipped=jnp.sum(mask * (gain < ratio * advantages)),
     tokens=jnp.sum(mask),
+    computed=jnp.float32(micro.tokens.ids.size + micro.prompts.tokens.ids.size),
     difference=jnp.sum(mask * difference),
     difference_max=jnp.max(difference),
   )

@@ -106,6 +106,26 @@ class ReasoningGym:
     return self.dataset, json.dumps(dict(self.options)), self.seed
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InOrder(ReasoningGym):
+  """The generator's problems 0, 1, 2, ... with repetitions and no splits.
+
+  For timing against other programs on the same problems, not for training.
+  """
+
+  num_validation: int = 0
+  num_test: int = 0
+
+  def examples(self, split: str) -> list[base.Example]:
+    """The first `num_train` problems, as split 'train'."""
+    if split != 'train':
+      raise ValueError(f'InOrder has the split train alone, not {split!r}.')
+    order = json.dumps(
+      [self.dataset, dict(self.options), self.seed, self.num_train]
+    )
+    return [base.Example(*fields) for fields in _generate(order)]
+
+
 def split_of(question: str) -> str:
   """The split that a question belongs to, whatever the seed and sizes."""
   place = base.bucket(question)
@@ -113,7 +133,7 @@ def split_of(question: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _generate(order: str) -> dict[str, list[list[str]]]:
+def _generate(order: str) -> Any:
   """Runs `_main` on the order; raises what it reports."""
   done = subprocess.run(
     [sys.executable, '-m', 'rlzero.tasks.procedural'],
@@ -141,8 +161,9 @@ def _generate(order: str) -> dict[str, list[list[str]]]:
 
 def _main() -> None:
   name, options, seed, sizes = json.load(sys.stdin)
+  make = _first if isinstance(sizes, int) else _fill
   try:
-    reply = _fill(name, options, seed, sizes)
+    reply = make(name, options, seed, sizes)
   except ValueError as error:
     reply = str(error)
   print(_MARK + json.dumps(reply))
@@ -173,9 +194,7 @@ def _fill(
       split = split_of(question)
       if question not in seen and len(found[split]) < sizes[split]:
         last_new = num_drawn + index
-        digest = hashlib.sha256(question.encode()).hexdigest()
-        target = _target(generator, entry)
-        found[split].append([f'{name}-{digest[:16]}', question, target])
+        found[split].append(_fields(name, generator, entry))
       seen.add(question)
     num_drawn += _CHUNK
     # Many draws in vain: a space this small has been seen nearly whole.
@@ -191,6 +210,19 @@ def _fill(
   uids = [uid for problems in found.values() for uid, _, _ in problems]
   assert len(set(uids)) == len(uids), 'splits overlap'
   return found
+
+
+def _first(name: str, options: dict, seed: int, count: int) -> list[list[str]]:
+  """The first problems of a generator, in their order."""
+  generator = _create(name, options, seed, count)
+  return [_fields(name, generator, generator[i]) for i in range(count)]
+
+
+def _fields(name: str, generator: Any, entry: dict) -> list[str]:
+  """The fields of an example."""
+  question = entry['question']
+  digest = hashlib.sha256(question.encode()).hexdigest()
+  return [f'{name}-{digest[:16]}', question, _target(generator, entry)]
 
 
 def _target(generator: Any, entry: dict) -> str:
@@ -212,7 +244,7 @@ def _target(generator: Any, entry: dict) -> str:
   return json.dumps({'answer': answer})
 
 
-def _create(name: str, options: dict, seed: int) -> Any:
+def _create(name: str, options: dict, seed: int, size: int = _CHUNK) -> Any:
   """A generator of reasoning-gym.
 
   Raises:
@@ -234,7 +266,7 @@ def _create(name: str, options: dict, seed: int) -> Any:
       f'{name} has no option {unknown[0]!r}; it has {", ".join(sorted(known))}.'
     )
   try:
-    return make(config=config(seed=seed, size=_CHUNK, **options))
+    return make(config=config(seed=seed, size=size, **options))
   except (AssertionError, TypeError, ValueError) as error:
     raise ValueError(f'{name} refuses its options {options}: {error}') from None
 

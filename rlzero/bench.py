@@ -1,0 +1,243 @@
+"""Times the parts of a GRPO step and prints them as one line of JSON.
+
+  python -m rlzero.bench --gin_file=configs/runs/bench_w1.gin [--json]
+
+The step is the one that `rlzero.grpo` runs, not a copy of it. Its problems
+are those of the train split in their order. Times are medians over the
+measured steps, after compilation.
+
+Useful FLOPs are those that no method of the same result could leave out: 2
+for each matmul weight and token going forward and 4 going back, a prompt once
+for its group, the head on completion tokens only, attention over the tokens
+that are there, nothing for recomputation or padding. A roofline is the time
+they would take at the rate measured here, over the time they took.
+"""
+
+import contextlib
+import dataclasses
+import json
+import resource
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from rlzero import evaluate, grpo
+from rlzero.models.config import ModelConfig
+from rlzero.tasks import sandbox
+
+# Dense bf16 FLOP/s and bytes/s of a chip, as published.
+_TPU = {
+  'TPU v4': (275e12, 1.2e12),
+  'TPU v5 lite': (197e12, 0.82e12),
+  'TPU v5p': (459e12, 2.77e12),
+  'TPU v6 lite': (918e12, 1.64e12),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(grpo.Config):
+  """A run's settings, and how much of it to measure."""
+
+  workdir: str = ''  # nothing is written
+  num_warmup: int = 2  # steps before those that count
+  num_steps: int = 5  # steps that count
+  json: bool = False  # print the JSON line alone
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.steps_per_rollout != 1:
+      raise ValueError(
+        f'bench.Config.steps_per_rollout is {self.steps_per_rollout}; a step '
+        'that is timed has one rollout and one update, so set it to 1.'
+      )
+
+
+def run(cfg: Config) -> None:
+  """Measures and prints; the last line is JSON."""
+  loaded = grpo.load_start(cfg)
+  with sandbox.RewardPool(
+    {cfg.task.name: cfg.task},
+    cfg.template.kind,
+    cfg.num_workers,
+    cfg.deadline_s,
+  ) as pool:
+    figures = measure(cfg, grpo.Loop(cfg, loaded, pool))
+  if not cfg.json:
+    for name, value in figures.items():
+      print(f'{name:22} {value:.4g}')
+  print(json.dumps(figures))
+
+
+def measure(cfg: Config, loop: grpo.Loop) -> dict[str, float]:
+  """Figures of the measured steps."""
+  rate, bandwidth = peak_rates(loop.model.dtype)
+  examples = cfg.task.examples('train')
+  rows, compilations, syncs = [], [], []
+  for step in range(cfg.num_warmup + cfg.num_steps):
+    first = step * cfg.num_prompts
+    drawn = [
+      (first + i, examples[(first + i) % len(examples)])
+      for i in range(cfg.num_prompts)
+    ]
+    with _counted() as counts:
+      (row,), records = loop.advance(drawn)
+    if step < cfg.num_warmup:
+      continue
+    asked = evaluate.prompts(loop.tokenizer, cfg.template, drawn)
+    work = useful(cfg, loop.model, [len(p.tokens) for p in asked], records)
+    update_rate = work['update_flops'] / row['time/update_s']
+    rollout_s = max(
+      work['rollout_flops'] / rate, work['rollout_bytes'] / bandwidth
+    )
+    compilations.append(counts['compilations'])
+    syncs.append(counts['host_syncs'])
+    rows.append(
+      {
+        **{
+          f'{part}_s': row[f'time/{part}_s']
+          for part in ('step', 'rollout', 'score', 'reference', 'update')
+        },
+        'tokens': sum(r['len'] for r in records),
+        'completion_len': row['completion/len_mean'],
+        'reward': row['reward/mean'],
+        'useful_over_computed': row['update/useful_over_computed'],
+        'slot_use': row['rollout/slot_use'],
+        'skipped_groups': row['groups/zero_variance']
+        * (cfg.skip_constant_groups and not cfg.kl_coef),
+        'update_roofline': update_rate / rate,
+        'rollout_roofline': rollout_s / row['time/rollout_s'],
+      }
+    )
+    if not cfg.json:
+      print(
+        f'step {step + 1 - cfg.num_warmup}/{cfg.num_steps}  '
+        f'{rows[-1]["step_s"]:.2f} s',
+        flush=True,
+      )
+  return {
+    **{name: statistics.median(row[name] for row in rows) for name in rows[0]},
+    'compilations': sum(compilations),
+    'host_syncs': statistics.median(syncs),
+    'peak_memory_bytes': _peak_memory(),
+    'matmul_rate': rate,
+    'memory_bandwidth': bandwidth,
+    'measured_steps': len(rows),
+  }
+
+
+def useful(
+  cfg: Config,
+  model: ModelConfig,
+  prompt_lens: Sequence[int],
+  records: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+  """FLOPs and bytes that a step cannot do without."""
+  body, head = matmul_weights(model)
+  prompts = np.array(prompt_lens)
+  lengths = np.array([r['len'] for r in records]).reshape(len(prompts), -1)
+  rewards = np.array([r['reward'] for r in records]).reshape(lengths.shape)
+
+  def forward(chosen):
+    p, n = prompts[chosen], lengths[chosen]
+    tokens = p.sum() + n.sum()
+    # A query meets the keys up to its own: p(p+1)/2 pairs in a prompt,
+    # n p + n(n+1)/2 in a completion; a score and a value each.
+    pairs = (p * (p + 1) / 2).sum()
+    pairs += (n * p[:, None] + n * (n + 1) / 2).sum()
+    width = model.num_heads * model.head_dim
+    attention = 4 * pairs * width * model.num_layers
+    return 2 * (body * tokens + head * n.sum()) + attention
+
+  everything = np.ones(len(prompts), bool)
+  trained = everything
+  if cfg.skip_constant_groups and not cfg.kl_coef:
+    trained = np.ptp(rewards, axis=1) > 0
+  num_slots = min(cfg.num_slots, lengths.size)
+  item = jnp.dtype(model.dtype).itemsize
+  # The weights are read once for every token of the fullest schedule.
+  decode_steps = max(lengths.max(), lengths.sum() / num_slots)
+  held = 2 * model.num_layers * model.num_kv_heads * model.head_dim
+  looked_at = (lengths * (prompts[:, None] + lengths / 2)).sum()
+  return {
+    'rollout_flops': forward(everything),
+    'rollout_bytes': item * (decode_steps * (body + head) + looked_at * held),
+    'update_flops': 3 * forward(trained),
+  }
+
+
+def matmul_weights(model: ModelConfig) -> tuple[int, int]:
+  """Weights that multiply each token: of the layers, and of the head."""
+  heads = 2 * model.num_heads + 2 * model.num_kv_heads
+  layer = model.width * (heads * model.head_dim + 3 * model.mlp_width)
+  return model.num_layers * layer, model.width * model.vocab_size
+
+
+def peak_rates(dtype: str) -> tuple[float, float]:
+  """FLOP/s of the best square product and bytes/s of a copy.
+
+  Measured here and now, with nothing else running; on a TPU as published.
+  """
+  kind = jax.devices()[0].device_kind
+  if kind in _TPU:
+    return _TPU[kind]
+  multiply = jax.jit(lambda a, b: a @ b)
+  rate = 0.0
+  for size in (2048, 3072, 4096):
+    a = jnp.ones((size, size), dtype)
+    rate = max(rate, 2 * size**3 / _best(multiply, a, a))
+  data = jnp.ones((1 << 26,), jnp.float32)
+  copy = jax.jit(lambda x: x + 1)
+  return rate, 2 * data.nbytes / _best(copy, data)
+
+
+def _best(function, *args, repeats: int = 5) -> float:
+  """Seconds of the fastest call, compiled before."""
+  jax.block_until_ready(function(*args))
+  times = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(function(*args))
+    times.append(time.perf_counter() - start)
+  return min(times)
+
+
+@contextlib.contextmanager
+def _counted():
+  """Counts compilations, and times that the host waited for values."""
+  counts: dict[str, Any] = {'compilations': 0, 'host_syncs': 0}
+  get = jax.device_get
+
+  def counting(tree):
+    counts['host_syncs'] += 1
+    return get(tree)
+
+  def compiled(event: str, duration: float, **_: Any) -> None:
+    if event.endswith('backend_compile_duration'):
+      counts['compilations'] += 1
+
+  jax.device_get = counting
+  jax.monitoring.register_event_duration_secs_listener(compiled)
+  try:
+    yield counts
+  finally:
+    jax.device_get = get
+    jax.monitoring.unregister_event_duration_listener(compiled)
+
+
+def _peak_memory() -> int:
+  """Bytes at most: of the device, or of this process where it has none."""
+  stats = jax.devices()[0].memory_stats()
+  if stats and 'peak_bytes_in_use' in stats:
+    return stats['peak_bytes_in_use']
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == '__main__':
+  from rlzero import bench, config
+
+  config.main(bench)

@@ -1,0 +1,142 @@
+"""What the benchmark counts, and that it measures the run's own step."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rlzero import bench, checkpoint, grpo, learner
+from rlzero.models.config import ModelConfig
+from rlzero.tasks import procedural
+from rlzero.tasks.template import Template
+
+
+def _config(**changes):
+  settings = {
+    'template': Template('short'),
+    'steps_per_rollout': 1,
+    'num_prompts': 2,
+    'group_size': 4,
+    'max_len': 32,
+    'max_prompt_len': 16,
+    'num_slots': 8,
+    'decode_steps': 8,
+    'num_workers': 1,
+    'num_warmup': 2,
+    'num_steps': 2,
+    **changes,
+  }
+  return bench.Config(**settings)
+
+
+def test_the_last_line_is_json_with_every_figure(capsys, monkeypatch):
+  monkeypatch.setattr(bench, 'peak_rates', lambda dtype: (2e11, 1e10))
+  bench.run(_config())
+  *lines, last = capsys.readouterr().out.splitlines()
+  figures = json.loads(last)
+  assert figures['measured_steps'] == 2
+  assert figures['matmul_rate'] == 2e11
+  parts = [figures[f'{p}_s'] for p in ('rollout', 'reference', 'update')]
+  assert 0 < max(parts) < sum(parts) <= figures['step_s'] * 1.01
+  assert 0 < figures['score_s'] < figures['step_s']
+  assert 8 <= figures['tokens'] <= 8 * 32
+  for name in (
+    'useful_over_computed',
+    'slot_use',
+    'update_roofline',
+    'rollout_roofline',
+  ):
+    assert 0 < figures[name] < 1
+  assert figures['skipped_groups'] == 0  # there is a KL term
+  assert figures['compilations'] == int(figures['compilations'])
+  assert figures['host_syncs'] >= 3
+  assert figures['peak_memory_bytes'] > 1e6
+  assert any(line.startswith('step_s') for line in lines)
+
+
+def test_matmul_weights_are_those_of_the_parameters():
+  loaded = checkpoint.load_model(checkpoint.embedded('tiny_base'))
+  sizes = {
+    jax.tree_util.keystr(path): leaf.size
+    for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)
+    if 'norm' not in jax.tree_util.keystr(path)
+  }
+  embedding = sum(n for name, n in sizes.items() if 'embed' in name)
+  body, head = bench.matmul_weights(loaded.config)
+  assert head == embedding  # tied
+  assert body == sum(sizes.values()) - embedding
+
+
+def test_useful_flops_by_hand():
+  model = ModelConfig(
+    num_layers=1,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=2,
+    width=2,
+    mlp_width=1,
+    vocab_size=5,
+  )
+  records = [
+    {'len': n, 'reward': r} for n, r in ((1, 0), (3, 1), (2, 1), (2, 1))
+  ]
+  cfg = _config(kl_coef=0.0, group_size=2)
+  work = bench.useful(cfg, model, [5, 5], records)
+  # Weights: 2 x (4 x 2 + 3 x 1) = 22 in the layer, 10 in the head.
+  # First group: 5 + 4 tokens; pairs 15 + (5 + 1) + (15 + 6) = 42.
+  first = 2 * (22 * 9 + 10 * 4) + 4 * 42 * 2
+  # Second: 5 + 4 tokens; pairs 15 + 2 x (10 + 3) = 41; equal rewards.
+  second = 2 * (22 * 9 + 10 * 4) + 4 * 41 * 2
+  assert work['rollout_flops'] == first + second
+  assert work['update_flops'] == 3 * first
+
+
+def test_problems_in_the_order_of_the_generator():
+  import reasoning_gym
+
+  options = {'min_terms': 2, 'max_terms': 2, 'min_digits': 1, 'max_digits': 1}
+  task = procedural.InOrder(dataset='chain_sum', num_train=20, options=options)
+  expected = reasoning_gym.create_dataset(
+    'chain_sum', size=20, seed=0, **options
+  )
+  examples = task.examples('train')
+  assert [e.question for e in examples] == [e['question'] for e in expected]
+  assert task.verify(expected[3]['answer'], examples[3].target)
+  with pytest.raises(ValueError, match="split train alone, not 'test'"):
+    task.examples('test')
+
+
+def test_rates_are_of_this_machine():
+  rate, bandwidth = bench.peak_rates('float32')
+  assert 1e9 < rate < 1e15
+  assert 1e8 < bandwidth < 1e14
+
+
+def test_minibatches_are_not_timed():
+  with pytest.raises(ValueError, match='steps_per_rollout is 4'):
+    _config(steps_per_rollout=4, num_steps=4, save_every=4, reference_every=4)
+
+
+def test_skipping_changes_the_time_alone():
+  """Groups of equal rewards left out or computed: the same gradient."""
+  loaded = checkpoint.load_model(checkpoint.embedded('tiny_base'))
+  updates = []
+  for skips in (True, False):
+    cfg = _config(kl_coef=0.0, skip_constant_groups=skips)
+    loop = grpo.Loop(cfg, loaded, pool=None)
+    tokens = [np.array([5, 6, 7], np.int32)] * 8
+    rows = learner.Rows(
+      prompts=[[3, 4], [4, 5, 6]],
+      prompt_index=np.repeat([0, 1], 4),
+      completions=tokens,
+      old_logprobs=[np.full(3, -2.0, np.float32)] * 8,
+      ref_logprobs=None,
+      advantages=np.float32([1, -1, 1, -1, 0, 0, 0, 0]),
+    )
+    grads, totals = loop.learner.gradient(loop.state.params, rows)
+    updates.append(grads)
+    assert totals.tokens == (12 if skips else 24)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *updates
+  )
