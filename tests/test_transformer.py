@@ -9,7 +9,7 @@ import pytest
 from jax import numpy as jnp
 
 from rlzero.models import attention, transformer
-from rlzero.models.config import ModelConfig
+from rlzero.models.config import ModelConfig, RopeScaling
 from rlzero.types import KeyValues, Prefix, Prompts, Tokens
 
 MHA = ModelConfig(
@@ -46,6 +46,39 @@ def noisy(config, scale=0.3):
     functools.partial(transformer.init, config), jax.random.key(0)
   )
   return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def test_rope_scaling_by_hand():
+  # theta = 4 pi and H = 4: one and 1 / sqrt(4 pi) radians a position; within
+  # 40 positions 6.366 and 1.796 turns.
+  scaling = RopeScaling(
+    factor=10.0,
+    low_freq_factor=1.0,
+    high_freq_factor=3.0,
+    original_max_position=40,
+  )
+  plain = attention.frequencies(4, 4 * np.pi, None)
+  np.testing.assert_allclose(plain, [1.0, 0.2820948], rtol=1e-6)
+  # The first stays; of the second 0.398 stays and the rest is divided by ten.
+  scaled = attention.frequencies(4, 4 * np.pi, scaling)
+  kept = (40 * 0.2820948 / (2 * np.pi) - 1) / 2
+  expected = [1.0, 0.2820948 * (kept + (1 - kept) / 10)]
+  np.testing.assert_allclose(scaled, expected, rtol=1e-6)
+  # Slow ones are divided whole.
+  slow = attention.frequencies(4, 1e6, scaling)
+  np.testing.assert_allclose(slow, [1.0, 1e-4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'factor': 0.5}, 'factor 0.5'),
+    ({'factor': 2.0, 'low_freq_factor': 4.0}, 'low_freq_factor 4.0 and'),
+  ],
+)
+def test_rope_scaling_out_of_range(change, message):
+  with pytest.raises(ValueError, match=message):
+    RopeScaling(**change)
 
 
 def padded(sequences, width, starts=None, junk=0):

@@ -14,7 +14,7 @@ from test_tokenizer import metadata as tokenizer_metadata
 
 from rlzero import weights
 from rlzero.models import transformer
-from rlzero.models.config import ModelConfig
+from rlzero.models.config import ModelConfig, RopeScaling
 from rlzero.tokenizer import Tokenizer
 from rlzero.weights import gguf as gguf_files
 from rlzero.weights import hf, mapping
@@ -34,6 +34,12 @@ LLAMA = ModelConfig(
 CONFIGS = {
   'llama': LLAMA,
   'llama_untied': dataclasses.replace(LLAMA, tied_embedding=False),
+  'llama3': dataclasses.replace(
+    LLAMA,
+    rope_scaling=RopeScaling(
+      factor=4.0, high_freq_factor=3.0, original_max_position=40
+    ),
+  ),
   'qwen2': dataclasses.replace(LLAMA, qkv_bias=True),
   'qwen3': dataclasses.replace(LLAMA, qk_norm=True, head_dim=16),
 }
@@ -246,6 +252,7 @@ def test_missing_files(folder):
     ({'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
     ({'rope_scaling': {'type': 'linear'}}, "rope_type = 'linear'"),
     ({'rope_parameters': {'rope_type': 'yarn'}}, "rope_type = 'yarn'"),
+    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'without low_f'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor = 0.5'),
     ({'model_type': 'qwen2', 'use_sliding_window': True}, 'use_sliding_w'),
     ({'layer_types': ['sliding_attention']}, 'layer_types'),
@@ -366,6 +373,7 @@ GGUF_CONFIGS = {
     config, vocab_size=len(tokenizer_metadata()['tokenizer.ggml.tokens'])
   )
   for name, config in CONFIGS.items()
+  if config.rope_scaling is None  # GGUF has it as a tensor, which is refused
 }
 
 

@@ -6,6 +6,37 @@ _DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+  """Llama 3's stretch of the rotary embedding to longer texts.
+
+  Frequencies that turn less than `low_freq_factor` times within
+  `original_max_position` are divided by `factor`, those that turn more than
+  `high_freq_factor` times stay, and those between are blended.
+
+  Raises:
+    ValueError: factors out of range.
+  """
+
+  factor: float  # how much longer
+  low_freq_factor: float = 1.0  # turns
+  high_freq_factor: float = 4.0  # turns
+  original_max_position: int = 8192  # tokens before the stretch
+
+  def __post_init__(self):
+    if self.factor < 1 or self.original_max_position < 1:
+      raise ValueError(
+        f'RopeScaling has factor {self.factor} and original_max_position '
+        f'{self.original_max_position}; both must be at least 1.'
+      )
+    if not 0 < self.low_freq_factor < self.high_freq_factor:
+      raise ValueError(
+        f'RopeScaling has low_freq_factor {self.low_freq_factor} and '
+        f'high_freq_factor {self.high_freq_factor}; the first must be above '
+        '0 and below the second.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """Shape and options of a decoder; the letters are those of `types.py`.
 
@@ -21,6 +52,7 @@ class ModelConfig:
   num_kv_heads: int  # K, divides N
   head_dim: int  # H, even
   rope_theta: float = 10_000.0
+  rope_scaling: RopeScaling | None = None
   rms_norm_eps: float = 1e-5
   tied_embedding: bool = True
   qkv_bias: bool = False

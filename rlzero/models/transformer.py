@@ -75,8 +75,9 @@ class Attention(nn.Module):
     if c.qk_norm:
       query = _rms_norm(query, self.query_norm, c.rms_norm_eps)
       key = _rms_norm(key, self.key_norm, c.rms_norm_eps)
-    query = attention.rotate(query, positions, c.rope_theta)
-    key = attention.rotate(key, positions, c.rope_theta)
+    turns = attention.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+    query = attention.rotate(query, positions, turns)
+    key = attention.rotate(key, positions, turns)
     b, _, t, h = query.shape
     query = query.reshape(b, c.num_kv_heads, -1, t, h)
     return query, key, value

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlzero.models.config import ModelConfig
+from rlzero.models.config import ModelConfig, RopeScaling
 from rlzero.types import Params
 
 
@@ -252,16 +252,17 @@ def model_config_from_hf(
     )
   # Older files keep theta and the scaling apart; newer ones have one dict.
   rope = hf.get('rope_parameters') or hf.get('rope_scaling') or {}
+  rope_type = rope.get('rope_type', rope.get('type', 'default'))
+  if rope_type not in ('default', 'llama3'):
+    raise WeightsError(
+      f"{source} has rope_type = {rope_type!r}, but only 'default' and "
+      "'llama3' are implemented; choose another model."
+    )
   sliding = sorted(set(hf.get('layer_types') or ()) - {'full_attention'})
   # In these two, attention_bias also puts one on the output projection.
   output_bias = kind != 'qwen2' and bool(hf.get('attention_bias'))
   for key, value, wanted in (
     ('hidden_act', hf.get('hidden_act', 'silu'), 'silu'),
-    (
-      'rope_type',
-      rope.get('rope_type', rope.get('type', 'default')),
-      'default',
-    ),
     (
       'partial_rotary_factor',
       hf.get('partial_rotary_factor', rope.get('partial_rotary_factor', 1)),
@@ -301,6 +302,7 @@ def model_config_from_hf(
     num_kv_heads=size('num_key_value_heads', heads),
     head_dim=size('head_dim', 128 if kind == 'qwen3' else width // heads),
     rope_theta=float(rope.get('rope_theta') or hf.get('rope_theta') or 1e4),
+    rope_scaling=_llama3(rope, source) if rope_type == 'llama3' else None,
     rms_norm_eps=float(hf.get('rms_norm_eps', 1e-6)),
     tied_embedding=bool(hf.get('tie_word_embeddings', False)),
     qkv_bias=kind == 'qwen2',
@@ -309,6 +311,25 @@ def model_config_from_hf(
       'max_position_embeddings', 2048 if kind == 'llama' else 32768
     ),
   )
+
+
+# Names of the fields of RopeScaling in a config.json.
+_LLAMA3 = {
+  'factor': 'factor',
+  'low_freq_factor': 'low_freq_factor',
+  'high_freq_factor': 'high_freq_factor',
+  'original_max_position': 'original_max_position_embeddings',
+}
+
+
+def _llama3(rope: Mapping[str, Any], source: str) -> RopeScaling:
+  missing = [name for name in _LLAMA3.values() if name not in rope]
+  if missing:
+    raise WeightsError(
+      f"{source} has rope_type 'llama3' without {', '.join(missing)}; restore "
+      "the model's own file."
+    )
+  return RopeScaling(**{ours: rope[name] for ours, name in _LLAMA3.items()})
 
 
 def hf_config(
@@ -334,6 +355,12 @@ def hf_config(
     kind, name = 'qwen2', 'Qwen2'
   elif config.qk_norm:
     kind, name = 'qwen3', 'Qwen3'
+  scaling = {}
+  if config.rope_scaling:
+    scaling['rope_scaling'] = {
+      'rope_type': 'llama3',
+      **{n: getattr(config.rope_scaling, o) for o, n in _LLAMA3.items()},
+    }
   return {
     'architectures': [f'{name}ForCausalLM'],
     'model_type': kind,
@@ -346,6 +373,7 @@ def hf_config(
     'head_dim': config.head_dim,
     'hidden_act': 'silu',
     'rope_theta': config.rope_theta,
+    **scaling,
     'rms_norm_eps': config.rms_norm_eps,
     'tie_word_embeddings': config.tied_embedding,
     'max_position_embeddings': config.max_position,
