@@ -18,6 +18,7 @@ from rlzero.weights import mapping
 
 _SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
+_SHARD_BYTES = 5_000_000_000  # at most in a file; a larger tensor has its own
 
 
 def read_folder(
@@ -56,39 +57,75 @@ def write_folder(
   config: ModelConfig,
   params: Params,
   tokenizer: Tokenizer,
+  dtype: str = 'float32',
+  shard_bytes: int = _SHARD_BYTES,
 ) -> None:
   """Writes a folder that `read_folder`, and transformers, load.
 
   Each file appears whole or not at all, config.json last: a folder that has
-  it is complete.
+  it is complete. Weights of an earlier model in the folder go.
 
   Args:
     folder: made if it does not exist.
     config: the model.
-    params: its parameters, of any floating type; written as float32.
+    params: its parameters, of any floating type.
     tokenizer: saved beside them.
+    dtype: of the weights in the files, 'float32' or 'bfloat16'.
+    shard_bytes: the most a file of weights holds; more makes several files
+      and an index.
 
   Raises:
     WeightsError: parameters that do not match the config, or a config that
       no Hugging Face architecture has.
   """
   tensors = mapping.tensors_from_params(config, params)
-  description = mapping.hf_config(config, tokenizer.eos_ids, tokenizer.bos_id)
+  tensors = {name: x.astype(dtype) for name, x in tensors.items()}
+  description = mapping.hf_config(
+    config, tokenizer.eos_ids, tokenizer.bos_id, dtype
+  )
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as draft:
     draft = pathlib.Path(draft)
     tokenizer.save(draft)
-    safetensors.numpy.save_file(
-      tensors, draft / _SINGLE, metadata={'format': 'pt'}
-    )
+    _save(draft, tensors, shard_bytes)
     (draft / 'config.json').write_text(
       json.dumps(description, indent=2) + '\n', encoding='utf-8'
     )
-    for file in sorted(
-      draft.iterdir(), key=lambda file: file.name == 'config.json'
-    ):
+    files = sorted(draft.iterdir(), key=lambda f: f.name == 'config.json')
+    for old in folder.glob('model*.safetensors*'):
+      if not (draft / old.name).exists():
+        (folder / 'config.json').unlink(missing_ok=True)  # not complete now
+        old.unlink()
+    for file in files:
       os.replace(file, folder / file.name)
+
+
+def _save(
+  folder: pathlib.Path, tensors: dict[str, np.ndarray], shard_bytes: int
+) -> None:
+  """Writes the tensors into one file, or into shards with an index."""
+  shards: list[dict[str, np.ndarray]] = [{}]
+  size = 0
+  for name, array in tensors.items():
+    if shards[-1] and size + array.nbytes > shard_bytes:
+      shards.append({})
+      size = 0
+    shards[-1][name] = array
+    size += array.nbytes
+  places = {}
+  for number, shard in enumerate(shards, 1):
+    file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+    if len(shards) == 1:
+      file = _SINGLE
+    safetensors.numpy.save_file(shard, folder / file, metadata={'format': 'pt'})
+    places |= dict.fromkeys(shard, file)
+  if len(shards) > 1:
+    total = sum(array.nbytes for array in tensors.values())
+    index = {'metadata': {'total_size': total}, 'weight_map': places}
+    (folder / _INDEX).write_text(
+      json.dumps(index, indent=2) + '\n', encoding='utf-8'
+    )
 
 
 def _tensors(

@@ -333,7 +333,10 @@ def _llama3(rope: Mapping[str, Any], source: str) -> RopeScaling:
 
 
 def hf_config(
-  config: ModelConfig, eos_ids: Sequence[int], bos_id: int | None = None
+  config: ModelConfig,
+  eos_ids: Sequence[int],
+  bos_id: int | None = None,
+  dtype: str = 'float32',
 ) -> dict[str, Any]:
   """The config.json with which transformers loads our weights.
 
@@ -341,6 +344,7 @@ def hf_config(
     config: the model.
     eos_ids: ids that end a completion.
     bos_id: id a text starts with, or None.
+    dtype: of the weights in the files.
 
   Raises:
     WeightsError: options that no one architecture has together.
@@ -379,7 +383,7 @@ def hf_config(
     'max_position_embeddings': config.max_position,
     'eos_token_id': list(eos_ids),
     'bos_token_id': bos_id,
-    'torch_dtype': 'float32',
+    'torch_dtype': dtype,
   }
 
 

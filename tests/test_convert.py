@@ -1,0 +1,92 @@
+"""Any checkpoint becomes a Hugging Face folder, and the same model again."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from rlzero import checkpoint, convert, weights
+
+_TINY = checkpoint.embedded('tiny_base')
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_sharded_folder_holds_the_model(tmp_path, dtype, capsys):
+  out = tmp_path / 'out'
+  convert.run(
+    convert.Config(
+      checkpoint=_TINY, output=str(out), dtype=dtype, shard_gb=0.0005
+    )
+  )
+  shards = sorted(out.glob('model-*.safetensors'))
+  index = json.loads((out / 'model.safetensors.index.json').read_text())
+  assert len(shards) > 3
+  assert {s.name for s in shards} == set(index['weight_map'].values())
+  assert not (out / 'model.safetensors').exists()
+  assert json.loads((out / 'config.json').read_text())['torch_dtype'] == dtype
+  before, after = weights.load(_TINY), weights.load(out)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(
+      a.astype(dtype).astype(np.float32), b
+    ),
+    before.params,
+    after.params,
+  )
+  text = 'User: 3 + 4'
+  assert after.tokenizer.encode(text) == before.tokenizer.encode(text)
+  said = float(
+    re.search(r'differ by (\S+) at most', capsys.readouterr().out).group(1)
+  )
+  assert said == 0 if dtype == 'float32' else 0 < said < 0.5
+
+
+def test_an_earlier_models_shards_go(tmp_path):
+  loaded = weights.load(_TINY)
+  for shard_bytes in (500_000, 10**9, 800_000):
+    weights.write_folder(
+      tmp_path,
+      loaded.config,
+      loaded.params,
+      loaded.tokenizer,
+      shard_bytes=shard_bytes,
+    )
+    files = {f.name for f in tmp_path.glob('model*.safetensors')}
+    if shard_bytes == 10**9:
+      assert files == {'model.safetensors'}
+      assert not (tmp_path / 'model.safetensors.index.json').exists()
+    else:
+      index = json.loads(
+        (tmp_path / 'model.safetensors.index.json').read_text()
+      )
+      assert files == set(index['weight_map'].values())
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      weights.load(tmp_path).params,
+      loaded.params,
+    )
+
+
+def test_a_written_folder_that_differs_is_noticed(tmp_path, monkeypatch):
+  read = weights.read_folder
+
+  def damaged(folder):
+    config, params = read(folder)
+    params['final_norm']['scale'][3] += 1e-3
+    return config, params
+
+  monkeypatch.setattr(weights, 'read_folder', damaged)
+  with pytest.raises(ValueError, match=r"\['final_norm'\]\['scale'\] in .*out"):
+    convert.run(convert.Config(checkpoint=_TINY, output=str(tmp_path / 'out')))
+
+
+def test_refusals(tmp_path):
+  with pytest.raises(ValueError, match='is the checkpoint itself'):
+    convert.run(convert.Config(checkpoint=_TINY, output=_TINY))
+  with pytest.raises(ValueError, match='shard_gb is 0'):
+    convert.Config(checkpoint=_TINY, output='x', shard_gb=0.0)
+  with pytest.raises(FileNotFoundError, match='does not exist'):
+    convert.run(
+      convert.Config(checkpoint=str(tmp_path / 'no'), output=str(tmp_path))
+    )
