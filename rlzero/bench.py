@@ -44,6 +44,7 @@ class Config(grpo.Config):
   """A run's settings, and how much of it to measure."""
 
   workdir: str = ''  # nothing is written
+  steps_per_rollout: int = 1  # a timed step has one rollout and one update
   num_warmup: int = 2  # steps before those that count
   num_steps: int = 5  # steps that count
   json: bool = False  # print the JSON line alone

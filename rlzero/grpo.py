@@ -59,8 +59,7 @@ class Config:
   """Settings of a run; the defaults are the paper's for R1-Zero."""
 
   workdir: str = dataclasses.field(metadata=_changeable)
-  checkpoint: str = ''  # start: run folder, Hugging Face folder or GGUF;
-  # empty takes the embedded tiny base
+  checkpoint: str = ''  # run or Hugging Face folder, GGUF; '' is the tiny base
   task: base.Task = countdown.Countdown()
   template: Template = Template('r1_zero')
   # Rollout
@@ -84,7 +83,7 @@ class Config:
   clip_high: float = 0.2  # epsilon above 1
   loss: Literal['grpo', 'dr_grpo'] = 'grpo'
   # Update
-  learning_rate: float = 3e-6
+  learning_rate: float = 3e-6  # of AdamW
   warmup_steps: int = 0  # steps
   b2: float = 0.999  # of AdamW
   weight_decay: float = 0.0
@@ -93,8 +92,7 @@ class Config:
   reference_every: int = 400  # steps between replacements of the reference
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
   remat: bool = False  # recompute layers in the backward pass
-  skip_constant_groups: bool = True  # in the update, where kl_coef is 0; off
-  # it takes longer and gives the same
+  skip_constant_groups: bool = True  # in updates without KL; saves time alone
   # Run
   num_steps: int = 10_400
   seed: int = 0

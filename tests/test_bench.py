@@ -15,7 +15,6 @@ from rlzero.tasks.template import Template
 def _config(**changes):
   settings = {
     'template': Template('short'),
-    'steps_per_rollout': 1,
     'num_prompts': 2,
     'group_size': 4,
     'max_len': 32,
