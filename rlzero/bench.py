@@ -30,11 +30,11 @@ from rlzero import evaluate, grpo
 from rlzero.models.config import ModelConfig
 from rlzero.tasks import sandbox
 
-# Dense bf16 FLOP/s and bytes/s of a chip, as published.
+# Dense bf16 FLOP/s and bytes/s of a chip, as published; v5 is v5p.
 _TPU = {
   'TPU v4': (275e12, 1.2e12),
   'TPU v5 lite': (197e12, 0.82e12),
-  'TPU v5p': (459e12, 2.77e12),
+  'TPU v5': (459e12, 2.77e12),
   'TPU v6 lite': (918e12, 1.64e12),
 }
 

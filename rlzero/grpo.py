@@ -94,7 +94,7 @@ class Config:
   remat: bool = False  # recompute layers in the backward pass
   skip_constant_groups: bool = True  # in updates without KL; saves time alone
   # Run
-  num_steps: int = 10_400
+  num_steps: int = 10_400  # policy updates
   seed: int = 0
   save_every: int = _late(160)  # steps
   eval_every: int = _late(160)  # steps; 0 evaluates before and after only
