@@ -23,6 +23,7 @@ setuptools.setup(
     'gguf>=0.17',
     'gin-config==0.5.0',  # its parser is read directly
     'grain>=0.2.12',
+    'huggingface_hub>=1.0',
     'importlib_resources>=6.0',  # tensorflow-datasets needs it, undeclared
     'jax>=0.10',
     'jaxtyping>=0.3',

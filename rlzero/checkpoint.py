@@ -108,7 +108,7 @@ def load_model(path: str) -> weights.Loaded:
   """Reads a model from any kind of checkpoint.
 
   Args:
-    path: a run's folder, a Hugging Face folder or a GGUF file.
+    path: a run's folder, a Hugging Face folder, hf://org/name or a GGUF file.
 
   Raises:
     FileNotFoundError, ValueError: nothing usable there; one sentence.

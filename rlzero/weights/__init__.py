@@ -1,4 +1,4 @@
-"""Weights from elsewhere: Hugging Face folders and GGUF files."""
+"""Weights from elsewhere: Hugging Face, as folders or by name, and GGUF."""
 
 import dataclasses
 import os
@@ -7,6 +7,7 @@ import pathlib
 from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
 from rlzero.types import Params
+from rlzero.weights import hub
 from rlzero.weights.gguf import read_gguf
 from rlzero.weights.hf import read_folder, write_folder
 from rlzero.weights.mapping import WeightsError
@@ -34,17 +35,21 @@ def load(path: str | os.PathLike[str]) -> Loaded:
   """Loads a model and its tokenizer.
 
   Args:
-    path: a .gguf file, a Hugging Face folder, or a folder with one .gguf.
+    path: a .gguf file, a Hugging Face folder, a folder with one .gguf, or
+      hf://org/name on the hub.
 
   Raises:
     FileNotFoundError: nothing there, or nothing that is a model.
     ValueError: a file that is damaged or not implemented, as the readers
       say.
   """
+  if str(path).startswith(hub.SCHEME):
+    path = hub.download(str(path))
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(
-      f'{path} does not exist; give a Hugging Face folder or a .gguf file.'
+      f'{path} does not exist; give a Hugging Face folder, hf://org/name '
+      'or a .gguf file.'
     )
   if path.is_dir() and (path / 'config.json').is_file():
     config, params = read_folder(path)
