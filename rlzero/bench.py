@@ -178,7 +178,9 @@ def matmul_weights(model: ModelConfig) -> tuple[int, int]:
   return model.num_layers * layer, model.width * model.vocab_size
 
 
-def peak_rates(dtype: str) -> tuple[float, float]:
+def peak_rates(
+  dtype: str, sizes: Sequence[int] = (2048, 3072, 4096)
+) -> tuple[float, float]:
   """FLOP/s of the best square product and bytes/s of a copy.
 
   Measured here and now, with nothing else running; on a TPU as published.
@@ -188,10 +190,10 @@ def peak_rates(dtype: str) -> tuple[float, float]:
     return _TPU[kind]
   multiply = jax.jit(lambda a, b: a @ b)
   rate = 0.0
-  for size in (2048, 3072, 4096):
+  for size in sizes:
     a = jnp.ones((size, size), dtype)
     rate = max(rate, 2 * size**3 / _best(multiply, a, a))
-  data = jnp.ones((1 << 26,), jnp.float32)
+  data = jnp.ones((4 * max(sizes) ** 2,), jnp.float32)
   copy = jax.jit(lambda x: x + 1)
   return rate, 2 * data.nbytes / _best(copy, data)
 

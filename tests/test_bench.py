@@ -11,6 +11,8 @@ from rlzero.models.config import ModelConfig
 from rlzero.tasks import procedural
 from rlzero.tasks.template import Template
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def _config(**changes):
   settings = {
@@ -22,8 +24,8 @@ def _config(**changes):
     'num_slots': 8,
     'decode_steps': 8,
     'num_workers': 1,
-    'num_warmup': 2,
-    'num_steps': 2,
+    'num_warmup': 1,
+    'num_steps': 1,
     **changes,
   }
   return bench.Config(**settings)
@@ -34,7 +36,7 @@ def test_the_last_line_is_json_with_every_figure(capsys, monkeypatch):
   bench.run(_config())
   *lines, last = capsys.readouterr().out.splitlines()
   figures = json.loads(last)
-  assert figures['measured_steps'] == 2
+  assert figures['measured_steps'] == 1
   assert figures['matmul_rate'] == 2e11
   parts = [figures[f'{p}_s'] for p in ('rollout', 'reference', 'update')]
   assert 0 < max(parts) < sum(parts) <= figures['step_s'] * 1.01
@@ -107,7 +109,7 @@ def test_problems_in_the_order_of_the_generator():
 
 
 def test_rates_are_of_this_machine():
-  rate, bandwidth = bench.peak_rates('float32')
+  rate, bandwidth = bench.peak_rates('float32', sizes=(64, 256))
   assert 1e9 < rate < 1e15
   assert 1e8 < bandwidth < 1e14
 
