@@ -170,6 +170,8 @@ def test_microbatches_change_nothing(params, rows_each):
   whole, totals = make_learner(GRPO, 32 * NUM_ROWS).gradient(params, rows)
   parts, same = make_learner(GRPO, 32 * rows_each).gradient(params, rows)
   assert distance(parts, whole) < 1e-6
+  assert same.computed >= totals.computed  # padding: all that the cut changes
+  same = same._replace(computed=totals.computed)
   np.testing.assert_allclose(same, totals, rtol=1e-5)
 
 
