@@ -28,7 +28,6 @@ from jax import numpy as jnp
 
 from rlzero import evaluate, grpo
 from rlzero.models.config import ModelConfig
-from rlzero.tasks import sandbox
 
 # Dense bf16 FLOP/s and bytes/s of a chip, as published; v5 is v5p.
 _TPU = {
@@ -61,12 +60,7 @@ class Config(grpo.Config):
 def run(cfg: Config) -> None:
   """Measures and prints; the last line is JSON."""
   loaded = grpo.load_start(cfg)
-  with sandbox.RewardPool(
-    {cfg.task.name: cfg.task},
-    cfg.template.kind,
-    cfg.num_workers,
-    cfg.deadline_s,
-  ) as pool:
+  with grpo.reward_pool(cfg) as pool:
     figures = measure(cfg, grpo.Loop(cfg, loaded, pool))
   if not cfg.json:
     for name, value in figures.items():

@@ -222,6 +222,16 @@ def load_start(cfg: Config) -> weights.Loaded:
   )
 
 
+def reward_pool(cfg: Config) -> sandbox.RewardPool:
+  """The processes that score the run's completions."""
+  return sandbox.RewardPool(
+    {cfg.task.name: cfg.task},
+    cfg.template.kind,
+    cfg.num_workers,
+    cfg.deadline_s,
+  )
+
+
 def run(cfg: Config) -> None:
   """Trains, evaluates before, during and after, and writes the report.
 
@@ -234,12 +244,7 @@ def run(cfg: Config) -> None:
   loaded = load_start(cfg)
   config.save_resolved(cfg, cfg.workdir)
   print(table(cfg, len(examples)), flush=True)
-  with sandbox.RewardPool(
-    {cfg.task.name: cfg.task},
-    cfg.template.kind,
-    cfg.num_workers,
-    cfg.deadline_s,
-  ) as pool:
+  with reward_pool(cfg) as pool:
     _Run(cfg, loaded, pool, prompt_stream).go()
   report.write(cfg.workdir)
 
