@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from test_transformer import noisy
 
 from rlzero import learner
 from rlzero.models import transformer
@@ -36,19 +37,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 @pytest.fixture(scope='module')
 def params():
-  rng = np.random.default_rng(0)
-
-  def draw(path, shape):
-    return np.float32(
-      (path[-1].key == 'scale') + rng.normal(0, 0.3, shape.shape)
-    )
-
-  return jax.tree_util.tree_map_with_path(
-    draw,
-    jax.eval_shape(
-      functools.partial(transformer.init, CONFIG), jax.random.key(0)
-    ),
-  )
+  return noisy(CONFIG)
 
 
 def make_prompts(num=12):
