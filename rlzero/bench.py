@@ -103,7 +103,7 @@ def measure(cfg: Config, loop: grpo.Loop) -> dict[str, float]:
         'useful_over_computed': row['update/useful_over_computed'],
         'slot_use': row['rollout/slot_use'],
         'skipped_groups': row['groups/zero_variance']
-        * (cfg.skip_constant_groups and not cfg.kl_coef),
+        * cfg.leaves_out_constant_groups,
         'update_roofline': update_rate / rate,
         'rollout_roofline': rollout_s / row['time/rollout_s'],
       }
@@ -150,7 +150,7 @@ def useful(
 
   everything = np.ones(len(prompts), bool)
   trained = everything
-  if cfg.skip_constant_groups and not cfg.kl_coef:
+  if cfg.leaves_out_constant_groups:
     trained = np.ptp(rewards, axis=1) > 0
   num_slots = min(cfg.num_slots, lengths.size)
   item = jnp.dtype(model.dtype).itemsize

@@ -33,6 +33,8 @@ from typing import Any, NamedTuple
 
 from gin import config_parser
 
+from rlzero import hugepages
+
 _TEXT, _JSON = 'config.gin', 'config.json'  # their names in a workdir
 
 
@@ -125,7 +127,9 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     SystemExit: 2 after a ValueError or OSError, told on stderr in a sentence
       (RLZERO_TRACEBACK=1 lets the traceback through); 130 when interrupted.
   """
-  argv = sys.argv[1:] if argv is None else argv
+  if argv is None:
+    hugepages.restart_with()
+    argv = sys.argv[1:]
   if '--help' in argv:
     print(_help(stage))
     return

@@ -15,12 +15,12 @@ def logprobs_and_entropy(
   head: Float[Array, 'D V'],
   targets: Int[Array, 'M'],
   temperature: float = 1.0,
-  chunk: int = 1024,
+  chunk: int = 512,
 ) -> tuple[Float[Array, 'M'], Float[Array, 'M']]:
   """Log-prob of each target and entropy, in nats, of softmax(logits / T).
 
-  Logits exist for `chunk` tokens at a time and are computed again in the
-  backward pass, so that [M, V] is never held.
+  Logits exist for at most `chunk` tokens at a time, in parts of one size, and
+  are computed again in the backward pass, so that [M, V] is never held.
   """
 
   @jax.checkpoint
@@ -36,6 +36,7 @@ def logprobs_and_entropy(
   size = hidden.shape[0]
   if size <= chunk:
     return of_chunk((hidden, targets))
+  chunk = -(-size // -(-size // chunk))
   padding = -size % chunk
   hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
   targets = jnp.pad(targets, (0, padding))

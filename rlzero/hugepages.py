@@ -1,0 +1,35 @@
+"""Memory in pages of 2 MiB for large arrays on a CPU, where Linux has them.
+
+XLA's arrays come from malloc. With pages of 4 KiB a large matrix product and
+every fresh array spend much of their time on page faults and table walks: see
+docs/performance.md for what it costs.
+"""
+
+import os
+import platform
+import sys
+
+_TUNABLE = 'glibc.malloc.hugetlb'  # 1: madvise(MADV_HUGEPAGE) for malloc
+_SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
+
+
+def restart_with() -> None:
+  """Starts this program again with large pages, unless it has them already.
+
+  glibc reads its tunables before main(), so that nothing short of a new
+  process image changes them. A user's own choice of the tunable is kept.
+  """
+  tunables = os.environ.get('GLIBC_TUNABLES', '')
+  if _TUNABLE in tunables or platform.libc_ver()[0] != 'glibc':
+    return
+  try:
+    with open(_SETTING, encoding='ascii') as file:
+      if '[madvise]' not in file.read():  # off, or on for everyone
+        return
+  except OSError:
+    return
+  os.environ['GLIBC_TUNABLES'] = ':'.join(
+    filter(None, [tunables, f'{_TUNABLE}=1'])
+  )
+  sys.stdout.flush()
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
