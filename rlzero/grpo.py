@@ -36,6 +36,7 @@ from rlzero import (
   learner,
   losses,
   metrics,
+  packing,
   report,
   weights,
 )
@@ -315,7 +316,7 @@ class Loop:
       losses.group_advantages(groups, cfg.objective.normalize_std)
     ).reshape(-1)
     clock.lap('score')
-    rows = learner.Rows(
+    rows = packing.Rows(
       prompts=[p.tokens for p in prompts],
       prompt_index=np.repeat(np.arange(len(prompts)), cfg.group_size),
       completions=[c.tokens for c in completions],
@@ -556,14 +557,14 @@ class _Clock:
     self._last = now
 
 
-def _subset(rows: learner.Rows, chosen, group_size: int) -> learner.Rows:
+def _subset(rows: packing.Rows, chosen, group_size: int) -> packing.Rows:
   """The groups of the chosen prompts."""
   places = (chosen[:, None] * group_size + np.arange(group_size)).reshape(-1)
 
   def pick(values):
     return None if values is None else [values[p] for p in places]
 
-  return learner.Rows(
+  return packing.Rows(
     prompts=[rows.prompts[c] for c in chosen],
     prompt_index=np.repeat(np.arange(len(chosen)), group_size),
     completions=pick(rows.completions),

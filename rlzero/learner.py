@@ -1,28 +1,25 @@
 """The policy update: summed gradients of microbatches, one division, AdamW.
 
-Rows of a minibatch are sorted by length and cut into microbatches of a fixed
-set of shapes, each with its prompts. Every term of the loss is a sum; the
-division by the number of rows of the whole minibatch happens once, after the
-last microbatch, so that the cut cannot change the result.
+A minibatch is cut into packed microbatches of few shapes (`packing.py`), each
+with its prompts. Every term of the loss is a sum; the division by the number
+of rows of the whole minibatch happens once, after the last microbatch, so that
+the cut cannot change the result.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from rlzero import losses
+from rlzero import losses, packing
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
-from rlzero.types import Params, Prompts, Tokens
-
-_WIDTH_STEP = 32  # tokens between two compiled row widths
+from rlzero.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,28 +48,6 @@ class Objective:
         raise ValueError(
           f'Objective.{name} is {getattr(self, name)}; it must be above 0.'
         )
-
-
-class Rows(NamedTuple):
-  """Completions on the host, as the update wants them; whole groups."""
-
-  prompts: Sequence[Sequence[int]]  # P token lists
-  prompt_index: np.ndarray  # [B]
-  completions: Sequence[np.ndarray]  # B token arrays, EOS included
-  old_logprobs: Sequence[np.ndarray]  # of the policy that sampled
-  ref_logprobs: Sequence[np.ndarray] | None  # None without a KL term
-  advantages: np.ndarray  # [B], over the whole group
-
-
-class Micro(NamedTuple):
-  """A microbatch on the device; padded rows have length 0."""
-
-  tokens: Tokens  # [B, T]
-  prompts: Prompts
-  lengths: Int[Array, 'B']
-  old_logprobs: Float[Array, 'B T']
-  ref_logprobs: Float[Array, 'B T']
-  advantages: Float[Array, 'B']
 
 
 class TrainState(NamedTuple):
@@ -118,7 +93,7 @@ class Learner:
     skip_constant: bool = True,
   ):
     self._cut = functools.partial(
-      microbatches, micro_tokens=micro_tokens, max_len=objective.max_len
+      packing.microbatches, micro_tokens=micro_tokens, max_len=objective.max_len
     )
     # Without a KL term the objective of a row without advantage is constant.
     self._skips = skip_constant and objective.kl_coef == 0
@@ -137,7 +112,7 @@ class Learner:
     return TrainState(params, self._transform.init(params))
 
   def update(
-    self, state: TrainState, rows: Rows
+    self, state: TrainState, rows: packing.Rows
   ) -> tuple[TrainState, dict[str, float]]:
     """One optimiser step on the rows; `state` is donated.
 
@@ -164,7 +139,9 @@ class Learner:
       'update/useful_over_computed': real / max(float(totals.computed), 1.0),
     }
 
-  def gradient(self, params: Params, rows: Rows) -> tuple[Params, Totals]:
+  def gradient(
+    self, params: Params, rows: packing.Rows
+  ) -> tuple[Params, Totals]:
     """Sum over the rows of the loss's gradient; not yet divided."""
     grads = jax.tree.map(jnp.zeros_like, params)
     carry = grads, Totals(*(jnp.zeros(()) for _ in Totals._fields))
@@ -172,94 +149,19 @@ class Learner:
       carry = self._accumulate(params, carry, micro)
     return carry
 
-  def _chosen(self, rows: Rows) -> np.ndarray:
+  def _chosen(self, rows: packing.Rows) -> np.ndarray:
     chosen = np.arange(len(rows.completions))
     return chosen[rows.advantages != 0] if self._skips else chosen
 
-  def logprobs(self, params: Params, rows: Rows) -> list[np.ndarray]:
+  def logprobs(self, params: Params, rows: packing.Rows) -> list[np.ndarray]:
     """Log-probs of every completion's tokens under other parameters."""
     out: list[Any] = [None] * len(rows.completions)
     everything = np.arange(len(out))
     for places, micro in self._cut(rows, everything):
       logprobs, _ = jax.device_get(self._score(params, micro))
-      for place, row in zip(places, logprobs, strict=False):
-        out[place] = row[: len(rows.completions[place])]
+      for i, row, start in places:
+        out[i] = logprobs[row, start : start + len(rows.completions[i])]
     return out
-
-
-def microbatches(
-  rows: Rows, chosen: np.ndarray, micro_tokens: int, max_len: int
-):
-  """Cuts the chosen rows, longest first, into padded microbatches.
-
-  Yields:
-    (indices of the rows, microbatch). Widths are multiples of a step, or
-    max_len, and the number of rows of a width is fixed, so that few shapes
-    are compiled. Rows of a width stay with their group: a microbatch computes
-    few prompts.
-  """
-  widths = np.array(
-    [min(_round_up(len(c), _WIDTH_STEP), max_len) for c in rows.completions]
-  )
-  order = chosen[np.lexsort((rows.prompt_index[chosen], -widths[chosen]))]
-  prompt_width = _round_up(max(len(p) for p in rows.prompts), 8)
-  while order.size:
-    width = int(widths[order[0]])
-    num_rows = max(micro_tokens // width, 1)
-    places, order = order[:num_rows], order[num_rows:]
-    yield places, _micro(rows, places, num_rows, width, prompt_width)
-
-
-def _micro(rows, places, num_rows, width, prompt_width):
-  used, index = np.unique(rows.prompt_index[places], return_inverse=True)
-  # As many as there could be, a shape to compile less, unless that is a good
-  # part of the work; then in eighths.
-  most = min(num_rows, len(rows.prompts))
-  is_cheap = most * prompt_width * 8 <= num_rows * width
-  step = most if is_cheap else -(-most // 8)
-  num_prompts = min(_round_up(used.size, step), most)
-  prompts = _tokens([rows.prompts[p] for p in used], num_prompts, prompt_width)
-  prompt_lens = prompts.segments.sum(axis=1)
-  prompt_index = np.zeros(num_rows, np.int32)
-  prompt_index[: places.size] = index
-  tokens = _tokens([rows.completions[p] for p in places], num_rows, width)
-  tokens = tokens._replace(
-    positions=tokens.positions + prompt_lens[prompt_index][:, None]
-  )
-
-  def padded(arrays):
-    out = np.zeros((num_rows, width), np.float32)
-    for row, place in zip(out, places, strict=False):
-      row[: len(arrays[place])] = arrays[place]
-    return out
-
-  lengths = np.zeros(num_rows, np.int32)
-  lengths[: places.size] = [len(rows.completions[p]) for p in places]
-  old = padded(rows.old_logprobs)
-  advantages = np.zeros(num_rows, np.float32)
-  advantages[: places.size] = rows.advantages[places]
-  return Micro(
-    tokens=tokens,
-    prompts=Prompts(prompts, prompt_index),
-    lengths=lengths,
-    old_logprobs=old,
-    ref_logprobs=old
-    if rows.ref_logprobs is None
-    else padded(rows.ref_logprobs),
-    advantages=advantages,
-  )
-
-
-def _tokens(sequences, num_rows, width) -> Tokens:
-  ids = np.zeros((num_rows, width), np.int32)
-  segments = np.zeros((num_rows, width), np.int32)
-  for i, sequence in enumerate(sequences):
-    ids[i, : len(sequence)] = sequence
-    segments[i, : len(sequence)] = 1
-  # A prompt that only pads has one token, so that it has a last one.
-  segments[len(sequences) :, 0] = 1 if len(sequences) < num_rows else 0
-  positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
-  return Tokens(ids, positions, segments)
 
 
 def _logprobs(config, temperature, params, micro):
@@ -283,15 +185,12 @@ def _logprobs(config, temperature, params, micro):
 def _loss(config, objective, params, micro):
   """Minus the summed objective of the rows (arXiv 2501.12948, eq. 1)."""
   logprobs, entropy = _logprobs(config, objective.temperature, params, micro)
-  width = logprobs.shape[1]
-  mask = jnp.arange(width)[None] < micro.lengths[:, None]
-  mask = mask.astype(jnp.float32)
+  mask = (micro.lengths > 0).astype(jnp.float32)
   # Padding holds no log-prob worth a number; 0 keeps exp() finite.
   logprobs = jnp.where(mask > 0, logprobs, 0.0)
   ratio = jnp.exp(logprobs - micro.old_logprobs)
-  advantages = jnp.broadcast_to(micro.advantages[:, None], ratio.shape)
   gain = losses.clipped_surrogate(
-    ratio, advantages, objective.clip_low, objective.clip_high
+    ratio, micro.advantages, objective.clip_low, objective.clip_high
   )
   kl = losses.kl_k3(logprobs, micro.ref_logprobs)
   weights = losses.token_weights(
@@ -306,7 +205,7 @@ def _loss(config, objective, params, micro):
     objective=value,
     kl=jnp.sum(mask * kl),
     entropy=jnp.sum(mask * entropy),
-    clipped=jnp.sum(mask * (gain < ratio * advantages)),
+    clipped=jnp.sum(mask * (gain < ratio * micro.advantages)),
     tokens=jnp.sum(mask),
     computed=jnp.float32(micro.tokens.ids.size + micro.prompts.tokens.ids.size),
     difference=jnp.sum(mask * difference),
@@ -331,7 +230,3 @@ def _apply(transform, state, grads, totals, num_rows):
   sound = jnp.isfinite(loss) & jnp.isfinite(norm)
   new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
   return new, loss, norm
-
-
-def _round_up(size: int, step: int) -> int:
-  return -(-size // step) * step

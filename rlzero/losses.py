@@ -98,20 +98,20 @@ def kl_k3(
 
 
 def token_weights(
-  mask: Float[Array, 'B T'],
-  lengths: Float[Array, 'B'],
+  mask: Float[Array, '*B'],
+  lengths: Float[Array, '*B'],
   aggregation: str,
   max_len: int,
-) -> Float[Array, 'B T']:
+) -> Float[Array, '*B']:
   """Weight of a token in the sum over its completion.
 
   Args:
     mask: 1 on the tokens of completions, EOS included.
-    lengths: of the whole completions, |o|.
+    lengths: of the whole completion that a token belongs to, |o|.
     aggregation: 'sequence_mean' is GRPO's 1 / |o| (arXiv 2402.03300, eq. 3);
       'constant' is Dr. GRPO's 1 / max_len (arXiv 2503.20783).
     max_len: the longest a completion may be.
   """
   if aggregation == 'sequence_mean':
-    return mask / jnp.maximum(lengths, 1)[:, None]
+    return mask / jnp.maximum(lengths, 1)
   return mask / max_len

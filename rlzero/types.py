@@ -5,8 +5,8 @@ Axes, the same letters in annotations, einsums and comments:
   P prompts            T tokens in a row        N query heads
   G completions a      S key/value length       K key/value heads
     prompt             V vocabulary             H head dimension
-  B rows (P x G)       D model width            L layers
-                       F MLP width
+  B rows               D model width            L layers
+  M prompts a row      F MLP width
 """
 
 from typing import Any, NamedTuple
@@ -40,7 +40,8 @@ class Prefix(NamedTuple):
 
 
 class Prompts(NamedTuple):
-  """Prompts that rows share; row b continues prompt `index[b]`."""
+  """Prompts that rows share; a row may hold completions of M of them."""
 
   tokens: Tokens  # [P, Tp], right-padded
-  index: Int[jax.Array, 'B']
+  index: Int[jax.Array, 'B M']  # the prompts that a row continues
+  which: Int[jax.Array, 'B T']  # of these M, the one that a token continues

@@ -98,7 +98,7 @@ def test_gradient_of_k3_pulls_to_the_reference_and_that_of_k1_does_not():
 
 def test_token_weights_by_hand():
   mask = jnp.array([[1.0, 1, 0, 0], [1.0, 1, 1, 1], [0.0, 0, 0, 0]])
-  lengths = jnp.array([2.0, 4.0, 0.0])
+  lengths = mask * jnp.array([[2.0], [4.0], [0.0]])
   np.testing.assert_allclose(
     losses.token_weights(mask, lengths, 'sequence_mean', 8),
     [[0.5, 0.5, 0, 0], [0.25] * 4, [0] * 4],

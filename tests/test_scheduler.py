@@ -8,7 +8,7 @@ import optax
 import pytest
 from test_transformer import noisy
 
-from rlzero import learner
+from rlzero import learner, packing
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import engine, sampling, scheduler
@@ -249,7 +249,7 @@ def test_logprobs_are_those_of_the_learner(params, temperature, by_slots):
     completions, _ = generate(
       params, prompts, num_slots=16, temperature=temperature, **SHORT
     )
-  rows = learner.Rows(
+  rows = packing.Rows(
     prompts=[p.tokens for p in prompts],
     prompt_index=np.repeat(np.arange(12), GROUP),
     completions=[c.tokens for c in completions],

@@ -125,6 +125,12 @@ ROWS = sequences(2, (5, 2, 7, 4, 1, 6))
 STARTS = [len(PROMPTS[p]) for p in INDEX]
 
 
+def continued(prompts, width, index, row_width, junk=0):
+  """Prompts of rows that continue one each."""
+  which = np.zeros((len(index), row_width), np.int32)
+  return Prompts(padded(prompts, width, junk=junk), index[:, None], which)
+
+
 @CONFIGS
 def test_shared_prompt_equals_repeated_prompt(config):
   rng = np.random.default_rng(3)
@@ -138,7 +144,7 @@ def test_shared_prompt_equals_repeated_prompt(config):
   @functools.partial(jax.value_and_grad, has_aux=True)
   def shared(params):
     rows = padded(ROWS, 7, STARTS)
-    prompts = Prompts(padded(PROMPTS, 6), INDEX)
+    prompts = continued(PROMPTS, 6, INDEX, 7)
     before = predicted(config, params, rows, prompts)
     out = scores(params, before, rows.ids)
     weight = np.zeros((6, 7), np.float32)
@@ -183,11 +189,31 @@ def test_packed_rows_equal_separate_rows():
   close(together[0, :4], apart[0, :4])
   close(together[0, 4:7], apart[1, :3])
 
-  # Completions of one prompt in one row see it and not each other.
-  packed = packed._replace(positions=packed.positions + 3)
-  prompts = Prompts(padded(PROMPTS[:1], 3), np.zeros(2, np.int32))
+
+@pytest.mark.parametrize('shared', [(0, 0), (0, 1), (1, 0)])
+def test_packed_completions_see_their_own_prompt_alone(shared):
+  # One row holds a completion of prompt 1 and one of prompt 0, or two of one.
+  params = noisy(GQA)
+  first, second = sequences(4, (4, 3))
+  starts = [len(PROMPTS[p]) for p in shared]
+  rows = padded([first, second], 8, starts)
+  index = np.array(shared, np.int32)
+  apart = predicted(GQA, params, rows, continued(PROMPTS, 6, index, 8))
+  packed = Tokens(
+    np.array([first + second + [0]], np.int32),
+    np.array(
+      [[*range(starts[0], starts[0] + 4), *range(starts[1], starts[1] + 3), 0]],
+      np.int32,
+    ),
+    np.array([[1, 1, 1, 1, 2, 2, 2, 0]], np.int32),
+  )
+  prompts = Prompts(
+    padded(PROMPTS, 6),
+    np.array([[1, 0]], np.int32),
+    np.array([[1 - shared[0]] * 4 + [1 - shared[1]] * 3 + [0]], np.int32),
+  )
   together = predicted(GQA, params, packed, prompts)
-  apart = predicted(GQA, params, padded([first, second], 8, [3, 3]), prompts)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
   close(together[0, :4], apart[0, :4])
   close(together[0, 4:7], apart[1, :3])
 
@@ -241,7 +267,7 @@ def test_padding_changes_nothing():
 
   def run(junk):
     rows = padded(ROWS, 7, STARTS, junk)
-    prompts = Prompts(padded(PROMPTS, 6, junk=junk), INDEX)
+    prompts = continued(PROMPTS, 6, INDEX, 7, junk)
     return predicted(GQA, params, rows, prompts)
 
   first, second = run(0), run(9)
@@ -249,7 +275,7 @@ def test_padding_changes_nothing():
     np.testing.assert_array_equal(first[i, : len(row)], second[i, : len(row)])
   # Wider rows are other shapes: equal to rounding.
   rows = padded(ROWS, 11, STARTS)
-  wide = predicted(GQA, params, rows, Prompts(padded(PROMPTS, 9), INDEX))
+  wide = predicted(GQA, params, rows, continued(PROMPTS, 9, INDEX, 11))
   for i, row in enumerate(ROWS):
     np.testing.assert_allclose(
       first[i, : len(row)], wide[i, : len(row)], rtol=1e-5, atol=1e-6
@@ -288,7 +314,7 @@ def test_bfloat16_is_close_and_keeps_float32_parameters():
 @functools.partial(jax.grad, argnums=1)
 def gradients(config, params):
   rows = padded(ROWS, 7, STARTS)
-  prompts = Prompts(padded(PROMPTS, 6), INDEX)
+  prompts = continued(PROMPTS, 6, INDEX, 7)
   before = predicted(config, params, rows, prompts)
   logits = before @ transformer.head(config, params)
   chosen = jnp.take_along_axis(
@@ -320,8 +346,12 @@ def test_remat_changes_nothing():
 
 def test_predictors_shift_by_one():
   # Prompts of 1 and 2 tokens with hidden states 10 and 20, 30; row 0 holds
-  # two completions of prompt 1, row 1 one of prompt 0 and padding.
-  prompts = Prompts(padded([[5], [6, 7]], 2), index=np.array([1, 0], np.int32))
+  # completions of prompts 1 and 0, row 1 one of prompt 0 and padding.
+  prompts = Prompts(
+    padded([[5], [6, 7]], 2),
+    index=np.array([[1, 0], [0, 0]], np.int32),
+    which=np.array([[0, 0, 1], [1, 1, 0]], np.int32),
+  )
   prompt_hidden = jnp.array([[[10.0], [99.0]], [[20.0], [30.0]]])
   rows = Tokens(
     np.zeros((2, 3), np.int32),
@@ -330,7 +360,7 @@ def test_predictors_shift_by_one():
   )
   hidden = jnp.array([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
   before = transformer.predictors(hidden, prompt_hidden, rows, prompts)
-  np.testing.assert_array_equal(before[0, :, 0], [30, 1, 30])
+  np.testing.assert_array_equal(before[0, :, 0], [30, 1, 10])
   np.testing.assert_array_equal(before[1, :2, 0], [10, 4])
 
 
@@ -341,7 +371,7 @@ def test_prompts_and_prefix_together_are_refused():
       MHA,
       noisy(MHA),
       rows,
-      Prompts(padded(PROMPTS, 6), INDEX),
+      continued(PROMPTS, 6, INDEX, 7),
       Prefix((), ()),
     )
 

@@ -138,9 +138,9 @@ class Block(nn.Module):
         prompt_x, prompts.tokens.positions, prompt_mask, ()
       )
       # The gradient of this gather adds up what the rows of a group say.
-      cached = (KeyValues(*(part[prompts.index] for part in own)),)
+      cached = (KeyValues(*(_of_rows(part, prompts.index) for part in own)),)
     before = [
-      attention.Part(*keys, seen[:, None])
+      attention.Part(*keys, seen)
       for keys, seen in zip(cached, valid, strict=True)
     ]
     x, own = self._layer(x, rows.positions, mask, before)
@@ -154,6 +154,22 @@ class Block(nn.Module):
     heads = attention.attend(query, [*before, own])
     x = x + self.attention.merge(heads)
     return x + self.mlp(self.mlp_norm(x)), KeyValues(key, value)
+
+
+def _of_rows(part, index):
+  """Keys or values of prompts, [P, K, Tp, H], for rows: [B, K, M * Tp, H]."""
+  part = part[index].swapaxes(1, 2)
+  return part.reshape(*part.shape[:2], -1, part.shape[-1])
+
+
+def _continued(prompts):
+  """Which prompt tokens a row's tokens may look at, [B, T, M * Tp]."""
+  real = (prompts.tokens.segments > 0)[prompts.index]
+  own = (
+    prompts.which[..., None] == jnp.arange(prompts.index.shape[1])[None, None]
+  )
+  visible = own[..., None] & real[:, None]
+  return visible.reshape(*visible.shape[:2], -1)
 
 
 class Transformer(nn.Module):
@@ -198,9 +214,9 @@ class Transformer(nn.Module):
     if prompts is not None:
       prompt_x = self.embed(prompts.tokens.ids).astype(dtype)
       prompt_mask = attention.causal_mask(prompts.tokens.segments)
-      valid = ((prompts.tokens.segments > 0)[prompts.index],)
+      valid = (_continued(prompts),)
     if prefix is not None:
-      cached, valid = prefix
+      cached, valid = prefix.cache, [seen[:, None] for seen in prefix.valid]
     (x, prompt_x), own = self.layers(
       (x, prompt_x),
       cached,
@@ -261,7 +277,8 @@ def predictors(
   lengths = jnp.sum(prompts.tokens.segments > 0, axis=1)
   last = jnp.take_along_axis(
     prompt_hidden, (lengths - 1)[:, None, None], axis=1
-  )[prompts.index]
+  )[:, 0]
+  last = last[jnp.take_along_axis(prompts.index, prompts.which, axis=1)]
   shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
   before = jnp.pad(rows.segments[:, :-1], ((0, 0), (1, 0)))
   first = (rows.segments != before)[..., None]

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rlzero import packing
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import engine
-from rlzero.types import Params, Tokens
+from rlzero.types import Params
 
 _SPAN_STEP = 32  # cache positions between two compiled sizes of decoding
 _PREFILL_BLOCK = 32  # prompts prefilled together
@@ -111,8 +112,8 @@ def generate(
   _check(config, prompts, sampling)
   total = len(prompts) * group_size
   num_slots = min(sampling.num_slots, total)
-  widest = _round_up(max(len(p.tokens) for p in prompts), 8)
-  capacity = _round_up(
+  widest = packing.round_up(max(len(p.tokens) for p in prompts), 8)
+  capacity = packing.round_up(
     widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
   )
   slots = engine.empty(config, num_slots, capacity, sampling.max_len)
@@ -158,7 +159,7 @@ def generate(
       config=config,
       eos_ids=eos_ids,
       num_steps=sampling.decode_steps,
-      span=min(_round_up(furthest, _SPAN_STEP), capacity),
+      span=min(packing.round_up(furthest, _SPAN_STEP), capacity),
       temperature=sampling.temperature,
       top_p=sampling.top_p,
     )
@@ -213,17 +214,11 @@ class _Block:
       return
     self.start = prompt
     chosen = self._prompts[prompt : prompt + self._size]
-    shape = self._size, self._widest
-    self.ids = np.zeros(shape, np.int32)
-    self.lengths = np.ones(self._size, np.int32)
-    for i, one in enumerate(chosen):
-      self.ids[i, : len(one.tokens)] = one.tokens
-      self.lengths[i] = len(one.tokens)
-    places = np.broadcast_to(np.arange(self._widest, dtype=np.int32), shape)
-    real = (places < self.lengths[:, None]).astype(np.int32)
-    self.prefilled = engine.prefill(
-      self._config, self._params, Tokens(self.ids, places, real)
+    padded = packing.pad(
+      [one.tokens for one in chosen], self._size, self._widest
     )
+    self.ids, self.lengths = padded.ids, padded.segments.sum(axis=1)
+    self.prefilled = engine.prefill(self._config, self._params, padded)
 
 
 def _check(config, prompts, sampling):
@@ -247,7 +242,3 @@ def _check(config, prompts, sampling):
       f'{longest} tokens, but the model takes {config.max_position} '
       '(ModelConfig.max_position); lower Sampling.max_len.'
     )
-
-
-def _round_up(size: int, step: int) -> int:
-  return -(-size // step) * step

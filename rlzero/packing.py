@@ -1,0 +1,180 @@
+"""Completions cut into packed microbatches of few shapes; on the host.
+
+Several completions share a row, and a row continues at most two prompts. Rows
+are filled first with what needs the widest ones, group by group, so that a
+prompt is computed in few microbatches.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from rlzero.types import Prompts, Tokens
+
+_WIDTH = 128  # tokens of the narrowest rows; wider ones double
+_WIDTH_STEP = 32  # the widest are cut to a multiple of this
+_PROMPTS_A_ROW = 2
+# Microbatches come in so many sizes: of rows, and of the prompts beside them.
+_ROW_SIZES, _PROMPT_SIZES = 8, 4
+
+
+class Rows(NamedTuple):
+  """Completions on the host, as the update wants them; whole groups."""
+
+  prompts: Sequence[Sequence[int]]  # P token lists
+  prompt_index: np.ndarray  # [B]
+  completions: Sequence[np.ndarray]  # B token arrays, EOS included
+  old_logprobs: Sequence[np.ndarray]  # of the policy that sampled
+  ref_logprobs: Sequence[np.ndarray] | None  # None without a KL term
+  advantages: np.ndarray  # [B], over the whole group
+
+
+class Micro(NamedTuple):
+  """A microbatch of packed rows; padding has length 0."""
+
+  tokens: Tokens  # [B, T], a segment for each completion
+  prompts: Prompts
+  lengths: Int[Array, 'B T']  # of the completion that the token belongs to
+  old_logprobs: Float[Array, 'B T']
+  ref_logprobs: Float[Array, 'B T']
+  advantages: Float[Array, 'B T']
+
+
+class Place(NamedTuple):
+  """Where a completion stands in a microbatch."""
+
+  completion: int  # its index in `Rows`
+  row: int
+  start: int
+
+
+def microbatches(
+  rows: Rows, chosen: np.ndarray, micro_tokens: int, max_len: int
+) -> Iterator[tuple[list[Place], Micro]]:
+  """Cuts the chosen completions into packed microbatches.
+
+  Args:
+    rows: the completions.
+    chosen: indices of those that take part.
+    micro_tokens: about how many tokens the rows of a microbatch may have.
+    max_len: the longest a completion can be; no longer one is compiled for.
+
+  Yields:
+    where the completions stand, and the microbatch. Widths, and the numbers of
+    rows and prompts, come in few sizes, so that few shapes are compiled.
+  """
+  lengths = np.array([len(c) for c in rows.completions])
+  widths = np.array([_width(len(c), max_len) for c in rows.completions])
+  order = chosen[
+    np.lexsort((-lengths[chosen], rows.prompt_index[chosen], -widths[chosen]))
+  ]
+  prompt_width = round_up(max(len(p) for p in rows.prompts), 8)
+  while order.size:
+    width = int(widths[order[0]])
+    most = max(micro_tokens // width, 1)
+    places, order = _fill(order, lengths, rows.prompt_index, width, most)
+    yield places, _micro(rows, places, most, width, prompt_width)
+
+
+def round_up(size: int, step: int) -> int:
+  return -(-size // step) * step
+
+
+def pad(
+  prompts: Sequence[Sequence[int]], num_prompts: int, width: int
+) -> Tokens:
+  """Prompts as [num_prompts, width] tokens, padded on the right and below."""
+  ids = np.zeros((num_prompts, width), np.int32)
+  segments = np.zeros((num_prompts, width), np.int32)
+  for i, prompt in enumerate(prompts):
+    ids[i, : len(prompt)] = prompt
+    segments[i, : len(prompt)] = 1
+  # A prompt that only pads has one token, so that it has a last one.
+  segments[len(prompts) :, 0] = 1
+  positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
+  return Tokens(ids, positions, segments)
+
+
+def _width(length: int, max_len: int) -> int:
+  """Of the rows that a completion of this length may be packed into."""
+  # The widest rows have room for the longest completion; where that is a
+  # short one, for two.
+  widest = min(2 * max_len, max(_WIDTH, round_up(max_len, _WIDTH_STEP)))
+  width = min(_WIDTH, widest)
+  while width < length:
+    width = min(2 * width, widest)
+  return width
+
+
+def _fill(order, lengths, prompt_index, width, most):
+  """First fit: each completion goes to the first row with room for it.
+
+  Returns:
+    places of what went in, and what did not.
+  """
+  used: list[int] = []  # tokens in each row
+  prompts: list[set[int]] = []  # of each row
+  places, left = [], []
+  for i in order:
+    prompt = prompt_index[i]
+    free = (
+      row
+      for row, (size, shared) in enumerate(zip(used, prompts, strict=True))
+      if size + lengths[i] <= width
+      and (prompt in shared or len(shared) < _PROMPTS_A_ROW)
+    )
+    row = next(free, len(used))
+    if row == most:
+      left.append(i)
+      continue
+    if row == len(used):
+      used.append(0)
+      prompts.append(set())
+    places.append(Place(int(i), row, used[row]))
+    used[row] += int(lengths[i])
+    prompts[row].add(prompt)
+  return places, np.array(left, order.dtype)
+
+
+def _micro(rows, places, most, width, prompt_width) -> Micro:
+  wanted = 1 + max(p.row for p in places)
+  num_rows = min(round_up(wanted, -(-most // _ROW_SIZES)), most)
+  chosen = [p.completion for p in places]
+  used, local = np.unique(rows.prompt_index[chosen], return_inverse=True)
+  most = min(num_rows * _PROMPTS_A_ROW, len(rows.prompts))
+  num_prompts = min(round_up(used.size, -(-most // _PROMPT_SIZES)), most)
+  prompts = pad([rows.prompts[p] for p in used], num_prompts, prompt_width)
+  shape = num_rows, width
+  ids, positions, segments, lengths, which = (
+    np.zeros(shape, np.int32) for _ in range(5)
+  )
+  old, ref, advantages = (np.zeros(shape, np.float32) for _ in range(3))
+  index = np.zeros((num_rows, _PROMPTS_A_ROW), np.int32)
+  held: list[list[int]] = [[] for _ in range(num_rows)]
+  for segment, (place, prompt) in enumerate(zip(places, local, strict=True)):
+    i, row, start = place
+    if prompt not in held[row]:
+      index[row, len(held[row])] = prompt
+      held[row].append(prompt)
+    size = len(rows.completions[i])
+    at = row, slice(start, start + size)
+    ids[at] = rows.completions[i]
+    positions[at] = len(rows.prompts[used[prompt]]) + np.arange(size)
+    segments[at] = segment + 1
+    lengths[at] = size
+    which[at] = held[row].index(prompt)
+    advantages[at] = rows.advantages[i]
+    old[at] = rows.old_logprobs[i]
+    if rows.ref_logprobs is not None:
+      ref[at] = rows.ref_logprobs[i]
+  return Micro(
+    tokens=Tokens(ids, positions, segments),
+    prompts=Prompts(prompts, index, which),
+    lengths=lengths,
+    old_logprobs=old,
+    ref_logprobs=old if rows.ref_logprobs is None else ref,
+    advantages=advantages,
+  )
