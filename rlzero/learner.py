@@ -21,6 +21,8 @@ from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.types import Params
 
+_CHUNK = 512  # tokens whose logits are held at a time
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -164,54 +166,82 @@ class Learner:
     return out
 
 
-def _logprobs(config, temperature, params, micro):
-  """Log-prob and entropy of each completion token, [B, T] each."""
+def _predicted(config, params, micro):
+  """Hidden state before each completion token, [B * T, D], and the head."""
   hidden, prompt_hidden, _ = transformer.forward(
     config, params, micro.tokens, micro.prompts
   )
   before = transformer.predictors(
     hidden, prompt_hidden, micro.tokens, micro.prompts
   )
+  return before.reshape(-1, config.width), transformer.head(config, params)
+
+
+def _logprobs(config, temperature, params, micro):
+  """Log-prob and entropy of each completion token, [B, T] each."""
+  before, head = _predicted(config, params, micro)
+  ids = micro.tokens.ids
   logprobs, entropy = losses.logprobs_and_entropy(
-    before.reshape(-1, config.width),
-    transformer.head(config, params),
-    micro.tokens.ids.reshape(-1),
-    temperature,
+    before, head, ids.reshape(-1), temperature
   )
-  shape = micro.tokens.ids.shape
-  return logprobs.reshape(shape), entropy.reshape(shape)
+  return logprobs.reshape(ids.shape), entropy.reshape(ids.shape)
 
 
 def _loss(config, objective, params, micro):
   """Minus the summed objective of the rows (arXiv 2501.12948, eq. 1)."""
-  logprobs, entropy = _logprobs(config, objective.temperature, params, micro)
-  mask = (micro.lengths > 0).astype(jnp.float32)
+  before, head = _predicted(config, params, micro)
+  targets, *extras = jax.tree.map(
+    jnp.ravel,
+    (
+      micro.tokens.ids,
+      micro.lengths,
+      micro.old_logprobs,
+      micro.ref_logprobs,
+      micro.advantages,
+    ),
+  )
+  value, totals = losses.summed_terms(
+    functools.partial(_terms, objective),
+    objective.temperature,
+    _CHUNK,
+    before,
+    head,
+    targets,
+    extras,
+  )
+  computed = micro.tokens.ids.size + micro.prompts.tokens.ids.size
+  return -value, totals._replace(computed=jnp.float32(computed))
+
+
+def _terms(objective, logprobs, entropy, extras):
+  """The objective's terms of some tokens, and their totals."""
+  lengths, old_logprobs, ref_logprobs, advantages = extras
+  mask = (lengths > 0).astype(jnp.float32)
   # Padding holds no log-prob worth a number; 0 keeps exp() finite.
   logprobs = jnp.where(mask > 0, logprobs, 0.0)
-  ratio = jnp.exp(logprobs - micro.old_logprobs)
+  ratio = jnp.exp(logprobs - old_logprobs)
   gain = losses.clipped_surrogate(
-    ratio, micro.advantages, objective.clip_low, objective.clip_high
+    ratio, advantages, objective.clip_low, objective.clip_high
   )
-  kl = losses.kl_k3(logprobs, micro.ref_logprobs)
+  kl = losses.kl_k3(logprobs, ref_logprobs)
   weights = losses.token_weights(
     mask,
-    micro.lengths.astype(jnp.float32),
+    lengths.astype(jnp.float32),
     objective.aggregation,
     objective.max_len,
   )
   value = jnp.sum(weights * (gain - objective.kl_coef * kl))
-  difference = jnp.abs(logprobs - micro.old_logprobs)
-  totals = Totals(
+  difference = jnp.abs(logprobs - old_logprobs)
+  return value, Totals(
     objective=value,
     kl=jnp.sum(mask * kl),
     entropy=jnp.sum(mask * entropy),
-    clipped=jnp.sum(mask * (gain < ratio * micro.advantages)),
+    clipped=jnp.sum(mask * (gain < ratio * advantages)),
     tokens=jnp.sum(mask),
-    computed=jnp.float32(micro.tokens.ids.size + micro.prompts.tokens.ids.size),
+    computed=jnp.zeros(()),  # of the whole microbatch
     difference=jnp.sum(mask * difference),
     difference_max=jnp.max(difference),
   )
-  return -value, totals
 
 
 def _accumulate(config, objective, params, carry, micro):

@@ -4,6 +4,10 @@ Arrays only: no model and no text is known here. A loss is a sum of terms and
 a count, divided once when every microbatch has been added.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax import numpy as jnp
@@ -25,27 +29,112 @@ def logprobs_and_entropy(
 
   @jax.checkpoint
   def of_chunk(part):
-    h, t = part
-    logits = jnp.matmul(h, head, preferred_element_type=jnp.float32)
-    logits = logits / temperature
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, t[:, None], axis=-1)[:, 0]
-    mean = jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1)
-    return chosen - log_z, log_z - mean
+    return _logprobs_and_entropy(head, temperature, *part)
 
   size = hidden.shape[0]
-  if size <= chunk:
-    return of_chunk((hidden, targets))
-  chunk = -(-size // -(-size // chunk))
-  padding = -size % chunk
-  hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
-  targets = jnp.pad(targets, (0, padding))
-  parts = (
-    hidden.reshape(-1, chunk, hidden.shape[1]),
-    targets.reshape(-1, chunk),
-  )
+  parts = _chunks((hidden, targets), size, chunk)
   logprobs, entropy = jax.lax.map(of_chunk, parts)
   return logprobs.reshape(-1)[:size], entropy.reshape(-1)[:size]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def summed_terms(
+  terms: Callable[..., tuple[Float[Array, ''], Any]],
+  temperature: float,
+  chunk: int,
+  hidden: Float[Array, 'M D'],
+  head: Float[Array, 'D V'],
+  targets: Int[Array, 'M'],
+  extras: Any,
+) -> tuple[Float[Array, ''], Any]:
+  """A sum of terms of each token's log-prob, differentiated in one pass.
+
+  Value and gradient of a chunk are computed together, while its logits are
+  there: three products with the head instead of the four of computing them
+  again going back, and [M, V] is never held.
+
+  Args:
+    terms: (log-probs, entropies, extras), [C] each, of C tokens -> (their
+      summed value, totals that can be added). Padding has extras of zero.
+    temperature: T of softmax(logits / T).
+    chunk: C, at most.
+    hidden: that predict the targets.
+    head: to the logits.
+    targets: token ids.
+    extras: pytree of [M].
+
+  Returns:
+    the sum over all tokens, with a gradient in `hidden` and `head` alone, and
+    the totals, without one.
+  """
+
+  def of_chunk(part):
+    h, t, extra = part
+    return terms(*_logprobs_and_entropy(head, temperature, h, t), extra), ()
+
+  parts = _chunks((hidden, targets, extras), hidden.shape[0], chunk)
+  return _summed(of_chunk, parts)[0]
+
+
+def _summed_terms_forward(
+  terms, temperature, chunk, hidden, head, targets, extras
+):
+  @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+  def value_and_grad(h, head, t, extra):
+    return terms(*_logprobs_and_entropy(head, temperature, h, t), extra)
+
+  def of_chunk(part):
+    (value, totals), (dh, dhead) = value_and_grad(part[0], head, *part[1:])
+    return (value, totals, dhead.astype(jnp.float32)), dh
+
+  size = hidden.shape[0]
+  parts = _chunks((hidden, targets, extras), size, chunk)
+  (value, totals, dhead), dhidden = _summed(of_chunk, parts)
+  dhidden = dhidden.reshape(-1, hidden.shape[1])[:size]
+  return (value, totals), (dhidden, dhead.astype(head.dtype))
+
+
+def _summed_terms_backward(terms, temperature, chunk, gradients, cotangents):
+  scale = cotangents[0]  # of the sum; the totals have no gradient
+  dhidden, dhead = (g * scale.astype(g.dtype) for g in gradients)
+  return dhidden, dhead, None, None
+
+
+summed_terms.defvjp(_summed_terms_forward, _summed_terms_backward)
+
+
+def _summed(of_chunk, parts):
+  """Sums of the chunks' first results, and their second ones stacked."""
+  first = jax.tree.map(lambda x: x[0], parts)
+  sums, _ = jax.eval_shape(of_chunk, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+
+  def add(sums, part):
+    new, out = of_chunk(part)
+    return tuple(a + b for a, b in zip(sums, new, strict=True)), out
+
+  return jax.lax.scan(add, zeros, parts)
+
+
+def _logprobs_and_entropy(head, temperature, hidden, targets):
+  logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+  logits = logits / temperature
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+  mean = jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1)
+  return chosen - log_z, log_z - mean
+
+
+def _chunks(tree, size, chunk):
+  """[M, ...] -> [chunks, C, ...], padded with zeros; C at most `chunk`."""
+  number = -(-size // chunk)
+  width = -(-size // number)
+
+  def cut(x):
+    padding = [(0, number * width - size)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, padding).reshape(number, width, *x.shape[1:])
+
+  return jax.tree.map(cut, tree)
 
 
 def group_advantages(

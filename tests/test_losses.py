@@ -1,5 +1,6 @@
 """Each equation against numbers worked out by hand."""
 
+import functools
 import math
 
 import jax
@@ -139,6 +140,58 @@ def test_chunked_logprobs_equal_log_softmax(chunk):
     first,
     second,
   )
+
+
+@pytest.mark.parametrize('chunk', [64, 5, 4])
+def test_one_pass_equals_the_plain_gradient(chunk):
+  rng = np.random.default_rng(4)
+  hidden = jnp.asarray(rng.normal(size=(15, 6)), jnp.float32)
+  head = jnp.asarray(rng.normal(size=(6, 11)), jnp.float32)
+  targets = jnp.asarray(rng.integers(0, 11, 15))
+  weights = jnp.asarray(rng.normal(size=15), jnp.float32)
+
+  def terms(logprobs, entropy, weights):
+    value = jnp.sum(weights * (jnp.exp(logprobs) + 0.3 * entropy))
+    return value, jnp.sum(jnp.where(weights != 0, logprobs, 0.0))
+
+  def plain(hidden, head):
+    logprobs = jax.nn.log_softmax(hidden @ head / 0.7)
+    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+    return terms(logprobs[np.arange(15), targets], entropy, weights)
+
+  def one_pass(hidden, head):
+    return losses.summed_terms(
+      terms, 0.7, chunk, hidden, head, targets, weights
+    )
+
+  # The gradient of a multiple of the sum.
+  first, second = (
+    jax.jit(
+      jax.value_and_grad(
+        lambda h, w, f=f: jax.tree.map(lambda x: -2 * x, f(h, w)),
+        argnums=(0, 1),
+        has_aux=True,
+      )
+    )(hidden, head)
+    for f in (one_pass, plain)
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, first, second)
+  jax.tree.map(close, one_pass(hidden, head), plain(hidden, head))
+
+
+def test_one_pass_has_three_products_with_the_head():
+  hidden, head = jnp.zeros((8, 4)), jnp.zeros((4, 512))
+  targets = jnp.zeros(8, jnp.int32)
+
+  def terms(logprobs, entropy, _):
+    return jnp.sum(logprobs), jnp.sum(entropy)
+
+  def loss(hidden, head):
+    return losses.summed_terms(terms, 1.0, 8, hidden, head, targets, ())[0]
+
+  text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).as_text()
+  assert text.count('dot_general') == 3
 
 
 def test_logits_of_all_tokens_are_never_held():
