@@ -94,9 +94,6 @@ class Config:
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
   remat: bool = False  # recompute layers in the backward pass
   skip_constant_groups: bool = True  # in updates without KL; saves time alone
-  # Groups of equal rewards leave the step altogether, their KL term too: it
-  # holds the policy back only where rewards move it.
-  drop_constant_groups: bool = False
   # Run
   num_steps: int = 10_400  # policy updates
   seed: int = 0
@@ -163,9 +160,7 @@ class Config:
   @property
   def leaves_out_constant_groups(self) -> bool:
     """Whether groups of equal rewards cost an update nothing."""
-    return self.drop_constant_groups or (
-      self.skip_constant_groups and not self.kl_coef
-    )
+    return self.skip_constant_groups and not self.kl_coef
 
   @property
   def objective(self) -> learner.Objective:
@@ -324,25 +319,22 @@ class Loop:
       ref_logprobs=None,
       advantages=advantages,
     )
+    if cfg.kl_coef:
+      rows = rows._replace(
+        ref_logprobs=self.learner.logprobs(self.reference, rows)
+      )
+    clock.lap('reference')
+    about = _describe(records, groups, usage)
+    about |= {f'time/{k}_s': v for k, v in clock.laps.items()}
     # The order of minibatches is a function of seed and step.
     order = np.random.default_rng((cfg.seed, self.step)).permutation(
       len(prompts)
     )
-    parts = [
-      _subset(rows, self._informative(chosen, groups), cfg.group_size)
-      for chosen in np.split(order, cfg.steps_per_rollout)
-    ]
-    if cfg.kl_coef:
-      parts = [
-        part._replace(ref_logprobs=self.learner.logprobs(self.reference, part))
-        for part in parts
-      ]
-    clock.lap('reference')
-    about = _describe(records, groups, usage)
-    about |= {f'time/{k}_s': v for k, v in clock.laps.items()}
     out = []
-    for number, part in enumerate(parts):
-      self.state, row = self.learner.update(self.state, part)
+    for number, chosen in enumerate(np.split(order, cfg.steps_per_rollout)):
+      self.state, row = self.learner.update(
+        self.state, _subset(rows, chosen, cfg.group_size)
+      )
       clock.lap('update')
       difference = {
         'policy/sampler_learner_mean': row.pop('policy/old_difference_mean'),
@@ -365,13 +357,6 @@ class Loop:
       if self.step % cfg.reference_every == 0:
         self._replace_reference()
     return out, records
-
-  def _informative(self, chosen: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The groups that stay in the step; one, if no rewards differ at all."""
-    if not self.cfg.drop_constant_groups:
-      return chosen
-    kept = chosen[np.ptp(groups[chosen], axis=1) > 0]
-    return kept if kept.size else chosen[:1]
 
   def evaluate(
     self,

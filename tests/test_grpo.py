@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import checkpoint, config, evaluate, grpo, learner, metrics
+from rlzero import checkpoint, config, grpo, learner, metrics
 from rlzero.tasks import countdown
 from rlzero.tasks.template import Template
 
@@ -158,34 +158,6 @@ def test_several_minibatches_a_rollout(tmp_path):
   # Two steps of a rollout share its figures; the next rollout has its own.
   lengths = [row['completion/len_mean'] for row in rows]
   assert lengths[0] == lengths[1] != lengths[2] == lengths[3]
-
-
-@pytest.mark.parametrize('drops', [True, False])
-def test_groups_of_equal_rewards_can_leave_the_step(monkeypatch, drops):
-  score, update, seen = evaluate.score, learner.Learner.update, []
-
-  def one_right(*args):
-    records = score(*args)
-    for i, record in enumerate(records):
-      record['accuracy'] = float(i == 5)  # in the second group of four
-    return records
-
-  def seeing(self, state, rows):
-    seen.append(rows)
-    return update(self, state, rows)
-
-  monkeypatch.setattr(evaluate, 'score', one_right)
-  monkeypatch.setattr(learner.Learner, 'update', seeing)
-  cfg = _config('', drop_constant_groups=drops, format_reward=0.0)
-  drawn = list(enumerate(cfg.task.examples('train')[:3]))
-  loaded = grpo.load_start(cfg)
-  with grpo.reward_pool(cfg) as pool:
-    (row,), _ = grpo.Loop(cfg, loaded, pool).advance(drawn)
-  (rows,) = seen
-  assert row['groups/zero_variance'] == pytest.approx(2 / 3)
-  assert len(rows.prompts) == (1 if drops else 3)
-  assert len(rows.ref_logprobs) == len(rows.completions)
-  assert np.all(rows.advantages != 0) == drops
 
 
 def test_dr_grpo_runs(tmp_path):
