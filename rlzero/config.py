@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from gin import config_parser
 
-from rlzero import hugepages
+from rlzero import process
 
 _TEXT, _JSON = 'config.gin', 'config.json'  # their names in a workdir
 
@@ -128,7 +128,8 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
       (RLZERO_TRACEBACK=1 lets the traceback through); 130 when interrupted.
   """
   if argv is None:
-    hugepages.restart_with()
+    process.restart_with_large_pages()
+    process.keep_compilations()
     argv = sys.argv[1:]
   if '--help' in argv:
     print(_help(stage))

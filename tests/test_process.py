@@ -1,4 +1,4 @@
-"""The program restarts itself once to get large pages."""
+"""Large pages after one restart; compilations found again."""
 
 import json
 import os
@@ -9,9 +9,9 @@ import pytest
 
 _PROGRAM = """
 import json, os, sys
-from rlzero import hugepages
-hugepages._SETTING = sys.argv[1]
-hugepages.restart_with()
+from rlzero import process
+process._SETTING = sys.argv[1]
+process.restart_with_large_pages()
 print(json.dumps([os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv]))
 """
 
@@ -56,3 +56,34 @@ def test_restarts_where_it_helps(tmp_path, setting, environment, expected):
   if sys.platform != 'linux':
     pytest.skip('large pages are asked for on Linux alone')
   assert _run(tmp_path, setting, **environment) == expected
+
+
+_COMPILES = """
+import jax
+from rlzero import process
+process.keep_compilations()
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+hits = []
+jax.monitoring.register_event_listener(
+  lambda event, **_: hits.append(event.endswith('cache_hits'))
+)
+print(jax.jit(lambda x: x * 3 + 1)(2.0), sum(hits))
+"""
+
+
+def test_compilations_are_kept(tmp_path):
+  environment = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
+  environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+  first, second = (
+    subprocess.run(
+      [sys.executable, '-c', _COMPILES],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.split()
+    for _ in range(2)
+  )
+  assert first == ['7.0', '0']
+  assert second[0] == '7.0' and int(second[1]) > 0
+  assert any((tmp_path / 'rlzero' / 'xla').iterdir())

@@ -1,19 +1,33 @@
-"""Memory in pages of 2 MiB for large arrays on a CPU, where Linux has them.
+"""What a program asks of its process before it starts to work.
 
-XLA's arrays come from malloc. With pages of 4 KiB a large matrix product and
-every fresh array spend much of their time on page faults and table walks: see
-docs/performance.md for what it costs.
+Large pages: XLA's arrays come from malloc. With pages of 4 KiB a large matrix
+product and every fresh array spend much of their time on page faults and table
+walks (docs/performance.md says how much).
+
+Compilations are kept on disk, so that a run that goes on, or a second one like
+it, starts at once.
 """
 
 import os
 import platform
 import sys
 
+import jax
+
 _TUNABLE = 'glibc.malloc.hugetlb'  # 1: madvise(MADV_HUGEPAGE) for malloc
 _SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
 
 
-def restart_with() -> None:
+def keep_compilations() -> None:
+  """Keeps what XLA compiles, unless JAX_COMPILATION_CACHE_DIR says where."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    jax.config.update(
+      'jax_compilation_cache_dir', os.path.join(caches, 'rlzero', 'xla')
+    )
+
+
+def restart_with_large_pages() -> None:
   """Starts this program again with large pages, unless it has them already.
 
   glibc reads its tunables before main(), so that nothing short of a new
