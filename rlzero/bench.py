@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero import evaluate, grpo
+from rlzero import evaluate, grpo, sharding
 from rlzero.models.config import ModelConfig
 
 # Dense bf16 FLOP/s and bytes/s of a chip, as published; v5 is v5p.
@@ -60,7 +60,7 @@ class Config(grpo.Config):
 def run(cfg: Config) -> None:
   """Measures and prints; the last line is JSON."""
   loaded = grpo.load_start(cfg)
-  with grpo.reward_pool(cfg) as pool:
+  with sharding.use(cfg.mesh), grpo.reward_pool(cfg) as pool:
     figures = measure(cfg, grpo.Loop(cfg, loaded, pool))
   if not cfg.json:
     for name, value in figures.items():

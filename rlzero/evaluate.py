@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from rlzero import checkpoint, metrics
+from rlzero import checkpoint, metrics, sharding
+from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import scheduler
 from rlzero.tasks import base, countdown, sandbox
@@ -41,6 +42,7 @@ class Config:
   num_problems: int = 0  # 0 takes all of the split
   num_samples: int = 16  # completions a problem
   sampling: scheduler.Sampling = scheduler.Sampling(temperature=0.6, top_p=0.95)
+  mesh: sharding.Mesh = sharding.Mesh()  # one device by default
   num_workers: int = 2  # reward processes
   seed: int = 0
   json: bool = False  # print figures as JSON alone
@@ -62,12 +64,15 @@ def run(cfg: Config) -> None:
   """Evaluates, prints the figures and writes them."""
   loaded = checkpoint.load_model(cfg.checkpoint)
   chosen = examples(cfg.task, cfg.split, cfg.num_problems)
-  with sandbox.RewardPool(
-    {cfg.task.name: cfg.task}, cfg.template.kind, cfg.num_workers
-  ) as pool:
+  with (
+    sharding.use(cfg.mesh),
+    sandbox.RewardPool(
+      {cfg.task.name: cfg.task}, cfg.template.kind, cfg.num_workers
+    ) as pool,
+  ):
     figures, generations = measure(
       loaded.config,
-      loaded.params,
+      sharding.place_params(transformer.AXES, loaded.params),
       loaded.tokenizer,
       cfg.task,
       cfg.template,

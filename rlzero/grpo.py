@@ -38,6 +38,7 @@ from rlzero import (
   metrics,
   packing,
   report,
+  sharding,
   weights,
 )
 from rlzero.optim import Optimizer
@@ -63,6 +64,7 @@ class Config:
   checkpoint: str = ''  # run or Hugging Face folder, GGUF; '' is the tiny base
   task: base.Task = countdown.Countdown()
   template: Template = Template('r1_zero')
+  mesh: sharding.Mesh = sharding.Mesh()  # one device by default
   # Rollout
   num_prompts: int = 32  # prompts a step
   group_size: int = 16  # G, completions a prompt
@@ -201,7 +203,12 @@ def table(cfg: Config, num_examples: int) -> str:
   rows = cfg.num_prompts * cfg.group_size
   rollouts = cfg.num_steps // cfg.steps_per_rollout
   prompts = cfg.num_prompts * cfg.num_steps
+  devices = 1 if cfg.mesh == sharding.Mesh() else jax.device_count()
   lines = {
+    'devices': f'{devices} of {jax.device_count()}'
+    + (
+      ' (`mesh` says how to use more)' if devices < jax.device_count() else ''
+    ),
     'prompts a step x completions a prompt': (
       f'{cfg.num_prompts} x {cfg.group_size} = {rows} rows'
     ),
@@ -250,7 +257,7 @@ def run(cfg: Config) -> None:
   loaded = load_start(cfg)
   config.save_resolved(cfg, cfg.workdir)
   print(table(cfg, len(examples)), flush=True)
-  with reward_pool(cfg) as pool:
+  with sharding.use(cfg.mesh), reward_pool(cfg) as pool:
     _Run(cfg, loaded, pool, prompt_stream).go()
   report.write(cfg.workdir)
 
@@ -273,7 +280,7 @@ class Loop:
       cfg.skip_constant_groups,
     )
     self.step = 0
-    self.state = self.learner.init(jax.device_put(loaded.params))
+    self.state = self.learner.init(loaded.params)
     self.reference: Params = {}
     self._replace_reference()
 

@@ -16,7 +16,7 @@ import optax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from rlzero import losses, packing
+from rlzero import losses, packing, sharding
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.types import Params
@@ -111,6 +111,8 @@ class Learner:
     )
 
   def init(self, params: Params) -> TrainState:
+    """Parameters on the current mesh, and the optimiser's state beside them."""
+    params = sharding.place_params(transformer.AXES, params)
     return TrainState(params, self._transform.init(params))
 
   def update(
@@ -145,11 +147,15 @@ class Learner:
     self, params: Params, rows: packing.Rows
   ) -> tuple[Params, Totals]:
     """Sum over the rows of the loss's gradient; not yet divided."""
-    grads = jax.tree.map(jnp.zeros_like, params)
-    carry = grads, Totals(*(jnp.zeros(()) for _ in Totals._fields))
+    carry = _empty(params)
     for _, micro in self._cut(rows, self._chosen(rows)):
-      carry = self._accumulate(params, carry, micro)
+      carry = self._accumulate(params, carry, _place(micro))
     return carry
+
+  def lower(self, params: Params, rows: packing.Rows) -> jax.stages.Lowered:
+    """The first microbatch's program, to be looked at."""
+    _, micro = next(self._cut(rows, self._chosen(rows)))
+    return self._accumulate.lower(params, _empty(params), _place(micro))
 
   def _chosen(self, rows: packing.Rows) -> np.ndarray:
     chosen = np.arange(len(rows.completions))
@@ -160,45 +166,62 @@ class Learner:
     out: list[Any] = [None] * len(rows.completions)
     everything = np.arange(len(out))
     for places, micro in self._cut(rows, everything):
-      logprobs, _ = jax.device_get(self._score(params, micro))
+      logprobs, _ = jax.device_get(self._score(params, _place(micro)))
       for i, row, start in places:
         out[i] = logprobs[row, start : start + len(rows.completions[i])]
     return out
 
 
+def _empty(params: Params) -> tuple[Params, Totals]:
+  totals = Totals(*(jnp.zeros(()) for _ in Totals._fields))
+  return jax.tree.map(jnp.zeros_like, params), totals
+
+
+def _place(micro: packing.Micro) -> packing.Micro:
+  """A microbatch on the devices, its rows cut over them."""
+  prompts = micro.prompts
+  place = sharding.place
+  return micro._replace(
+    tokens=jax.tree.map(lambda x: place(x, 'BT'), micro.tokens),
+    prompts=prompts._replace(
+      tokens=jax.tree.map(lambda x: place(x, 'PT'), prompts.tokens),
+      index=place(prompts.index, 'BM'),
+      which=place(prompts.which, 'BT'),
+    ),
+    lengths=place(micro.lengths, 'BT'),
+    old_logprobs=place(micro.old_logprobs, 'BT'),
+    ref_logprobs=place(micro.ref_logprobs, 'BT'),
+    advantages=place(micro.advantages, 'BT'),
+  )
+
+
 def _predicted(config, params, micro):
-  """Hidden state before each completion token, [B * T, D], and the head."""
+  """Hidden state before each completion token, [B, T, D], and the head."""
   hidden, prompt_hidden, _ = transformer.forward(
     config, params, micro.tokens, micro.prompts
   )
   before = transformer.predictors(
     hidden, prompt_hidden, micro.tokens, micro.prompts
   )
-  return before.reshape(-1, config.width), transformer.head(config, params)
+  return before, transformer.head(config, params)
 
 
 def _logprobs(config, temperature, params, micro):
   """Log-prob and entropy of each completion token, [B, T] each."""
   before, head = _predicted(config, params, micro)
-  ids = micro.tokens.ids
-  logprobs, entropy = losses.logprobs_and_entropy(
-    before, head, ids.reshape(-1), temperature
+  return losses.logprobs_and_entropy(
+    before, head, micro.tokens.ids, temperature
   )
-  return logprobs.reshape(ids.shape), entropy.reshape(ids.shape)
 
 
 def _loss(config, objective, params, micro):
   """Minus the summed objective of the rows (arXiv 2501.12948, eq. 1)."""
   before, head = _predicted(config, params, micro)
-  targets, *extras = jax.tree.map(
-    jnp.ravel,
-    (
-      micro.tokens.ids,
-      micro.lengths,
-      micro.old_logprobs,
-      micro.ref_logprobs,
-      micro.advantages,
-    ),
+  extras = (
+    micro.lengths,
+    micro.old_logprobs,
+    micro.ref_logprobs,
+    micro.advantages,
   )
   value, totals = losses.summed_terms(
     functools.partial(_terms, objective),
@@ -206,7 +229,7 @@ def _loss(config, objective, params, micro):
     _CHUNK,
     before,
     head,
-    targets,
+    micro.tokens.ids,
     extras,
   )
   computed = micro.tokens.ids.size + micro.prompts.tokens.ids.size
@@ -248,7 +271,11 @@ def _accumulate(config, objective, params, carry, micro):
   grads, totals = carry
   loss = functools.partial(_loss, config, objective)
   (_, more), new = jax.value_and_grad(loss, has_aux=True)(params, micro)
-  return jax.tree.map(jnp.add, grads, new), totals + more
+  return _as_params(jax.tree.map(jnp.add, grads, new)), totals + more
+
+
+# Gradients and new parameters lie where the parameters do.
+_as_params = functools.partial(sharding.constrain_params, transformer.AXES)
 
 
 def _apply(transform, state, grads, totals, num_rows):
@@ -256,7 +283,8 @@ def _apply(transform, state, grads, totals, num_rows):
   loss = -totals.objective / num_rows
   norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, state.params)
-  new = TrainState(optax.apply_updates(state.params, updates), opt_state)
+  params = _as_params(optax.apply_updates(state.params, updates))
+  new = TrainState(params, opt_state)
   sound = jnp.isfinite(loss) & jnp.isfinite(norm)
   new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
   return new, loss, norm

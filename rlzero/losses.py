@@ -13,28 +13,30 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rlzero import sharding
+
 
 def logprobs_and_entropy(
-  hidden: Float[Array, 'M D'],
+  hidden: Float[Array, 'B T D'],
   head: Float[Array, 'D V'],
-  targets: Int[Array, 'M'],
+  targets: Int[Array, 'B T'],
   temperature: float = 1.0,
   chunk: int = 512,
-) -> tuple[Float[Array, 'M'], Float[Array, 'M']]:
+) -> tuple[Float[Array, 'B T'], Float[Array, 'B T']]:
   """Log-prob of each target and entropy, in nats, of softmax(logits / T).
 
   Logits exist for at most `chunk` tokens at a time, in parts of one size, and
-  are computed again in the backward pass, so that [M, V] is never held.
+  are computed again in the backward pass, so that [B, T, V] is never held.
+  A mesh cuts the rows of every chunk; `chunk` counts a device's tokens.
   """
 
   @jax.checkpoint
   def of_chunk(part):
     return _logprobs_and_entropy(head, temperature, *part)
 
-  size = hidden.shape[0]
-  parts = _chunks((hidden, targets), size, chunk)
+  parts = _chunks((hidden, targets), chunk)
   logprobs, entropy = jax.lax.map(of_chunk, parts)
-  return logprobs.reshape(-1)[:size], entropy.reshape(-1)[:size]
+  return _whole(logprobs, targets), _whole(entropy, targets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -42,26 +44,26 @@ def summed_terms(
   terms: Callable[..., tuple[Float[Array, ''], Any]],
   temperature: float,
   chunk: int,
-  hidden: Float[Array, 'M D'],
+  hidden: Float[Array, 'B T D'],
   head: Float[Array, 'D V'],
-  targets: Int[Array, 'M'],
+  targets: Int[Array, 'B T'],
   extras: Any,
 ) -> tuple[Float[Array, ''], Any]:
   """A sum of terms of each token's log-prob, differentiated in one pass.
 
   Value and gradient of a chunk are computed together, while its logits are
   there: three products with the head instead of the four of computing them
-  again going back, and [M, V] is never held.
+  again going back, and [B, T, V] is never held.
 
   Args:
-    terms: (log-probs, entropies, extras), [C] each, of C tokens -> (their
+    terms: (log-probs, entropies, extras), [B, C] each, of a chunk -> (their
       summed value, totals that can be added). Padding has extras of zero.
     temperature: T of softmax(logits / T).
-    chunk: C, at most.
+    chunk: tokens a device, at most.
     hidden: that predict the targets.
     head: to the logits.
     targets: token ids.
-    extras: pytree of [M].
+    extras: pytree of [B, T].
 
   Returns:
     the sum over all tokens, with a gradient in `hidden` and `head` alone, and
@@ -72,7 +74,7 @@ def summed_terms(
     h, t, extra = part
     return terms(*_logprobs_and_entropy(head, temperature, h, t), extra), ()
 
-  parts = _chunks((hidden, targets, extras), hidden.shape[0], chunk)
+  parts = _chunks((hidden, targets, extras), chunk)
   return _summed(of_chunk, parts)[0]
 
 
@@ -87,10 +89,9 @@ def _summed_terms_forward(
     (value, totals), (dh, dhead) = value_and_grad(part[0], head, *part[1:])
     return (value, totals, dhead.astype(jnp.float32)), dh
 
-  size = hidden.shape[0]
-  parts = _chunks((hidden, targets, extras), size, chunk)
+  parts = _chunks((hidden, targets, extras), chunk)
   (value, totals, dhead), dhidden = _summed(of_chunk, parts)
-  dhidden = dhidden.reshape(-1, hidden.shape[1])[:size]
+  dhidden = _whole(dhidden, targets)
   return (value, totals), (dhidden, dhead.astype(head.dtype))
 
 
@@ -117,24 +118,39 @@ def _summed(of_chunk, parts):
 
 
 def _logprobs_and_entropy(head, temperature, hidden, targets):
-  logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
-  logits = logits / temperature
+  # One matrix of all tokens: see `transformer._multiply`.
+  flat = hidden.reshape(-1, hidden.shape[-1])
+  logits = jnp.matmul(flat, head, preferred_element_type=jnp.float32)
+  logits = logits.reshape(*targets.shape, -1) / temperature
+  logits = sharding.constrain(logits, 'BTV')
   log_z = jax.nn.logsumexp(logits, axis=-1)
-  chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   mean = jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1)
   return chosen - log_z, log_z - mean
 
 
-def _chunks(tree, size, chunk):
-  """[M, ...] -> [chunks, C, ...], padded with zeros; C at most `chunk`."""
-  number = -(-size // chunk)
-  width = -(-size // number)
+def _chunks(tree, chunk):
+  """[B, T, ...] -> [chunks, B, C, ...], padded with zeros.
+
+  B * C is about `chunk` tokens at most, for each device that has rows.
+  """
+  rows, length = jax.tree.leaves(tree)[0].shape[:2]
+  number = min(-(-rows * length // (chunk * sharding.ways('B'))), length)
+  width = -(-length // number)
 
   def cut(x):
-    padding = [(0, number * width - size)] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, padding).reshape(number, width, *x.shape[1:])
+    padding = [(0, 0), (0, number * width - length)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding).reshape(rows, number, width, *x.shape[2:])
+    return x.swapaxes(0, 1)
 
   return jax.tree.map(cut, tree)
+
+
+def _whole(chunks, like):
+  """[chunks, B, C, ...] -> [B, T, ...]; undoes `_chunks`."""
+  chunks = chunks.swapaxes(0, 1)
+  chunks = chunks.reshape(chunks.shape[0], -1, *chunks.shape[3:])
+  return chunks[:, : like.shape[1]]
 
 
 def group_advantages(

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from rlzero import sharding
 from rlzero.types import Prompts, Tokens
 
 _WIDTH = 128  # tokens of the narrowest rows; wider ones double
@@ -141,11 +142,15 @@ def _fill(order, lengths, prompt_index, width, most):
 
 def _micro(rows, places, most, width, prompt_width) -> Micro:
   wanted = 1 + max(p.row for p in places)
-  num_rows = min(round_up(wanted, -(-most // _ROW_SIZES)), most)
+  # A mesh cuts rows and prompts alike, so that each device has as many.
+  ways = sharding.ways('B')
+  num_rows = round_up(min(round_up(wanted, -(-most // _ROW_SIZES)), most), ways)
   chosen = [p.completion for p in places]
   used, local = np.unique(rows.prompt_index[chosen], return_inverse=True)
   most = min(num_rows * _PROMPTS_A_ROW, len(rows.prompts))
-  num_prompts = min(round_up(used.size, -(-most // _PROMPT_SIZES)), most)
+  num_prompts = round_up(
+    min(round_up(used.size, -(-most // _PROMPT_SIZES)), most), ways
+  )
   prompts = pad([rows.prompts[p] for p in used], num_prompts, prompt_width)
   shape = num_rows, width
   ids, positions, segments, lengths, which = (

@@ -138,13 +138,13 @@ def _loss(model: ModelConfig, params, rows: Tokens):
   """Mean cross-entropy of next tokens inside documents, in nats."""
   hidden, _, _ = transformer.forward(model, params, rows)
   logprobs, _ = losses.logprobs_and_entropy(
-    hidden[:, :-1].reshape(-1, model.width),
+    hidden[:, :-1],
     transformer.head(model, params),
-    rows.ids[:, 1:].reshape(-1),
+    rows.ids[:, 1:],
     chunk=4096,
   )
   same = rows.segments[:, 1:] == rows.segments[:, :-1]
-  mask = (same & (rows.segments[:, 1:] > 0)).reshape(-1)
+  mask = same & (rows.segments[:, 1:] > 0)
   return -jnp.sum(logprobs * mask) / jnp.sum(mask)
 
 

@@ -9,16 +9,38 @@ what a row may look at besides its own past:
                            cost is P*Tp + B*Tc tokens instead of B*(Tp + Tc)
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
+from rlzero import sharding
 from rlzero.models import attention
 from rlzero.models.config import ModelConfig
 from rlzero.types import KeyValues, Params, Prefix, Prompts, Tokens
 
 _INIT = nn.initializers.normal(0.02)
+
+# Axes of each parameter, by its last name; below `layers` an L stands before.
+AXES = {
+  'embedding': 'VD',
+  'kernel': 'DV',  # of the head
+  'query': 'DNH',
+  'key': 'DKH',
+  'value': 'DKH',
+  'output': 'NHD',
+  'query_bias': 'NH',
+  'key_bias': 'KH',
+  'value_bias': 'KH',
+  'query_norm': 'H',
+  'key_norm': 'H',
+  'gate': 'DF',
+  'up': 'DF',
+  'down': 'FD',
+  'scale': 'D',
+}
 
 
 class RMSNorm(nn.Module):
@@ -144,7 +166,9 @@ class Block(nn.Module):
       for keys, seen in zip(cached, valid, strict=True)
     ]
     x, own = self._layer(x, rows.positions, mask, before)
-    return (x, prompt_x), own
+    if prompts is not None:
+      prompt_x = sharding.constrain(prompt_x, 'PT_')
+    return (sharding.constrain(x, 'BT_'), prompt_x), own
 
   def _layer(self, x, positions, mask, before):
     query, key, value = self.attention.project(
@@ -208,11 +232,12 @@ class Transformer(nn.Module):
     if prompts is not None and prefix is not None:
       raise ValueError('Give rows either prompts or a prefix, not both.')
     dtype = jnp.dtype(self.config.dtype)
-    x = self.embed(rows.ids).astype(dtype)
+    x = sharding.constrain(self.embed(rows.ids).astype(dtype), 'BT_')
     prompt_x = prompt_mask = None
     cached = valid = ()
     if prompts is not None:
       prompt_x = self.embed(prompts.tokens.ids).astype(dtype)
+      prompt_x = sharding.constrain(prompt_x, 'PT_')
       prompt_mask = attention.causal_mask(prompts.tokens.segments)
       valid = (_continued(prompts),)
     if prefix is not None:
@@ -236,9 +261,16 @@ class Transformer(nn.Module):
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
   """Fresh float32 parameters, normal(0.02), norms at one."""
-  ids = jnp.ones((1, 2), jnp.int32)
+  ids = jnp.ones((sharding.ways('B'), 2), jnp.int32)
   rows = Tokens(ids, ids, ids)
   return Transformer(config).init(key, rows)['params']
+
+
+def initialise(config: ModelConfig, key: jax.Array) -> Params:
+  """`init` on the current mesh: each device makes its own parts alone."""
+  fresh = functools.partial(init, config)
+  shardings = sharding.of_params(AXES, jax.eval_shape(fresh, key))
+  return jax.jit(fresh, out_shardings=shardings)(key)
 
 
 def forward(

@@ -14,6 +14,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from rlzero import sharding
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import sampling
@@ -33,6 +34,7 @@ class Slots(NamedTuple):
   running: Bool[Array, 'B']
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def empty(
   config: ModelConfig, num_slots: int, capacity: int, max_len: int
 ) -> Slots:
@@ -46,7 +48,7 @@ def empty(
   )
   dtype = jnp.dtype(config.dtype)
   zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
-  return Slots(
+  slots = Slots(
     cache=KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),
     cached=zeros(),
     token=zeros(),
@@ -56,13 +58,30 @@ def empty(
     length=zeros(),
     running=jnp.zeros((num_slots,), bool),
   )
+  return _constrain(slots)
+
+
+def _constrain(slots: Slots) -> Slots:
+  """Cuts the slots over the devices, and their heads where the mesh does."""
+  return Slots(
+    cache=_constrain_cache(slots.cache),
+    **{
+      name: sharding.constrain(value, 'BT'[: value.ndim])
+      for name, value in slots._asdict().items()
+      if name != 'cache'
+    },
+  )
+
+
+def _constrain_cache(cache: KeyValues) -> KeyValues:
+  return KeyValues(*(sharding.constrain(part, 'LBKSH') for part in cache))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def prefill(config: ModelConfig, params: Params, prompts: Tokens) -> KeyValues:
   """Keys and values of right-padded prompts, [L, P, K, Tp, H]."""
   _, _, own = transformer.forward(config, params, prompts)
-  return own
+  return _constrain_cache(own)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=6)
@@ -96,7 +115,7 @@ def insert(
     return jax.lax.dynamic_update_slice(cache, new, (0,) * cache.ndim)
 
   last = prompt_lens[prompt] - 1
-  return Slots(
+  started = Slots(
     cache=KeyValues(*map(into, slots.cache, prefilled)),
     cached=jnp.where(fresh, last, slots.cached),
     token=jnp.where(fresh, prompt_ids[prompt, last], slots.token),
@@ -110,12 +129,13 @@ def insert(
     length=jnp.where(fresh, 0, slots.length),
     running=fresh | slots.running,
   )
+  return _constrain(started)
 
 
 @jax.jit
 def keep(slots: Slots, chosen: Int[Array, 'C']) -> Slots:
   """The chosen slots alone; a smaller batch costs less to decode."""
-  return Slots(
+  kept = Slots(
     cache=KeyValues(*(part[:, chosen] for part in slots.cache)),
     **{
       name: value[chosen]
@@ -123,6 +143,7 @@ def keep(slots: Slots, chosen: Int[Array, 'C']) -> Slots:
       if name != 'cache'
     },
   )
+  return _constrain(kept)
 
 
 @functools.partial(
@@ -174,6 +195,7 @@ def decode(
   shape = list(held.key.shape)
   shape[3] = num_steps
   fresh = KeyValues(*(jnp.zeros(shape, held.key.dtype),) * 2)
+  fresh = _constrain_cache(fresh)
 
   def step(i, carry):
     slots, fresh = carry
@@ -196,6 +218,8 @@ def decode(
     logits = jnp.einsum(
       'bd,dv->bv', hidden[:, 0], head, preferred_element_type=jnp.float32
     )
+    # Drawing looks at the whole vocabulary of a row.
+    logits = sharding.constrain(logits, 'B_')
     token, logprob = sampling.sample(
       logits, slots.key, slots.length, temperature, top_p
     )
@@ -224,4 +248,5 @@ def decode(
     kept = jnp.where(new, jnp.take_along_axis(buffer, index, axis=3), old)
     return jax.lax.dynamic_update_slice(cache, kept, (0,) * cache.ndim)
 
-  return after._replace(cache=KeyValues(*map(merge, slots.cache, held, fresh)))
+  cache = KeyValues(*map(merge, slots.cache, held, fresh))
+  return _constrain(after._replace(cache=cache))

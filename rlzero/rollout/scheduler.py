@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlzero import packing
+from rlzero import packing, sharding
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import engine
 from rlzero.types import Params
@@ -111,7 +111,9 @@ def generate(
   """
   _check(config, prompts, sampling)
   total = len(prompts) * group_size
-  num_slots = min(sampling.num_slots, total)
+  num_slots = packing.round_up(
+    min(sampling.num_slots, total), sharding.ways('B')
+  )
   widest = packing.round_up(max(len(p.tokens) for p in prompts), 8)
   capacity = packing.round_up(
     widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
@@ -190,9 +192,13 @@ def generate(
 def _enough(alive: int, num_slots: int) -> int:
   """The slots halved as long as the running ones have room.
 
-  Halves, so that few sizes are compiled.
+  Halves, so that few sizes are compiled, as long as devices have as many.
   """
-  while alive <= num_slots // 2 and num_slots // 2 >= _FEWEST_SLOTS:
+  while (
+    alive <= num_slots // 2
+    and num_slots // 2 >= _FEWEST_SLOTS
+    and num_slots // 2 % sharding.ways('B') == 0
+  ):
     num_slots //= 2
   return num_slots
 
@@ -203,7 +209,9 @@ class _Block:
   def __init__(self, config, params, prompts, widest):
     self._config, self._params = config, params
     self._prompts, self._widest = prompts, widest
-    self._size = min(_PREFILL_BLOCK, len(prompts))
+    self._size = packing.round_up(
+      min(_PREFILL_BLOCK, len(prompts)), sharding.ways('P')
+    )
     self.start = -self._size
 
   def holds(self, prompt: int) -> bool:
@@ -218,6 +226,7 @@ class _Block:
       [one.tokens for one in chosen], self._size, self._widest
     )
     self.ids, self.lengths = padded.ids, padded.segments.sum(axis=1)
+    padded = jax.tree.map(lambda x: sharding.place(x, 'PT'), padded)
     self.prefilled = engine.prefill(self._config, self._params, padded)
 
 

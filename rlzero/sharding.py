@@ -1,0 +1,204 @@
+"""Meshes, and what lies where on them: one table of rules.
+
+Axes have the letters of `types.py`. A program that runs on a mesh sets it once
+(`use`); parameters are then cut by the letters their model gives them, rows by
+B, and XLA's partitioner does the rest (GSPMD, arXiv 2105.04663). An axis that
+the table does not know is an error, never a copy on every device. Without a
+mesh every function here leaves things as they are.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from rlzero.types import Params
+
+# Letter of an axis -> the mesh axes that cut it; none leaves it whole.
+RULES: dict[str, tuple[str, ...]] = {
+  'B': ('data', 'fsdp'),
+  'P': ('data', 'fsdp'),
+  'V': ('tensor',),
+  'D': ('fsdp',),
+  'F': ('tensor',),
+  'N': ('tensor',),
+  'K': ('tensor',),
+  'H': (),
+  'L': (),
+  'M': (),
+  'S': (),
+  'T': (),
+  '_': (),  # the width of activations, which D would cut
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+  """How many ways the devices are cut; -1 takes those that are left.
+
+  Raises:
+    ValueError: a number below 1 other than one -1.
+  """
+
+  data: int = 1  # copies of the parameters, each with rows of its own
+  fsdp: int = 1  # parts of every parameter, each with rows of its own
+  tensor: int = 1  # parts of heads, MLP and vocabulary, with the same rows
+
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    for name, size in sizes.items():
+      if size < 1 and size != -1:
+        raise ValueError(
+          f'sharding.Mesh.{name} is {size}; it must be at least 1, or -1 for '
+          'all devices that are left.'
+        )
+    if list(sizes.values()).count(-1) > 1:
+      raise ValueError(
+        f'sharding.Mesh has more than one -1 ({sizes}); only one axis can '
+        'take the devices that are left.'
+      )
+
+  def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh over these devices, all by default.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.asdict(self)
+    rest = len(devices) // math.prod(n for n in sizes.values() if n > 0)
+    sizes = {name: rest if n == -1 else n for name, n in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
+      cut = ' x '.join(f'{n} {name}' for name, n in sizes.items())
+      raise ValueError(
+        f'sharding.Mesh is {cut}, which is {math.prod(sizes.values())} '
+        f'devices, but there are {len(devices)}; make the product '
+        f'{len(devices)}, or one axis -1.'
+      )
+    return jax.make_mesh(
+      tuple(sizes.values()),
+      tuple(sizes),
+      axis_types=(AxisType.Auto,) * len(sizes),
+      devices=devices,
+    )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
+  """Everything inside runs on this mesh; a mesh of one device is none."""
+  if devices is None and mesh == Mesh():
+    yield  # the first device, as JAX has it
+    return
+  with jax.set_mesh(mesh.build(devices)):
+    yield
+
+
+def ways(axis: str) -> int:
+  """In how many parts the current mesh cuts an axis."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return math.prod(sizes.get(cut, 1) for cut in RULES[axis])
+
+
+def spec(axes: str, shape: Sequence[int], name: str) -> PartitionSpec:
+  """Where an array lies on the current mesh.
+
+  Args:
+    axes: a letter for each dimension.
+    shape: of the array.
+    name: what an error calls the array.
+
+  Raises:
+    ValueError: an axis that no rule knows, or a size that the mesh does not
+      divide.
+  """
+  if len(axes) != len(shape):
+    raise ValueError(
+      f'{name} has axes {axes!r} but {len(shape)} dimensions; give a letter '
+      'for each.'
+    )
+  sizes = jax.sharding.get_abstract_mesh().shape
+  parts = []
+  for axis, size in zip(axes, shape, strict=True):
+    if axis not in RULES:
+      raise ValueError(
+        f'{name} has an axis {axis!r} that sharding.RULES does not know; say '
+        'there which axes of the mesh cut it.'
+      )
+    cuts = tuple(cut for cut in RULES[axis] if sizes.get(cut, 1) > 1)
+    if size % ways(axis):
+      by = ' x '.join(f'{sizes[cut]} {cut}' for cut in cuts)
+      raise ValueError(
+        f'{name} has {size} along axis {axis}, which the mesh cuts in '
+        f'{ways(axis)} parts ({by}); choose a mesh whose part of it divides '
+        f'{size}.'
+      )
+    parts.append(cuts or None)
+  return PartitionSpec(*parts)
+
+
+def constrain(x: jax.Array, axes: str) -> jax.Array:
+  """Says inside a compiled function how an array is cut."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  where = spec(axes, x.shape, f'An array of shape {x.shape}')
+  return jax.lax.with_sharding_constraint(x, where)
+
+
+def place(x: Any, axes: str) -> Any:
+  """An array of the host, cut over the devices."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  where = spec(axes, x.shape, f'An array of shape {x.shape}')
+  return jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), where))
+
+
+def param_specs(axes: Mapping[str, str], params: Params) -> Params:
+  """Where each parameter lies on the current mesh.
+
+  Args:
+    axes: by the last name of a parameter, its letters; those below `layers`
+      have an L before them.
+    params: arrays or their shapes.
+
+  Raises:
+    ValueError: a parameter without letters, or one the mesh does not divide.
+  """
+
+  def of_one(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    letters = axes.get(path[-1].key)
+    if letters is None:
+      raise ValueError(
+        f'Parameter {name} has no axes beside its model; give them, or it '
+        'would be copied to every device.'
+      )
+    letters = 'L' * name.startswith('layers/') + letters
+    return spec(letters, leaf.shape, f'Parameter {name}')
+
+  return jax.tree_util.tree_map_with_path(of_one, params)
+
+
+def constrain_params(axes: Mapping[str, str], params: Params) -> Params:
+  """Says inside a compiled function that these lie where parameters do."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return params
+  return jax.lax.with_sharding_constraint(params, param_specs(axes, params))
+
+
+def of_params(axes: Mapping[str, str], params: Params) -> Params | None:
+  """Shardings of the parameters, or None without a mesh."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return None
+  mesh = jax.sharding.get_mesh()
+  return jax.tree.map(
+    lambda where: NamedSharding(mesh, where), param_specs(axes, params)
+  )
+
+
+def place_params(axes: Mapping[str, str], params: Params) -> Params:
+  """Parameters of the host, cut over the devices."""
+  return jax.device_put(params, of_params(axes, params))

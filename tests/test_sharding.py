@@ -1,0 +1,217 @@
+"""Rules, meshes and their errors; sharded work equals unsharded work."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+from test_learner import CONFIG, EOS, GRPO, distance, make_rows
+
+from rlzero import learner, metrics, optim, sharding
+from rlzero.models import transformer
+from rlzero.rollout import scheduler
+from rlzero.weights import mapping
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+EVEN = dataclasses.replace(CONFIG, vocab_size=16)
+MESHES = {
+  'data': (CONFIG, sharding.Mesh(data=8)),
+  'fsdp': (CONFIG, sharding.Mesh(fsdp=8)),
+  'all': (EVEN, sharding.Mesh(data=2, fsdp=2, tensor=2)),
+}
+
+
+def on_meshes(function):
+  return pytest.mark.parametrize(
+    ('config', 'mesh'), MESHES.values(), ids=MESHES
+  )(function)
+
+
+def params_of(config):
+  init = jax.jit(transformer.init, static_argnums=0)
+  # On the host: a copy on a device would be given away with the state.
+  return jax.device_get(init(config, jax.random.key(3)))
+
+
+@on_meshes
+def test_parameters_are_made_in_their_parts(config, mesh):
+  whole = params_of(config)
+  with sharding.use(mesh):
+    parts = transformer.initialise(config, jax.random.key(3))
+    placed = sharding.place_params(transformer.AXES, whole)
+  jax.tree.map(np.testing.assert_array_equal, parts, whole)
+  jax.tree.map(np.testing.assert_array_equal, placed, whole)
+  held = sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(parts)
+  )
+  total = sum(x.nbytes for x in jax.tree.leaves(whole))
+  cuts = mesh.fsdp * mesh.tensor
+  assert held < 1.1 * total / cuts
+  assert jax.tree.map(lambda x: x.sharding, parts) == jax.tree.map(
+    lambda x: x.sharding, placed
+  )
+
+
+@on_meshes
+def test_gradient_on_a_mesh_is_the_one_without(config, mesh):
+  rows = make_rows(GRPO)
+  params = params_of(config)
+  rule = optim.Optimizer(learning_rate=0.05).transform(4)
+  alone = learner.Learner(config, GRPO, rule, 48)
+  expected, totals = alone.gradient(params, rows)
+  with sharding.use(mesh):
+    together = learner.Learner(config, GRPO, rule, 48)
+    state = together.init(params)
+    grads, sums = together.gradient(state.params, rows)
+    for leaf, param in zip(
+      jax.tree.leaves(grads), jax.tree.leaves(state.params), strict=True
+    ):
+      assert leaf.sharding.is_equivalent_to(param.sharding, leaf.ndim)
+    logprobs = together.logprobs(state.params, rows)
+    _, facts = together.update(state, rows)
+  assert distance(grads, expected) < 1e-5
+  for name in ('objective', 'kl', 'entropy', 'tokens', 'clipped'):
+    np.testing.assert_allclose(
+      getattr(sums, name), getattr(totals, name), rtol=1e-5, atol=1e-5
+    )
+  for one, other in zip(logprobs, alone.logprobs(params, rows), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+  assert np.isfinite(list(facts.values())).all()
+
+
+@on_meshes
+def test_completions_on_a_mesh_are_those_without(config, mesh):
+  params = params_of(config)
+  prompts = [scheduler.Prompt(i, [2, 3, 4 + i]) for i in range(3)]
+  settings = scheduler.Sampling(
+    max_len=12, max_prompt_len=8, num_slots=16, decode_steps=4
+  )
+
+  def completions(params):
+    return scheduler.generate(
+      config, params, prompts, 8, settings, eos_ids=(EOS,), seed=5
+    )[0]
+
+  alone = completions(params)
+  with sharding.use(mesh):
+    placed = sharding.place_params(transformer.AXES, params)
+    together = completions(placed)
+  for one, other in zip(together, alone, strict=True):
+    # Logits of noise are far apart: rounding decides no token here.
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
+def _collectives(text):
+  """(kind, elements of the result) of each collective of a compiled program."""
+  found = []
+  for line in text.splitlines():
+    match = re.search(
+      r'= \(?\w+\[([\d,]*)\].* (all-gather|all-reduce|all-to-all|'
+      r'reduce-scatter|collective-permute)(-start)?\(',
+      line,
+    )
+    if match:
+      sizes = [int(n) for n in match[1].split(',') if n]
+      found.append((match[2], int(np.prod(sizes)), sizes))
+  return found
+
+
+def test_update_gathers_neither_the_model_nor_logits():
+  # Wide enough that a layer, the tree and the logits are of different sizes.
+  config = dataclasses.replace(
+    EVEN, vocab_size=512, num_layers=4, width=32, mlp_width=64
+  )
+  params = params_of(config)
+  rows = make_rows(GRPO)
+  with sharding.use(sharding.Mesh(data=2, fsdp=2, tensor=2)):
+    update = learner.Learner(
+      config, GRPO, optim.Optimizer(learning_rate=0.05).transform(4), 256
+    )
+    state = update.init(params)
+    compiled = update.lower(state.params, rows).compile()
+  found = _collectives(compiled.as_text())
+  total = sum(x.size for x in jax.tree.leaves(params))
+  kinds = {kind for kind, _, _ in found}
+  assert 'all-gather' in kinds and 'all-reduce' in kinds
+  for kind, size, sizes in found:
+    if kind == 'all-gather':
+      # A layer's part or the head's, never the stacked layers of all.
+      assert size <= 32 * 512, sizes
+      if {256, 512} & set(sizes):  # of the vocabulary: a table, no logits
+        assert set(sizes) <= {16, 32, 256, 512}, sizes
+    assert size < total / 2, (kind, sizes)
+
+
+def test_letters_agree_with_the_weight_table():
+  config = dataclasses.replace(
+    CONFIG, qkv_bias=True, qk_norm=True, tied_embedding=False
+  )
+  for row in mapping.table(config):
+    letters = row.axes.replace(' ', '').split('->')[1]
+    assert transformer.AXES[row.path.split('/')[-1]] == letters, row.path
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'sentence'),
+  [
+    ({'data': 0}, 'Mesh.data is 0; it must be at least 1, or -1'),
+    ({'data': -1, 'fsdp': -1}, 'more than one -1'),
+    ({'data': 3}, '3 devices, but there are 8'),
+    ({'fsdp': 5, 'tensor': -1}, '5 devices, but there are 8'),
+  ],
+)
+def test_meshes_that_cannot_be(mesh, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    sharding.Mesh(**mesh).build()
+
+
+def test_what_does_not_divide_is_named():
+  with (
+    sharding.use(sharding.Mesh(data=2, tensor=4)),
+    pytest.raises(
+      ValueError, match=r'attention/key has 2 along axis K.*4 parts \(4 tensor'
+    ),
+  ):
+    transformer.initialise(EVEN, jax.random.key(0))
+
+
+def test_what_no_rule_knows_is_named():
+  with sharding.use(sharding.Mesh(data=8)):
+    with pytest.raises(ValueError, match="axis 'Z' that sharding.RULES"):
+      sharding.spec('BZ', (8, 2), 'An array')
+    with pytest.raises(ValueError, match='Parameter layers/extra has no axes'):
+      sharding.place_params(transformer.AXES, {'layers': {'extra': np.ones(2)}})
+
+
+def test_no_mesh_changes_nothing():
+  x = np.ones((3, 2))
+  assert sharding.ways('B') == 1
+  assert sharding.place(x, 'BT') is x
+  y = jax.numpy.ones((3, 2))
+  assert sharding.constrain(y, 'BT') is y
+
+
+@pytest.mark.slow
+def test_run_on_a_mesh_learns_what_one_device_does(tmp_path):
+  from test_grpo import _config
+
+  from rlzero import grpo
+
+  for name, mesh in (
+    ('one', sharding.Mesh()),
+    ('mesh', sharding.Mesh(data=4, fsdp=2)),
+  ):
+    grpo.run(
+      _config(
+        tmp_path / name, mesh=mesh, num_steps=2, save_every=2, num_prompts=4
+      )
+    )
+  one, other = (
+    metrics.read_metrics(str(tmp_path / name)) for name in ('one', 'mesh')
+  )
+  for first, second in zip(one, other, strict=True):
+    for key in ('completion/len_mean', 'reward/mean', 'policy/grad_norm'):
+      np.testing.assert_allclose(first[key], second[key], rtol=1e-4)
