@@ -12,19 +12,18 @@ import os
 import platform
 import sys
 
-import jax
-
 _TUNABLE = 'glibc.malloc.hugetlb'  # 1: madvise(MADV_HUGEPAGE) for malloc
 _SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
 
 
 def keep_compilations() -> None:
   """Keeps what XLA compiles, unless JAX_COMPILATION_CACHE_DIR says where."""
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    jax.config.update(
-      'jax_compilation_cache_dir', os.path.join(caches, 'rlzero', 'xla')
-    )
+  jax = sys.modules.get('jax')  # a stage that did without has nothing to keep
+  if jax is None or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  folder = os.path.join(caches, 'rlzero', 'xla')
+  jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def restart_with_large_pages() -> None:
