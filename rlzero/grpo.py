@@ -96,6 +96,7 @@ class Config:
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
   remat: bool = False  # recompute layers in the backward pass
   skip_constant_groups: bool = True  # in updates without KL; saves time alone
+  update: Literal['jit', 'pmap'] = 'jit'  # over the mesh, or a device each
   # Run
   num_steps: int = 10_400  # policy updates
   seed: int = 0
@@ -153,6 +154,13 @@ class Config:
           f'steps_per_rollout = {self.steps_per_rollout} does not divide; '
           'these things happen between rollouts, so choose a multiple.'
         )
+    if self.update == 'pmap' and self.mesh != sharding.Mesh(
+      data=self.mesh.data
+    ):
+      raise ValueError(
+        f"grpo.Config.update is 'pmap' with mesh {self.mesh}; it is for models "
+        "that every device holds whole, so cut by `data` alone, or use 'jit'."
+      )
     if self.format_reward and not self.template.has_format:
       raise ValueError(
         f'grpo.Config.format_reward is {self.format_reward}, but template '
@@ -278,6 +286,7 @@ class Loop:
       cfg.optimizer.transform(cfg.num_steps),
       cfg.micro_tokens,
       cfg.skip_constant_groups,
+      cfg.update == 'pmap',
     )
     self.step = 0
     self.state = self.learner.init(loaded.params)

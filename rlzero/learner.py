@@ -84,6 +84,9 @@ class Learner:
     micro_tokens: about how many completion tokens a microbatch may hold.
     skip_constant: whether rows without advantage are left out where there is
       no KL term; that changes the time alone.
+    pmapped: whether each device takes whole microbatches and the sums meet at
+      the end (`jax.pmap`), instead of every microbatch being cut over the mesh.
+      For a mesh that only copies the parameters.
   """
 
   def __init__(
@@ -93,15 +96,19 @@ class Learner:
     transform: optax.GradientTransformation,
     micro_tokens: int,
     skip_constant: bool = True,
+    pmapped: bool = False,
   ):
+    self._pmapped = pmapped
     self._cut = functools.partial(
       packing.microbatches, micro_tokens=micro_tokens, max_len=objective.max_len
     )
     # Without a KL term the objective of a row without advantage is constant.
     self._skips = skip_constant and objective.kl_coef == 0
     self._transform = transform
-    self._accumulate = jax.jit(
-      functools.partial(_accumulate, config, objective), donate_argnums=1
+    accumulate = functools.partial(_accumulate, config, objective)
+    self._accumulate = jax.jit(accumulate, donate_argnums=1)
+    self._accumulate_each = jax.pmap(
+      accumulate, in_axes=(None, 0, 0), donate_argnums=1
     )
     self._apply = jax.jit(
       functools.partial(_apply, transform), donate_argnums=0
@@ -147,14 +154,28 @@ class Learner:
     self, params: Params, rows: packing.Rows
   ) -> tuple[Params, Totals]:
     """Sum over the rows of the loss's gradient; not yet divided."""
+    chosen = self._chosen(rows)
+    if self._pmapped:
+      return self._gradient_of_devices(params, rows, chosen)
     carry = _empty(params)
-    for _, micro in self._cut(rows, self._chosen(rows)):
+    for _, micro in self._cut(rows, chosen, ways=sharding.ways('B')):
       carry = self._accumulate(params, carry, _place(micro))
     return carry
 
+  def _gradient_of_devices(self, params, rows, chosen):
+    """Each device sums over its own microbatches; then the devices add up."""
+    number = sharding.ways('B')
+    micros = (micro for _, micro in self._cut(rows, chosen))
+    with sharding.leave():
+      carry = _empty_each(params, np.arange(number))
+      for stacked in packing.side_by_side(micros, number):
+        carry = self._accumulate_each(params, carry, stacked)
+      return _added(carry)
+
   def lower(self, params: Params, rows: packing.Rows) -> jax.stages.Lowered:
     """The first microbatch's program, to be looked at."""
-    _, micro = next(self._cut(rows, self._chosen(rows)))
+    chosen = self._chosen(rows)
+    _, micro = next(self._cut(rows, chosen, ways=sharding.ways('B')))
     return self._accumulate.lower(params, _empty(params), _place(micro))
 
   def _chosen(self, rows: packing.Rows) -> np.ndarray:
@@ -165,7 +186,8 @@ class Learner:
     """Log-probs of every completion's tokens under other parameters."""
     out: list[Any] = [None] * len(rows.completions)
     everything = np.arange(len(out))
-    for places, micro in self._cut(rows, everything):
+    ways = sharding.ways('B')
+    for places, micro in self._cut(rows, everything, ways=ways):
       logprobs, _ = jax.device_get(self._score(params, _place(micro)))
       for i, row, start in places:
         out[i] = logprobs[row, start : start + len(rows.completions[i])]
@@ -175,6 +197,21 @@ class Learner:
 def _empty(params: Params) -> tuple[Params, Totals]:
   totals = Totals(*(jnp.zeros(()) for _ in Totals._fields))
   return jax.tree.map(jnp.zeros_like, params), totals
+
+
+@functools.partial(jax.pmap, in_axes=(None, 0))
+def _empty_each(params, device):
+  del device  # there to say how many
+  return _empty(params)
+
+
+@functools.partial(jax.pmap, axis_name='devices', out_axes=None)
+def _added(carry: tuple[Params, Totals]) -> tuple[Params, Totals]:
+  """Sums over the devices; a mean of means would weigh short rows more."""
+  grads, totals = carry
+  largest = jax.lax.pmax(totals.difference_max, 'devices')
+  grads, totals = jax.lax.psum((grads, totals), 'devices')
+  return grads, totals._replace(difference_max=largest)
 
 
 def _place(micro: packing.Micro) -> packing.Micro:

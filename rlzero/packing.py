@@ -5,14 +5,14 @@ are filled first with what needs the widest ones, group by group, so that a
 prompt is computed in few microbatches.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from rlzero import sharding
 from rlzero.types import Prompts, Tokens
 
 _WIDTH = 128  # tokens of the narrowest rows; wider ones double
@@ -53,7 +53,11 @@ class Place(NamedTuple):
 
 
 def microbatches(
-  rows: Rows, chosen: np.ndarray, micro_tokens: int, max_len: int
+  rows: Rows,
+  chosen: np.ndarray,
+  micro_tokens: int,
+  max_len: int,
+  ways: int = 1,
 ) -> Iterator[tuple[list[Place], Micro]]:
   """Cuts the chosen completions into packed microbatches.
 
@@ -62,6 +66,7 @@ def microbatches(
     chosen: indices of those that take part.
     micro_tokens: about how many tokens the rows of a microbatch may have.
     max_len: the longest a completion can be; no longer one is compiled for.
+    ways: rows and prompts are multiples of it, for as many devices.
 
   Yields:
     where the completions stand, and the microbatch. Widths, and the numbers of
@@ -77,11 +82,36 @@ def microbatches(
     width = int(widths[order[0]])
     most = max(micro_tokens // width, 1)
     places, order = _fill(order, lengths, rows.prompt_index, width, most)
-    yield places, _micro(rows, places, most, width, prompt_width)
+    yield places, _micro(rows, places, most, width, prompt_width, ways)
 
 
 def round_up(size: int, step: int) -> int:
   return -(-size // step) * step
+
+
+def side_by_side(micros: Iterable[Micro], number: int) -> Iterator[Micro]:
+  """Stacks `number` microbatches of one shape, in order; empty ones fill up.
+
+  Yields:
+    microbatches with an axis before their own, for as many devices.
+  """
+  waiting: dict[Any, list[Micro]] = {}
+
+  def stacked(group):
+    empty = jax.tree.map(np.zeros_like, group[0])
+    # A prompt that only pads has one token, so that it has a last one.
+    empty.prompts.tokens.segments[:, 0] = 1
+    group = group + [empty] * (number - len(group))
+    return jax.tree.map(lambda *parts: np.stack(parts), *group)
+
+  for micro in micros:
+    shapes = tuple(x.shape for x in jax.tree.leaves(micro))
+    group = waiting.setdefault(shapes, [])
+    group.append(micro)
+    if len(group) == number:
+      yield stacked(waiting.pop(shapes))
+  for group in waiting.values():
+    yield stacked(group)
 
 
 def pad(
@@ -140,10 +170,8 @@ def _fill(order, lengths, prompt_index, width, most):
   return places, np.array(left, order.dtype)
 
 
-def _micro(rows, places, most, width, prompt_width) -> Micro:
+def _micro(rows, places, most, width, prompt_width, ways) -> Micro:
   wanted = 1 + max(p.row for p in places)
-  # A mesh cuts rows and prompts alike, so that each device has as many.
-  ways = sharding.ways('B')
   num_rows = round_up(min(round_up(wanted, -(-most // _ROW_SIZES)), most), ways)
   chosen = [p.completion for p in places]
   used, local = np.unique(rows.prompt_index[chosen], return_inverse=True)

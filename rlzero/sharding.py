@@ -97,9 +97,20 @@ def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
     yield
 
 
+def leave() -> contextlib.AbstractContextManager:
+  """Inside, there is no mesh: for `jax.pmap`, which brings its own."""
+  return jax.set_mesh(None)
+
+
+def _sizes() -> Mapping[str, int]:
+  """Of the current mesh's axes; nothing without one, or under `jax.pmap`."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return sizes if 'data' in sizes else {}
+
+
 def ways(axis: str) -> int:
   """In how many parts the current mesh cuts an axis."""
-  sizes = jax.sharding.get_abstract_mesh().shape
+  sizes = _sizes()
   return math.prod(sizes.get(cut, 1) for cut in RULES[axis])
 
 
@@ -120,7 +131,7 @@ def spec(axes: str, shape: Sequence[int], name: str) -> PartitionSpec:
       f'{name} has axes {axes!r} but {len(shape)} dimensions; give a letter '
       'for each.'
     )
-  sizes = jax.sharding.get_abstract_mesh().shape
+  sizes = _sizes()
   parts = []
   for axis, size in zip(axes, shape, strict=True):
     if axis not in RULES:
@@ -142,7 +153,7 @@ def spec(axes: str, shape: Sequence[int], name: str) -> PartitionSpec:
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
   """Says inside a compiled function how an array is cut."""
-  if jax.sharding.get_abstract_mesh().empty:
+  if not _sizes():
     return x
   where = spec(axes, x.shape, f'An array of shape {x.shape}')
   return jax.lax.with_sharding_constraint(x, where)
@@ -150,7 +161,7 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
 
 def place(x: Any, axes: str) -> Any:
   """An array of the host, cut over the devices."""
-  if jax.sharding.get_abstract_mesh().empty:
+  if not _sizes():
     return x
   where = spec(axes, x.shape, f'An array of shape {x.shape}')
   return jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), where))
@@ -184,14 +195,14 @@ def param_specs(axes: Mapping[str, str], params: Params) -> Params:
 
 def constrain_params(axes: Mapping[str, str], params: Params) -> Params:
   """Says inside a compiled function that these lie where parameters do."""
-  if jax.sharding.get_abstract_mesh().empty:
+  if not _sizes():
     return params
   return jax.lax.with_sharding_constraint(params, param_specs(axes, params))
 
 
 def of_params(axes: Mapping[str, str], params: Params) -> Params | None:
   """Shardings of the parameters, or None without a mesh."""
-  if jax.sharding.get_abstract_mesh().empty:
+  if not _sizes():
     return None
   mesh = jax.sharding.get_mesh()
   return jax.tree.map(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import checkpoint, config, grpo, learner, metrics
+from rlzero import checkpoint, config, grpo, learner, metrics, sharding
 from rlzero.tasks import countdown
 from rlzero.tasks.template import Template
 
@@ -200,6 +200,10 @@ def test_nan_stops_the_run_at_the_last_good_checkpoint(tmp_path, monkeypatch):
     ({'temperature': 0.0}, 'temperature is 0.0; it must be above 0'),
     ({'template': Template('chat')}, "template 'chat' has no format"),
     ({'learning_rate': -1.0}, 'learning_rate is -1.0'),
+    (
+      {'update': 'pmap', 'mesh': sharding.Mesh(fsdp=2)},
+      "update is 'pmap' with mesh .*cut by `data` alone",
+    ),
   ],
 )
 def test_settings_that_make_no_sense(tmp_path, changes, sentence):

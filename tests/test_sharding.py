@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_learner import CONFIG, EOS, GRPO, distance, make_rows
+from test_learner import CONFIG, EOS, GRPO, NO_KL, distance, make_rows
 
 from rlzero import learner, metrics, optim, sharding
 from rlzero.models import transformer
@@ -79,6 +79,31 @@ def test_gradient_on_a_mesh_is_the_one_without(config, mesh):
   for one, other in zip(logprobs, alone.logprobs(params, rows), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
   assert np.isfinite(list(facts.values())).all()
+
+
+@pytest.mark.parametrize('objective', [GRPO, NO_KL], ids=['kl', 'no-kl'])
+def test_pmapped_gradient_is_the_one_of_one_device(objective):
+  # Five microbatches, fewer without KL, of unlike token counts on 8 devices.
+  rows = make_rows(objective)
+  params = params_of(CONFIG)
+  rule = optim.Optimizer(learning_rate=0.05).transform(4)
+  alone = learner.Learner(CONFIG, objective, rule, 24)
+  expected, totals = alone.gradient(params, rows)
+  with sharding.use(sharding.Mesh(data=8)):
+    each = learner.Learner(CONFIG, objective, rule, 24, pmapped=True)
+    state = each.init(params)
+    grads, sums = each.gradient(state.params, rows)
+    _, facts = each.update(state, rows)
+  assert distance(grads, expected) < 1e-5
+  for name, sum_of_devices in sums._asdict().items():
+    if name != 'computed':  # padding
+      np.testing.assert_allclose(
+        sum_of_devices, getattr(totals, name), rtol=1e-5, err_msg=name
+      )
+  _, same = alone.update(alone.init(params), rows)
+  np.testing.assert_allclose(
+    facts['policy/grad_norm'], same['policy/grad_norm'], rtol=1e-5
+  )
 
 
 @on_meshes
@@ -200,18 +225,20 @@ def test_run_on_a_mesh_learns_what_one_device_does(tmp_path):
 
   from rlzero import grpo
 
-  for name, mesh in (
-    ('one', sharding.Mesh()),
-    ('mesh', sharding.Mesh(data=4, fsdp=2)),
+  for name, changes in (
+    ('one', {}),
+    ('mesh', {'mesh': sharding.Mesh(data=4, fsdp=2)}),
+    ('pmap', {'mesh': sharding.Mesh(data=8), 'update': 'pmap'}),
   ):
     grpo.run(
       _config(
-        tmp_path / name, mesh=mesh, num_steps=2, save_every=2, num_prompts=4
+        tmp_path / name, num_steps=2, save_every=2, num_prompts=4, **changes
       )
     )
-  one, other = (
-    metrics.read_metrics(str(tmp_path / name)) for name in ('one', 'mesh')
+  one, *others = (
+    metrics.read_metrics(str(tmp_path / name))
+    for name in ('one', 'mesh', 'pmap')
   )
-  for first, second in zip(one, other, strict=True):
+  for first, second in zip(one * 2, sum(others, []), strict=True):
     for key in ('completion/len_mean', 'reward/mean', 'policy/grad_norm'):
       np.testing.assert_allclose(first[key], second[key], rtol=1e-4)
