@@ -27,6 +27,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from rlzero import evaluate, grpo, sharding
+from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 
 # Dense bf16 FLOP/s and bytes/s of a chip, as published; v5 is v5p.
@@ -43,6 +44,9 @@ class Config(grpo.Config):
   """A run's settings, and how much of it to measure."""
 
   workdir: str = ''  # nothing is written
+  # Random weights of this shape instead of the checkpoint's; its tokenizer
+  # stays.
+  model: ModelConfig | None = None
   steps_per_rollout: int = 1  # a timed step has one rollout and one update
   num_warmup: int = 2  # steps before those that count
   num_steps: int = 5  # steps that count
@@ -61,6 +65,9 @@ def run(cfg: Config) -> None:
   """Measures and prints; the last line is JSON."""
   loaded = grpo.load_start(cfg)
   with sharding.use(cfg.mesh), grpo.reward_pool(cfg) as pool:
+    if cfg.model:
+      fresh = transformer.initialise(cfg.model, jax.random.key(cfg.seed))
+      loaded = dataclasses.replace(loaded, config=cfg.model, params=fresh)
     figures = measure(cfg, grpo.Loop(cfg, loaded, pool))
   if not cfg.json:
     for name, value in figures.items():

@@ -327,3 +327,9 @@ def test_refused_prompts(params, prompts, change, message):
 def test_refused_settings(change, message):
   with pytest.raises(ValueError, match=message):
     scheduler.Sampling(**change)
+
+
+def test_spans_are_few_and_not_much_too_wide():
+  spans = {n: scheduler._span(n) for n in range(1, 4097)}
+  assert all(n <= span <= n + max(31, n / 4) for n, span in spans.items())
+  assert len(set(spans.values())) < 28
