@@ -125,7 +125,9 @@ def state_of(model):
 @each_config
 def test_our_folder_in_transformers(config, tmp_path, theirs):
   torch, transformers = theirs
-  params = random_params(config)
+  # Halved: weights of size 1 sharpen attention until rounding alone moves
+  # transformers' own log-probs by 1e-4, float32 against float64.
+  params = jax.tree.map(lambda x: x / 2, random_params(config))
   hf.write_folder(tmp_path, config, params, words())
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -138,7 +140,7 @@ def test_our_folder_in_transformers(config, tmp_path, theirs):
   np.testing.assert_allclose(
     logprobs(config, params, ids),
     their_logprobs(torch, model.eval(), ids),
-    atol=1e-4,  # random weights of size 1: log-probs reach -1000
+    atol=5e-5,
     rtol=1e-5,
   )
   assert tokenizer.encode('b a <eos>') == words().encode('b a <eos>')
