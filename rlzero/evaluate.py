@@ -12,6 +12,7 @@ the number of samples is configured instead of set by benchmark.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import time
@@ -182,6 +183,7 @@ def measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Figures over the problems, and the generations they come from."""
   total = len(chosen) * num_samples
+  counted = itertools.count(1)
   completions, _ = scheduler.generate(
     config,
     params,
@@ -190,7 +192,7 @@ def measure(
     sampling,
     eos_ids=tokenizer.eos_ids,
     seed=seed,
-    on_progress=on_progress and (lambda done: on_progress(done, total)),
+    on_finished=on_progress and (lambda *_: on_progress(next(counted), total)),
   )
   records = score(pool, task, tokenizer, chosen, completions)
   correct = np.array([r['correct'] for r in records]).reshape(-1, num_samples)

@@ -48,7 +48,9 @@ def make_prompts(num=12):
   ]
 
 
-def generate(params, prompts, *, seed=SEED, on_progress=None, **settings):
+def generate(
+  params, prompts, *, seed=SEED, finished=None, on_finished=None, **settings
+):
   return scheduler.generate(
     CONFIG,
     params,
@@ -57,7 +59,8 @@ def generate(params, prompts, *, seed=SEED, on_progress=None, **settings):
     scheduler.Sampling(**settings),
     eos_ids=(EOS,),
     seed=seed,
-    on_progress=on_progress,
+    finished=finished or {},
+    on_finished=on_finished,
   )
 
 
@@ -193,7 +196,7 @@ def test_noise_differs_by_draw_sample_and_seed(params, by_slots):
 def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   prompts = make_prompts(10)
   monkeypatch.setattr(scheduler, '_PREFILL_BLOCK', 4)
-  prefilled, decoded, progress = [], [], []
+  prefilled, decoded, handed = [], [], {}
   prefill, decode = engine.prefill, engine.decode
 
   def counting_prefill(config, params, tokens):
@@ -210,7 +213,7 @@ def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   monkeypatch.setattr(engine, 'prefill', counting_prefill)
   monkeypatch.setattr(engine, 'decode', counting_decode)
   completions, usage = generate(
-    params, prompts, num_slots=4, on_progress=progress.append, **SHORT
+    params, prompts, num_slots=4, on_finished=handed.__setitem__, **SHORT
   )
   # Three blocks of four; what the last one lacks is padding.
   assert prefilled[:10] == [p.tokens for p in prompts]
@@ -222,7 +225,33 @@ def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   # Groups of four that wait for their longest member would take longer.
   calls = [-(-len(c.tokens) // 5) for c in completions]
   assert len(decoded) < sum(map(max, zip(*[iter(calls)] * 4, strict=True)))
-  assert progress == sorted(progress) and progress[-1] == 40
+  # Each is handed over as it ends, not in the order of the prompts.
+  assert [handed[i] for i in range(40)] == completions
+  assert list(handed) != sorted(handed)
+
+
+def test_finished_completions_are_not_drawn_again(params, by_slots):
+  whole, _ = by_slots(16)
+  kept = {i: whole[i] for i in range(48) if i % 3}
+  drawn = []
+  again, usage = generate(
+    params,
+    make_prompts(),
+    num_slots=16,
+    finished=kept,
+    on_finished=lambda index, _: drawn.append(index),
+    **SHORT,
+  )
+  assert sorted(drawn) == list(range(0, 48, 3))
+  assert all(again[i] is whole[i] for i in kept)
+  assert usage.tokens == sum(len(whole[i].tokens) for i in drawn)
+  same = [np.array_equal(again[i].tokens, whole[i].tokens) for i in drawn]
+  assert np.mean(same) > 0.9  # rounding may turn a token
+  nothing = dict(enumerate(whole))
+  assert generate(params, make_prompts(), finished=nothing, **SHORT) == (
+    whole,
+    (0, 0),
+  )
 
 
 def test_the_batch_shrinks_with_the_rows_that_run(params, monkeypatch):

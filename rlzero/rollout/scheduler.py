@@ -7,7 +7,8 @@ in and go out; text and rewards are not known here.
 import collections
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -91,7 +92,8 @@ def generate(
   *,
   eos_ids: tuple[int, ...],
   seed: int,
-  on_progress: Callable[[int], None] | None = None,
+  finished: Mapping[int, Completion] = types.MappingProxyType({}),
+  on_finished: Callable[[int, Completion], None] | None = None,
 ) -> tuple[list[Completion], Usage]:
   """Draws `group_size` completions of each prompt, groups adjacent.
 
@@ -103,7 +105,13 @@ def generate(
     sampling: settings.
     eos_ids: tokens that end a completion.
     seed: of the run; with draw, sample and position it makes the keys.
-    on_progress: called with the number of finished completions.
+    finished: completions that are there already, by their index in the
+      result; they are handed back as they are.
+    on_finished: called with index and completion as soon as each ends, so
+      that it can be kept, or counted.
+
+  Returns:
+    the completions, and what drawing those that were missing took.
 
   Raises:
     ValueError: a prompt that is empty or too long, or a model that is too
@@ -121,11 +129,12 @@ def generate(
   slots = engine.empty(config, num_slots, capacity, sampling.max_len)
   held = np.full(num_slots, -1)  # completion in each slot
   cached = np.zeros(num_slots, int)
-  done: list[Completion | None] = [None] * total
-  queue = collections.deque(range(total))
+  done: list[Completion | None] = [finished.get(i) for i in range(total)]
+  queue = collections.deque(i for i in range(total) if done[i] is None)
+  missing = list(queue)
   block = _Block(config, params, prompts, widest)
-  finished = computed = 0
-  while finished < total:
+  num_left, computed = len(missing), 0
+  while num_left:
     while queue and (held < 0).any():
       block.load(queue[0] // group_size)
       source = np.full(num_slots, -1, np.int32)
@@ -177,16 +186,17 @@ def generate(
       for slot in ended:
         size = length[slot]
         stopped = tokens[slot, size - 1] in eos_ids
-        done[held[slot]] = Completion(
+        completion = Completion(
           tokens[slot, :size].copy(),
           logprobs[slot, :size].copy(),
           Finish.EOS if stopped else Finish.LENGTH,
         )
+        done[held[slot]] = completion
+        if on_finished:
+          on_finished(int(held[slot]), completion)
         held[slot] = -1
-      finished += ended.size
-      if on_progress:
-        on_progress(finished)
-  return done, Usage(sum(len(c.tokens) for c in done), computed)
+      num_left -= ended.size
+  return done, Usage(sum(len(done[i].tokens) for i in missing), computed)
 
 
 def _span(furthest: int) -> int:
