@@ -118,7 +118,7 @@ def _summed(of_chunk, parts):
 
 
 def _logprobs_and_entropy(head, temperature, hidden, targets):
-  # One matrix of all tokens: see `transformer._multiply`.
+  # One matrix of all tokens: see `layers.multiply`.
   flat = hidden.reshape(-1, hidden.shape[-1])
   logits = jnp.matmul(flat, head, preferred_element_type=jnp.float32)
   logits = logits.reshape(*targets.shape, -1) / temperature

@@ -20,10 +20,11 @@ from rlzero.types import Params
 
 # Letter of an axis -> the mesh axes that cut it; none leaves it whole.
 RULES: dict[str, tuple[str, ...]] = {
-  'B': ('data', 'fsdp'),
-  'P': ('data', 'fsdp'),
+  'B': ('data', 'fsdp', 'expert'),
+  'P': ('data', 'fsdp', 'expert'),
   'V': ('tensor',),
   'D': ('fsdp',),
+  'E': ('expert',),
   'F': ('tensor',),
   'N': ('tensor',),
   'K': ('tensor',),
@@ -46,6 +47,7 @@ class Mesh:
 
   data: int = 1  # copies of the parameters, each with rows of its own
   fsdp: int = 1  # parts of every parameter, each with rows of its own
+  expert: int = 1  # parts of the experts, each with rows of its own
   tensor: int = 1  # parts of heads, MLP and vocabulary, with the same rows
 
   def __post_init__(self):

@@ -6,7 +6,7 @@ Axes, the same letters in annotations, einsums and comments:
   G completions a      S key/value length       K key/value heads
     prompt             V vocabulary             H head dimension
   B rows               D model width            L layers
-  M prompts a row      F MLP width
+  M prompts a row      F MLP width            E experts
 """
 
 from typing import Any, NamedTuple

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero.models import attention, transformer
+from rlzero.models import attention, rope, transformer
 from rlzero.models.config import ModelConfig, RopeScaling
 from rlzero.types import KeyValues, Prefix, Prompts, Tokens
 
@@ -57,15 +57,15 @@ def test_rope_scaling_by_hand():
     high_freq_factor=3.0,
     original_max_position=40,
   )
-  plain = attention.frequencies(4, 4 * np.pi, None)
+  plain = rope.frequencies(4, 4 * np.pi, None)
   np.testing.assert_allclose(plain, [1.0, 0.2820948], rtol=1e-6)
   # The first stays; of the second 0.398 stays and the rest is divided by ten.
-  scaled = attention.frequencies(4, 4 * np.pi, scaling)
+  scaled = rope.frequencies(4, 4 * np.pi, scaling)
   kept = (40 * 0.2820948 / (2 * np.pi) - 1) / 2
   expected = [1.0, 0.2820948 * (kept + (1 - kept) / 10)]
   np.testing.assert_allclose(scaled, expected, rtol=1e-6)
   # Slow ones are divided whole.
-  slow = attention.frequencies(4, 1e6, scaling)
+  slow = rope.frequencies(4, 1e6, scaling)
   np.testing.assert_allclose(slow, [1.0, 1e-4], rtol=1e-6)
 
 

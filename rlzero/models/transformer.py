@@ -17,11 +17,9 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from rlzero import sharding
-from rlzero.models import attention
+from rlzero.models import attention, layers, rope
 from rlzero.models.config import ModelConfig
 from rlzero.types import KeyValues, Params, Prefix, Prompts, Tokens
-
-_INIT = nn.initializers.normal(0.02)
 
 # Axes of each parameter, by its last name; below `layers` an L stands before.
 AXES = {
@@ -43,34 +41,6 @@ AXES = {
 }
 
 
-class RMSNorm(nn.Module):
-  """x / rms(x) * scale over the last axis, in float32 (1910.07467, eq. 4)."""
-
-  epsilon: float
-
-  @nn.compact
-  def __call__(self, x):
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    return _rms_norm(x, scale, self.epsilon)
-
-
-def _rms_norm(x, scale, epsilon):
-  x32 = x.astype(jnp.float32)
-  inverse = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)
-  scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
-  return (x32 * inverse * scale).astype(x.dtype)
-
-
-def _multiply(x, kernel):
-  """x @ kernel as one matrix of all tokens, [B * T, D].
-
-  On a CPU the gradient of a product with two axes of rows is a transposed
-  copy and a slow loop; with one it is a matrix product.
-  """
-  flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
-  return flat.reshape(*x.shape[:-1], -1)
-
-
 class Attention(nn.Module):
   """Projections around `attention.attend`; keys leave it for the cache."""
 
@@ -79,10 +49,10 @@ class Attention(nn.Module):
   def setup(self):
     c = self.config
     d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
-    self.query = self.param('query', _INIT, (d, n, h))
-    self.key = self.param('key', _INIT, (d, k, h))
-    self.value = self.param('value', _INIT, (d, k, h))
-    self.output = self.param('output', _INIT, (n, h, d))
+    self.query = self.param('query', layers.INIT, (d, n, h))
+    self.key = self.param('key', layers.INIT, (d, k, h))
+    self.value = self.param('value', layers.INIT, (d, k, h))
+    self.output = self.param('output', layers.INIT, (n, h, d))
     if c.qkv_bias:
       zeros = nn.initializers.zeros
       self.query_bias = self.param('query_bias', zeros, (n, h))
@@ -98,7 +68,7 @@ class Attention(nn.Module):
     c = self.config
 
     def heads(kernel, bias):
-      y = _multiply(x, kernel.reshape(c.width, -1))
+      y = layers.multiply(x, kernel.reshape(c.width, -1))
       y = y.reshape(*x.shape[:2], -1, c.head_dim).swapaxes(1, 2)
       return y + bias.astype(x.dtype)[None, :, None] if c.qkv_bias else y
 
@@ -106,11 +76,11 @@ class Attention(nn.Module):
     key = heads(self.key, c.qkv_bias and self.key_bias)
     value = heads(self.value, c.qkv_bias and self.value_bias)
     if c.qk_norm:
-      query = _rms_norm(query, self.query_norm, c.rms_norm_eps)
-      key = _rms_norm(key, self.key_norm, c.rms_norm_eps)
-    turns = attention.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-    query = attention.rotate(query, positions, turns)
-    key = attention.rotate(key, positions, turns)
+      query = layers.rms_norm(query, self.query_norm, c.rms_norm_eps)
+      key = layers.rms_norm(key, self.key_norm, c.rms_norm_eps)
+    turns = rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+    query = rope.rotate(query, positions, turns)
+    key = rope.rotate(key, positions, turns)
     b, _, t, h = query.shape
     query = query.reshape(b, c.num_kv_heads, -1, t, h)
     return query, key, value
@@ -119,26 +89,9 @@ class Attention(nn.Module):
     """[B, K, R, T, H] -> [B, T, D]."""
     b, k, r, t, h = heads.shape
     heads = heads.reshape(b, k * r, t, h).swapaxes(1, 2)
-    return _multiply(
+    return layers.multiply(
       heads.reshape(b, t, -1), self.output.reshape(-1, self.config.width)
     )
-
-
-class MLP(nn.Module):
-  """SwiGLU: down(silu(gate x) * up x) (arXiv 2002.05202, eq. 6)."""
-
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(self, x):
-    d, f = self.config.width, self.config.mlp_width
-    gate = self.param('gate', _INIT, (d, f))
-    up = self.param('up', _INIT, (d, f))
-    down = self.param('down', _INIT, (f, d))
-    gate, up = jax.lax.optimization_barrier(
-      (_multiply(x, gate), _multiply(x, up))
-    )
-    return _multiply(jax.lax.optimization_barrier(nn.silu(gate) * up), down)
 
 
 class Block(nn.Module):
@@ -148,10 +101,10 @@ class Block(nn.Module):
 
   def setup(self):
     c = self.config
-    self.attention_norm = RMSNorm(c.rms_norm_eps)
+    self.attention_norm = layers.RMSNorm(c.rms_norm_eps)
     self.attention = Attention(c)
-    self.mlp_norm = RMSNorm(c.rms_norm_eps)
-    self.mlp = MLP(c)
+    self.mlp_norm = layers.RMSNorm(c.rms_norm_eps)
+    self.mlp = layers.MLP(c)
 
   def __call__(self, carry, cached, rows, mask, prompts, prompt_mask, valid):
     x, prompt_x = carry
@@ -203,7 +156,7 @@ class Transformer(nn.Module):
 
   def setup(self):
     c = self.config
-    self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=_INIT)
+    self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=layers.INIT)
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     self.layers = nn.scan(
       block,
@@ -212,9 +165,11 @@ class Transformer(nn.Module):
       in_axes=(0,) + (nn.broadcast,) * 5,
       length=c.num_layers,
     )(c)
-    self.final_norm = RMSNorm(c.rms_norm_eps)
+    self.final_norm = layers.RMSNorm(c.rms_norm_eps)
     if not c.tied_embedding:
-      self.head = nn.Dense(c.vocab_size, use_bias=False, kernel_init=_INIT)
+      self.head = nn.Dense(
+        c.vocab_size, use_bias=False, kernel_init=layers.INIT
+      )
 
   def __call__(
     self,
