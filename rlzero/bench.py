@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero import evaluate, grpo, sharding
+from rlzero import evaluate, grpo, sharding, step
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 
@@ -68,27 +68,27 @@ def run(cfg: Config) -> None:
     if cfg.model:
       fresh = transformer.initialise(cfg.model, jax.random.key(cfg.seed))
       loaded = dataclasses.replace(loaded, config=cfg.model, params=fresh)
-    figures = measure(cfg, grpo.Loop(cfg, loaded, pool))
+    figures = measure(cfg, step.Loop(cfg, loaded, pool))
   if not cfg.json:
     for name, value in figures.items():
       print(f'{name:22} {value:.4g}')
   print(json.dumps(figures))
 
 
-def measure(cfg: Config, loop: grpo.Loop) -> dict[str, float]:
+def measure(cfg: Config, loop: step.Loop) -> dict[str, float]:
   """Figures of the measured steps."""
   rate, bandwidth = peak_rates(loop.model.dtype)
   examples = cfg.task.examples('train')
   rows, compilations, syncs = [], [], []
-  for step in range(cfg.num_warmup + cfg.num_steps):
-    first = step * cfg.num_prompts
+  for number in range(cfg.num_warmup + cfg.num_steps):
+    first = number * cfg.num_prompts
     drawn = [
       (first + i, examples[(first + i) % len(examples)])
       for i in range(cfg.num_prompts)
     ]
     with _counted() as counts:
       (row,), records = loop.advance(drawn)
-    if step < cfg.num_warmup:
+    if number < cfg.num_warmup:
       continue
     asked = evaluate.prompts(loop.tokenizer, cfg.template, drawn)
     work = useful(cfg, loop.model, [len(p.tokens) for p in asked], records)
@@ -117,7 +117,7 @@ def measure(cfg: Config, loop: grpo.Loop) -> dict[str, float]:
     )
     if not cfg.json:
       print(
-        f'step {step + 1 - cfg.num_warmup}/{cfg.num_steps}  '
+        f'step {number + 1 - cfg.num_warmup}/{cfg.num_steps}  '
         f'{rows[-1]["step_s"]:.2f} s',
         flush=True,
       )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import bench, checkpoint, grpo, packing
+from rlzero import bench, checkpoint, packing, step
 from rlzero.models.config import ModelConfig
 from rlzero.tasks import procedural
 from rlzero.tasks.template import Template
@@ -125,7 +125,7 @@ def test_skipping_changes_the_time_alone():
   updates = []
   for skips in (True, False):
     cfg = _config(kl_coef=0.0, skip_constant_groups=skips)
-    loop = grpo.Loop(cfg, loaded, pool=None)
+    loop = step.Loop(cfg, loaded, pool=None)
     tokens = [np.array([5, 6, 7], np.int32)] * 8
     rows = packing.Rows(
       prompts=[[3, 4], [4, 5, 6]],

@@ -1,0 +1,248 @@
+"""The GRPO step: a rollout, its scores and advantages, the updates.
+
+No files and no loop over steps here; `runs.py` has those.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlzero import evaluate, grpo, learner, losses, packing, weights
+from rlzero.rollout import scheduler
+from rlzero.tasks import base
+from rlzero.types import Params
+
+
+@dataclasses.dataclass
+class Experience:
+  """What a rollout leaves for its updates."""
+
+  minibatches: list[packing.Rows]  # not used yet, in their order
+  figures: dict[str, float]  # metrics of the rollout, in the row of each update
+  records: list[dict[str, Any]]  # a completion each: text, verdict, reward
+
+
+class Loop:
+  """Policy, reference and rewards, one rollout at a time; no files."""
+
+  def __init__(self, cfg: grpo.Config, loaded: weights.Loaded, pool):
+    self.cfg = cfg
+    self.pool = pool
+    self.tokenizer = loaded.tokenizer
+    self.model = dataclasses.replace(
+      loaded.config, dtype=cfg.dtype, remat=cfg.remat
+    )
+    self.learner = learner.Learner(
+      self.model,
+      cfg.objective,
+      cfg.optimizer.transform(cfg.num_steps),
+      cfg.micro_tokens,
+      cfg.skip_constant_groups,
+      cfg.update == 'pmap',
+    )
+    self.step = 0
+    self.state = self.learner.init(loaded.params)
+    self.reference: Params = {}
+    self._replace_reference()
+
+  def advance(self, drawn: Sequence[tuple[int, base.Example]]):
+    """One rollout of the prompts and an update for each of its minibatches.
+
+    Returns:
+      a row of metrics for each update, and a record for each completion.
+    """
+    experience = self.rollout(drawn)
+    rows = []
+    while experience.minibatches:
+      rows.append(self.update(experience))
+    return rows, experience.records
+
+  def rollout(self, drawn: Sequence[tuple[int, base.Example]]) -> 'Experience':
+    """Completes the prompts, scores what was written, cuts minibatches."""
+    cfg, clock = self.cfg, _Clock()
+    prompts = evaluate.prompts(self.tokenizer, cfg.template, drawn)
+    completions, usage = scheduler.generate(
+      self.model,
+      self.state.params,
+      prompts,
+      cfg.group_size,
+      cfg.sampling(cfg.temperature, 1.0),
+      eos_ids=self.tokenizer.eos_ids,
+      seed=cfg.seed,
+    )
+    clock.lap('rollout')
+    records = evaluate.score(
+      self.pool, cfg.task, self.tokenizer, [e for _, e in drawn], completions
+    )
+    for record in records:
+      record['reward'] = _reward(cfg, record)
+    rewards = np.array([r['reward'] for r in records], np.float32)
+    groups = rewards.reshape(-1, cfg.group_size)
+    advantages = np.asarray(
+      losses.group_advantages(groups, cfg.objective.normalize_std)
+    ).reshape(-1)
+    clock.lap('score')
+    rows = packing.Rows(
+      prompts=[p.tokens for p in prompts],
+      prompt_index=np.repeat(np.arange(len(prompts)), cfg.group_size),
+      completions=[c.tokens for c in completions],
+      old_logprobs=[c.logprobs for c in completions],
+      ref_logprobs=None,
+      advantages=advantages,
+    )
+    if cfg.kl_coef:
+      rows = rows._replace(
+        ref_logprobs=self.learner.logprobs(self.reference, rows)
+      )
+    clock.lap('reference')
+    # The order of minibatches is a function of seed and step.
+    order = np.random.default_rng((cfg.seed, self.step)).permutation(
+      len(prompts)
+    )
+    return Experience(
+      minibatches=[
+        _subset(rows, chosen, cfg.group_size)
+        for chosen in np.split(order, cfg.steps_per_rollout)
+      ],
+      figures=_describe(records, groups, usage)
+      | {f'time/{name}_s': seconds for name, seconds in clock.laps.items()},
+      records=records,
+    )
+
+  def update(self, experience: 'Experience') -> dict[str, float]:
+    """One policy update with the next minibatch; returns its metrics."""
+    cfg, clock = self.cfg, _Clock()
+    self.state, row = self.learner.update(
+      self.state, experience.minibatches.pop(0)
+    )
+    clock.lap('update')
+    difference = {
+      'policy/sampler_learner_mean': row.pop('policy/old_difference_mean'),
+      'policy/sampler_learner_max': row.pop('policy/old_difference_max'),
+    }
+    figures = experience.figures
+    if self.step % cfg.steps_per_rollout == 0:
+      figures |= difference  # later ones hold the updates in between as well
+    # A step has its own update and its share of the rollout.
+    shared_s = sum(
+      figures[f'time/{name}_s'] for name in ('rollout', 'score', 'reference')
+    )
+    step_s = shared_s / cfg.steps_per_rollout + clock.laps['update']
+    tokens = figures['completion/len_mean'] * cfg.num_prompts * cfg.group_size
+    row = {
+      'step': self.step,
+      **figures,
+      **row,
+      'time/update_s': clock.laps['update'],
+      'time/step_s': step_s,
+      'time/tokens_per_s': tokens / step_s,
+    }
+    self.step += 1
+    if self.step % cfg.reference_every == 0:
+      self._replace_reference()
+    return row
+
+  def evaluate(
+    self,
+    split: str,
+    num_problems: int,
+    num_samples: int,
+    on_progress: Callable[[int, int], None] | None = None,
+  ):
+    """Figures of the policy on held-out problems, and the generations."""
+    cfg = self.cfg
+    figures, generations = evaluate.measure(
+      self.model,
+      self.state.params,
+      self.tokenizer,
+      cfg.task,
+      cfg.template,
+      self.pool,
+      evaluate.examples(cfg.task, split, num_problems),
+      num_samples,
+      cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
+      cfg.seed + 1_000_003,  # noise that no rollout of the run has
+      on_progress,
+    )
+    return {**figures, 'split': split, 'step': self.step}, generations
+
+  def _replace_reference(self) -> None:
+    if self.cfg.kl_coef:  # a copy: the update donates the policy's buffers
+      self.reference = jax.tree.map(lambda x: x.copy(), self.state.params)
+
+
+def _reward(cfg: grpo.Config, record: dict[str, Any]) -> float:
+  """What a completion earns."""
+  if record['truncated'] and not cfg.reward_truncated:
+    return 0.0
+  return (
+    cfg.accuracy_reward * record['accuracy']
+    + cfg.format_reward * record['format']
+  )
+
+
+class _Clock:
+  """Seconds by part of a step."""
+
+  def __init__(self):
+    self.laps: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def lap(self, name: str) -> None:
+    now = time.perf_counter()
+    self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+    self._last = now
+
+
+def _subset(rows: packing.Rows, chosen, group_size: int) -> packing.Rows:
+  """The groups of the chosen prompts."""
+  places = (chosen[:, None] * group_size + np.arange(group_size)).reshape(-1)
+
+  def pick(values):
+    return None if values is None else [values[p] for p in places]
+
+  return packing.Rows(
+    prompts=[rows.prompts[c] for c in chosen],
+    prompt_index=np.repeat(np.arange(len(chosen)), group_size),
+    completions=pick(rows.completions),
+    old_logprobs=pick(rows.old_logprobs),
+    ref_logprobs=pick(rows.ref_logprobs),
+    advantages=rows.advantages[places],
+  )
+
+
+def _describe(records, groups, usage) -> dict[str, float]:
+  """Metrics of a rollout."""
+  lengths = np.array([r['len'] for r in records])
+  correct = np.array([r['correct'] for r in records])
+
+  def mean(name):
+    return float(np.mean([r[name] for r in records]))
+
+  def mean_len(chosen):
+    return float(lengths[chosen].mean()) if chosen.any() else float('nan')
+
+  return {
+    'reward/mean': mean('reward'),
+    'reward/accuracy': mean('accuracy'),
+    'reward/format': mean('format'),
+    'reward/correct': mean('correct'),
+    'completion/len_mean': float(lengths.mean()),
+    'completion/len_max': int(lengths.max()),
+    'completion/len_correct': mean_len(correct),
+    'completion/len_wrong': mean_len(~correct),
+    'completion/truncated': mean('truncated'),
+    'completion/tries': mean('tries'),
+    'completion/reflection_per_1k': 1000
+    * sum(r['reflections'] for r in records)
+    / float(lengths.sum()),
+    'completion/unscored': float(
+      np.mean([r['status'] != 'ok' for r in records])
+    ),
+    'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
+    'rollout/slot_use': usage.tokens / usage.computed,
+  }
