@@ -70,7 +70,7 @@ def run(cfg: Config) -> None:
     file.stat().st_size for file in pathlib.Path(cfg.output).iterdir()
   )
   print(f'wrote {written / 1e6:,.1f} MB to {cfg.output}', flush=True)
-  config, params = weights.read_folder(cfg.output)
+  config, params, _ = weights.read_folder(cfg.output)
   _check(cfg, loaded, config, params)
   difference = np.abs(
     _logprobs(loaded.config, loaded.params) - _logprobs(config, params)

@@ -169,6 +169,15 @@ def place(x: Any, axes: str) -> Any:
   return jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), where))
 
 
+def of_array(
+  axes: str, shape: Sequence[int], name: str
+) -> jax.sharding.Sharding:
+  """Where an array lies: on the current mesh, or else on the one device."""
+  if not _sizes():
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return NamedSharding(jax.sharding.get_mesh(), spec(axes, shape, name))
+
+
 def param_specs(axes: Mapping[str, str], params: Params) -> Params:
   """Where each parameter lies on the current mesh.
 

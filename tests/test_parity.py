@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from test_weights import each_config, random_params, words
+from test_weights import as_dict, each_config, random_params, words
 from tokenizers import pre_tokenizers
 
 from rlzero import weights
@@ -163,7 +163,7 @@ def test_their_folder_here(config, tmp_path, theirs):
       torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(tmp_path, max_shard_size='20KB')
   assert len(list(tmp_path.glob('model-*.safetensors'))) > 1
-  loaded_config, params = hf.read_folder(tmp_path)
+  loaded_config, params, _ = hf.read_folder(tmp_path)
   assert loaded_config == config
   ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 30))
   np.testing.assert_allclose(
@@ -176,7 +176,7 @@ def test_their_folder_here(config, tmp_path, theirs):
 
 def test_dequantised_weights_are_equal(smollm2, their_smollm2):
   model, _ = their_smollm2
-  ours = mapping.tensors_from_params(smollm2.config, smollm2.params)
+  ours = as_dict(mapping.tensors_from_params(smollm2.config, smollm2.params))
   state = state_of(model)
   assert ours.keys() == state.keys()
   for name, array in state.items():

@@ -172,11 +172,11 @@ def test_update_gathers_neither_the_model_nor_logits():
 
 def test_letters_agree_with_the_weight_table():
   config = dataclasses.replace(
-    CONFIG, qkv_bias=True, qk_norm=True, tied_embedding=False
+    CONFIG, family='qwen3', qkv_bias=True, qk_norm=True, tied_embedding=False
   )
   for row in mapping.table(config):
-    letters = row.axes.replace(' ', '').split('->')[1]
-    assert transformer.AXES[row.path.split('/')[-1]] == letters, row.path
+    letters = 'L' * bool(row.layers) + transformer.AXES[row.path.split('/')[-1]]
+    assert row.letters == letters, row.path
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from rlzero import weights
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig, RopeScaling
 from rlzero.tokenizer import Tokenizer
-from rlzero.weights import gguf as gguf_files
 from rlzero.weights import hf, mapping
+from rlzero.weights.families import llama
 
 LLAMA = ModelConfig(
   vocab_size=11,
@@ -40,8 +40,10 @@ CONFIGS = {
       factor=4.0, high_freq_factor=3.0, original_max_position=40
     ),
   ),
-  'qwen2': dataclasses.replace(LLAMA, qkv_bias=True),
-  'qwen3': dataclasses.replace(LLAMA, qk_norm=True, head_dim=16),
+  'qwen2': dataclasses.replace(LLAMA, qkv_bias=True, family='qwen2'),
+  'qwen3': dataclasses.replace(
+    LLAMA, qk_norm=True, head_dim=16, family='qwen3'
+  ),
 }
 each_config = pytest.mark.parametrize(
   'config', CONFIGS.values(), ids=CONFIGS.keys()
@@ -65,6 +67,10 @@ def words():
 def folder(tmp_path):
   hf.write_folder(tmp_path, LLAMA, random_params(LLAMA), words())
   return tmp_path
+
+
+def as_dict(written):
+  return {tensor.name: tensor.read() for tensor in written}
 
 
 def tensors_of(folder):
@@ -101,7 +107,7 @@ def test_folder_round_trip(config, tmp_path):
 
 def test_layout_of_each_kind_of_axis():
   params = random_params(LLAMA)
-  tensors = mapping.tensors_from_params(LLAMA, params)
+  tensors = as_dict(mapping.tensors_from_params(LLAMA, params))
   ours = params['layers']['attention']
   layer, head, h, d = 1, 1, 3, 20
   row = head * LLAMA.head_dim + h
@@ -128,7 +134,7 @@ def test_shards_and_half_precision(folder):
   (folder / 'model.safetensors.index.json').write_text(
     json.dumps({'metadata': {}, 'weight_map': index})
   )
-  _, params = hf.read_folder(folder)
+  params = hf.read_folder(folder).params
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=0),
     params,
@@ -170,7 +176,7 @@ def test_bfloat16_is_read(folder):
   (folder / 'model.safetensors').write_bytes(
     len(head).to_bytes(8, 'little') + head + body
   )
-  _, params = hf.read_folder(folder)
+  params = hf.read_folder(folder).params
   expected = jax.tree.map(
     lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32),
     random_params(LLAMA),
@@ -204,7 +210,7 @@ def test_head_of_a_tied_model_must_be_its_embedding(folder):
   tensors = tensors_of(folder)
   embedding = tensors['model.embed_tokens.weight']
   write_tensors(folder, {**tensors, 'lm_head.weight': embedding.copy()})
-  assert_same(hf.read_folder(folder)[1], random_params(LLAMA))
+  assert_same(hf.read_folder(folder).params, random_params(LLAMA))
   write_tensors(folder, {**tensors, 'lm_head.weight': embedding + 1})
   with pytest.raises(weights.WeightsError, match='ties them: lm_head.weight'):
     hf.read_folder(folder)
@@ -213,7 +219,7 @@ def test_head_of_a_tied_model_must_be_its_embedding(folder):
 def test_constants_of_old_files_are_passed_over(folder):
   name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
   write_tensors(folder, {**tensors_of(folder), name: np.ones(4, np.float32)})
-  assert_same(hf.read_folder(folder)[1], random_params(LLAMA))
+  assert_same(hf.read_folder(folder).params, random_params(LLAMA))
 
 
 def test_quantised_tensors_are_refused(folder):
@@ -299,14 +305,14 @@ def test_nothing_is_written_from_wrong_parameters(tmp_path):
   assert 'final_norm/scale is [3] and should be [32]' in str(error.value)
   assert not target.exists()
   both = dataclasses.replace(LLAMA, qkv_bias=True, qk_norm=True)
-  with pytest.raises(weights.WeightsError, match='both qkv_bias and qk_norm'):
+  with pytest.raises(weights.WeightsError, match='has qkv_bias = True, qk_n'):
     hf.write_folder(target, both, random_params(both), words())
 
 
 def test_unpermute_by_hand():
   # One head of four: the converter stores rows 0 1 | 2 3 as 0 2 1 3.
   stored = np.array([[0], [2], [1], [3], [4], [6], [5], [7]])
-  assert gguf_files.unpermute(stored, 2).ravel().tolist() == list(range(8))
+  assert llama.unpermute(stored, 2).ravel().tolist() == list(range(8))
 
 
 def permute(weight, num_heads):
@@ -348,7 +354,9 @@ def write_gguf(path, config, kind, quantised=None, drop=(), **changes):
       writer.add_uint32(key, value)
     else:
       writer.add_string(key, value)
-  tensors = mapping.tensors_from_params(config, random_params(config), 'gguf')
+  tensors = as_dict(
+    mapping.tensors_from_params(config, random_params(config), 'gguf')
+  )
   for name, array in tensors.items():
     if kind == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
       heads = config.num_heads if 'attn_q' in name else config.num_kv_heads
@@ -407,8 +415,8 @@ def test_quantised_gguf_is_close(tmp_path):
     ('llama', {'rope.scaling.type': 'yarn'}, "rope.scaling.type = 'yarn'"),
     ('llama', {'rope.dimension_count': 4}, 'rope.dimension_count = 4'),
     ('llama', {'expert_count': 8}, 'llama.expert_count = 8'),
-    ('llama', {'block_count': 'two'}, "block_count = 'two', but a number"),
-    ('llama', {'block_count': 1}, 'unknown: blk.1.attn_norm.weight (m.gguf)'),
+    ('llama', {'block_count': 'two'}, "block_count = 'two', but a whole num"),
+    ('llama', {'block_count': 1}, 'unknown: blk.1.attn_q.weight (m.gguf)'),
     ('llama', {'drop': ['output_norm.weight']}, 'missing: output_norm.weight'),
     (
       'llama',

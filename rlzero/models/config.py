@@ -58,6 +58,7 @@ class ModelConfig:
   qkv_bias: bool = False
   qk_norm: bool = False
   max_position: int = 2048  # tokens, prompt and completion together
+  family: str = 'llama'  # whose files it is exported as: their model_type
   dtype: str = 'float32'  # of activations; parameters stay float32
   remat: bool = False  # recompute each layer in the backward pass
 

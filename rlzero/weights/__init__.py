@@ -8,9 +8,9 @@ from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
 from rlzero.types import Params
 from rlzero.weights import hub
+from rlzero.weights.facts import WeightsError
 from rlzero.weights.gguf import read_gguf
 from rlzero.weights.hf import read_folder, write_folder
-from rlzero.weights.mapping import WeightsError
 
 __all__ = [
   'Loaded',
@@ -24,19 +24,21 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A model as it comes from disk; parameters are float32 NumPy arrays."""
+  """A model as it comes from disk, on the devices of the current mesh."""
 
   config: ModelConfig
   params: Params
   tokenizer: Tokenizer
+  left_out: tuple[str, ...] = ()  # what was passed over, a sentence each
 
 
-def load(path: str | os.PathLike[str]) -> Loaded:
+def load(path: str | os.PathLike[str], dtype: str = 'float32') -> Loaded:
   """Loads a model and its tokenizer.
 
   Args:
     path: a .gguf file, a Hugging Face folder, a folder with one .gguf, or
       hf://org/name on the hub.
+    dtype: of the parameters, 'float32' or 'bfloat16'.
 
   Raises:
     FileNotFoundError: nothing there, or nothing that is a model.
@@ -52,8 +54,9 @@ def load(path: str | os.PathLike[str]) -> Loaded:
       'or a .gguf file.'
     )
   if path.is_dir() and (path / 'config.json').is_file():
-    config, params = read_folder(path)
-    return Loaded(config, params, Tokenizer.load(path))
+    tokenizer = Tokenizer.load(path)
+    read = read_folder(path, dtype)
+    return Loaded(read.config, read.params, tokenizer, read.left_out)
   files = sorted(path.glob('*.gguf')) if path.is_dir() else [path]
   if len(files) != 1 or files[0].suffix != '.gguf':
     raise FileNotFoundError(
@@ -64,4 +67,5 @@ def load(path: str | os.PathLike[str]) -> Loaded:
       else f'{path} is no model: expected a .gguf file or a folder; name the '
       'folder that holds the weights.'
     )
-  return Loaded(*read_gguf(files[0]))
+  read, tokenizer = read_gguf(files[0], dtype)
+  return Loaded(read.config, read.params, tokenizer, read.left_out)

@@ -1,10 +1,11 @@
 """Hugging Face folders: config.json, safetensors and a tokenizer, both ways."""
 
 import json
+import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import ml_dtypes  # noqa: F401  teaches NumPy bfloat16
 import numpy as np
@@ -15,6 +16,8 @@ from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
 from rlzero.types import Params
 from rlzero.weights import mapping
+from rlzero.weights.facts import WeightsError
+from rlzero.weights.rows import Stored
 
 _SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
@@ -22,12 +25,13 @@ _SHARD_BYTES = 5_000_000_000  # at most in a file; a larger tensor has its own
 
 
 def read_folder(
-  folder: str | os.PathLike[str],
-) -> tuple[ModelConfig, Params]:
-  """Reads config.json and the weights, in one file or in shards, to float32.
+  folder: str | os.PathLike[str], dtype: str = 'float32'
+) -> mapping.Read:
+  """Reads config.json and the weights, in one file or in shards.
 
   Args:
     folder: as transformers' save_pretrained writes it.
+    dtype: of the parameters.
 
   Raises:
     FileNotFoundError: no config.json, or a weight file missing.
@@ -46,10 +50,9 @@ def read_folder(
       f'{folder} holds neither {_SINGLE} nor {_INDEX}; put the weights there '
       'as safetensors.'
     )
-  params = mapping.params_from_tensors(
-    config, _tensors(folder, files), 'hf', str(folder)
+  return mapping.params_from_tensors(
+    config, _tensors(folder, files), 'hf', str(folder), dtype
   )
-  return config, params
 
 
 def write_folder(
@@ -78,17 +81,16 @@ def write_folder(
     WeightsError: parameters that do not match the config, or a config that
       no Hugging Face architecture has.
   """
-  tensors = mapping.tensors_from_params(config, params)
-  tensors = {name: x.astype(dtype) for name, x in tensors.items()}
   description = mapping.hf_config(
     config, tokenizer.eos_ids, tokenizer.bos_id, dtype
   )
+  tensors = mapping.tensors_from_params(config, params)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as draft:
     draft = pathlib.Path(draft)
     tokenizer.save(draft)
-    _save(draft, tensors, shard_bytes)
+    _save(draft, tensors, dtype, shard_bytes)
     (draft / 'config.json').write_text(
       json.dumps(description, indent=2) + '\n', encoding='utf-8'
     )
@@ -102,26 +104,34 @@ def write_folder(
 
 
 def _save(
-  folder: pathlib.Path, tensors: dict[str, np.ndarray], shard_bytes: int
+  folder: pathlib.Path,
+  tensors: Iterable[mapping.Written],
+  dtype: str,
+  shard_bytes: int,
 ) -> None:
   """Writes the tensors into one file, or into shards with an index."""
-  shards: list[dict[str, np.ndarray]] = [{}]
-  size = 0
-  for name, array in tensors.items():
-    if shards[-1] and size + array.nbytes > shard_bytes:
-      shards.append({})
+  shards: list[list[mapping.Written]] = [[]]
+  size = total = 0
+  for tensor in tensors:
+    num_bytes = math.prod(tensor.shape) * np.dtype(dtype).itemsize
+    if shards[-1] and size + num_bytes > shard_bytes:
+      shards.append([])
       size = 0
-    shards[-1][name] = array
-    size += array.nbytes
+    shards[-1].append(tensor)
+    size += num_bytes
+    total += num_bytes
   places = {}
   for number, shard in enumerate(shards, 1):
     file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
     if len(shards) == 1:
       file = _SINGLE
-    safetensors.numpy.save_file(shard, folder / file, metadata={'format': 'pt'})
-    places |= dict.fromkeys(shard, file)
+    # The host holds one shard at a time.
+    arrays = {t.name: t.read().astype(dtype, copy=False) for t in shard}
+    safetensors.numpy.save_file(
+      arrays, folder / file, metadata={'format': 'pt'}
+    )
+    places |= dict.fromkeys(arrays, file)
   if len(shards) > 1:
-    total = sum(array.nbytes for array in tensors.values())
     index = {'metadata': {'total_size': total}, 'weight_map': places}
     (folder / _INDEX).write_text(
       json.dumps(index, indent=2) + '\n', encoding='utf-8'
@@ -130,7 +140,7 @@ def _save(
 
 def _tensors(
   folder: pathlib.Path, files: Sequence[str]
-) -> Iterator[tuple[str, str, np.ndarray]]:
+) -> Iterator[tuple[str, Stored]]:
   for file in files:
     path = folder / file
     if not path.is_file():
@@ -138,19 +148,20 @@ def _tensors(
         f'{path} is missing, though {_INDEX} names it; copy or download it.'
       )
     try:
-      with safetensors.safe_open(path, framework='np') as reader:
-        for name in reader.keys():
-          dtype = reader.get_slice(name).get_dtype()
-          if dtype not in ('F64', 'F32', 'F16', 'BF16'):
-            raise mapping.WeightsError(
-              f'{path} stores {name} as {dtype}, but only F64, F32, F16 and '
-              'BF16 are read; use weights that are not quantised.'
-            )
-          yield file, name, reader.get_tensor(name)
+      reader = safetensors.safe_open(path, framework='np')
+      names = list(reader.keys())
     except safetensors.SafetensorError as error:
-      raise mapping.WeightsError(
+      raise WeightsError(
         f'{path} is damaged or cut short ({error}); copy or download it again.'
       ) from error
+    for name in names:
+      part = reader.get_slice(name)
+      if part.get_dtype() not in ('F64', 'F32', 'F16', 'BF16'):
+        raise WeightsError(
+          f'{path} stores {name} as {part.get_dtype()}, but only F64, F32, F16 '
+          'and BF16 are read; use weights that are not quantised.'
+        )
+      yield name, Stored(file, tuple(part.get_shape()), part.__getitem__)
 
 
 def _read_json(path: pathlib.Path) -> dict:
@@ -161,6 +172,6 @@ def _read_json(path: pathlib.Path) -> dict:
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise mapping.WeightsError(
+    raise WeightsError(
       f'{path} is not JSON ({error}); copy or download it again.'
     ) from error

@@ -1,234 +1,37 @@
-"""What Llama, Qwen2 and Qwen3 files call our parameters: one table.
+"""Between files and parameters, by the tables of the families.
 
-Parameters are nested dicts of float32 arrays, layers stacked on axis L; the
-letters are those of `rlzero/types.py`. All names are checked both ways.
+All names and shapes are checked both ways before the first tensor is read,
+and everything wrong is said at once. Parameters then come straight to where
+they lie: each device's part of them is read from the files, a few layers at a
+time, so that the host holds one block of one parameter and never the model.
 """
 
 import dataclasses
+import fnmatch
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from rlzero.models.config import ModelConfig, RopeScaling
+from rlzero import sharding
+from rlzero.models.config import ModelConfig
 from rlzero.types import Params
+from rlzero.weights.facts import Facts, WeightsError
+from rlzero.weights.families import FAMILIES, GGUF_FAMILIES, llama
+from rlzero.weights.rows import Row, Stored, sizes
 
+_BLOCK_BYTES = 256 * 2**20  # of a parameter that the host holds at a time
 
-class WeightsError(ValueError):
-  """A weight file that is damaged or is not the model it says it is."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One parameter: where it lives here, and its name and layout in files.
-
-  `axes` reads 'axes of the file -> our axes'; file axes written together
-  are one dimension there. The layer number replaces {} and is axis L here.
-  """
-
-  path: str
-  hf: str
-  gguf: str
-  axes: str
-
-  @property
-  def stacked(self) -> bool:
-    return '{}' in self.hf
-
-  def names(self, naming: str, num_layers: int) -> list[str]:
-    """Names in a file, one a layer, for naming 'hf' or 'gguf'."""
-    name = getattr(self, naming)
-    if not self.stacked:
-      return [name]
-    return [name.format(layer) for layer in range(num_layers)]
-
-  def file_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    dims = self.axes.split(' -> ')[0].split()
-    return tuple(math.prod(sizes[a] for a in dim) for dim in dims)
-
-  def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    ours = ('L' if self.stacked else '') + self._orders()[1]
-    return tuple(sizes[a] for a in ours)
-
-  def from_file(
-    self, array: np.ndarray, sizes: Mapping[str, int]
-  ) -> np.ndarray:
-    theirs, ours = self._orders()
-    split = array.reshape([sizes[a] for a in theirs])
-    return split.transpose([theirs.index(a) for a in ours])
-
-  def to_file(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    theirs, ours = self._orders()
-    split = array.transpose([ours.index(a) for a in theirs])
-    return np.ascontiguousarray(split.reshape(self.file_shape(sizes)))
-
-  def _orders(self) -> list[str]:
-    return self.axes.replace(' ', '').split('->')
-
-
-def _layer(path: str, hf: str, gguf: str, axes: str) -> Row:
-  kind = '.bias' if path.endswith('_bias') else '.weight'
-  return Row(
-    f'layers/{path}',
-    'model.layers.{}.' + hf + kind,
-    'blk.{}.' + gguf + kind,
-    axes,
-  )
-
-
-_EVERY = (
-  Row(
-    'embed/embedding',
-    'model.embed_tokens.weight',
-    'token_embd.weight',
-    'V D -> VD',
-  ),
-  _layer('attention_norm/scale', 'input_layernorm', 'attn_norm', 'D -> D'),
-  _layer('attention/query', 'self_attn.q_proj', 'attn_q', 'NH D -> DNH'),
-  _layer('attention/key', 'self_attn.k_proj', 'attn_k', 'KH D -> DKH'),
-  _layer('attention/value', 'self_attn.v_proj', 'attn_v', 'KH D -> DKH'),
-  _layer('attention/output', 'self_attn.o_proj', 'attn_output', 'D NH -> NHD'),
-  _layer('mlp_norm/scale', 'post_attention_layernorm', 'ffn_norm', 'D -> D'),
-  _layer('mlp/gate', 'mlp.gate_proj', 'ffn_gate', 'F D -> DF'),
-  _layer('mlp/up', 'mlp.up_proj', 'ffn_up', 'F D -> DF'),
-  _layer('mlp/down', 'mlp.down_proj', 'ffn_down', 'D F -> FD'),
-  Row('final_norm/scale', 'model.norm.weight', 'output_norm.weight', 'D -> D'),
-)
-_QKV_BIAS = (
-  _layer('attention/query_bias', 'self_attn.q_proj', 'attn_q', 'NH -> NH'),
-  _layer('attention/key_bias', 'self_attn.k_proj', 'attn_k', 'KH -> KH'),
-  _layer('attention/value_bias', 'self_attn.v_proj', 'attn_v', 'KH -> KH'),
-)
-_QK_NORM = (
-  _layer('attention/query_norm', 'self_attn.q_norm', 'attn_q_norm', 'H -> H'),
-  _layer('attention/key_norm', 'self_attn.k_norm', 'attn_k_norm', 'H -> H'),
-)
-_HEAD = Row('head/kernel', 'lm_head.weight', 'output.weight', 'V D -> DV')
+# Fields of ModelConfig that say how it is computed and are in no file.
+_OF_A_RUN = ('dtype', 'remat')
 
 
 def table(config: ModelConfig) -> tuple[Row, ...]:
   """The rows of a model: every parameter it has and no other."""
-  return (
-    *_EVERY,
-    *(_QKV_BIAS if config.qkv_bias else ()),
-    *(_QK_NORM if config.qk_norm else ()),
-    *(() if config.tied_embedding else (_HEAD,)),
-  )
-
-
-def params_from_tensors(
-  config: ModelConfig,
-  tensors: Iterable[tuple[str, str, np.ndarray]],
-  naming: str,
-  source: str,
-) -> Params:
-  """Parameters from the tensors of a model's files, read one at a time.
-
-  Args:
-    config: the model they must be.
-    tensors: (file, name in the file, array of a floating type) each.
-    naming: 'hf' or 'gguf'.
-    source: what an error calls the whole, usually a path.
-
-  Raises:
-    WeightsError: names every tensor that is unknown, missing, there twice,
-      of a wrong shape, or an untied head in a tied model.
-  """
-  sizes = _sizes(config)
-  rows = table(config)
-  targets = {
-    name: (row, layer)
-    for row in rows
-    for layer, name in enumerate(row.names(naming, config.num_layers))
-  }
-  flat = {row.path: np.empty(row.shape(sizes), np.float32) for row in rows}
-  unknown, twice, shapes, seen, head = [], [], [], set(), None
-  for file, name, array in tensors:
-    if name.endswith('rotary_emb.inv_freq'):
-      continue  # old files store this constant
-    if name in seen:
-      twice.append(f'{name} ({file})')
-      continue
-    seen.add(name)
-    if name not in targets:
-      # Some tied models ship the head all the same.
-      if config.tied_embedding and name == getattr(_HEAD, naming):
-        head = array
-      else:
-        unknown.append(f'{name} ({file})')
-      continue
-    row, layer = targets[name]
-    if array.shape != row.file_shape(sizes):
-      shapes.append(
-        f'{name} ({file}) is {list(array.shape)} and should be '
-        f'{list(row.file_shape(sizes))}'
-      )
-      continue
-    target = flat[row.path][layer] if row.stacked else flat[row.path]
-    target[...] = row.from_file(array, sizes)
-  untied = []
-  if head is not None and not np.array_equal(head, flat['embed/embedding']):
-    untied.append(getattr(_HEAD, naming))
-  _raise_all(
-    source,
-    {
-      'unknown': unknown,
-      'missing': [name for name in targets if name not in seen],
-      'there twice': twice,
-      'of a wrong shape': shapes,
-      'not the embedding, though the config ties them': untied,
-    },
-  )
-  params: Params = {}
-  for path, array in flat.items():
-    *parents, leaf = path.split('/')
-    node = params
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = array
-  return params
-
-
-def tensors_from_params(
-  config: ModelConfig, params: Params, naming: str = 'hf'
-) -> dict[str, np.ndarray]:
-  """The tensors of a file from parameters: `params_from_tensors`, inverted.
-
-  Args:
-    config: the model.
-    params: nested dicts of arrays of any floating type.
-    naming: 'hf' or 'gguf'.
-
-  Raises:
-    WeightsError: names every parameter the config does not expect, lacks,
-      or expects in another shape.
-  """
-  sizes = _sizes(config)
-  rows = {row.path: row for row in table(config)}
-  flat = dict(_flatten(params))
-  _raise_all(
-    'The parameter tree',
-    {
-      'unknown': [path for path in flat if path not in rows],
-      'missing': [path for path in rows if path not in flat],
-      'of a wrong shape': [
-        f'{path} is {list(flat[path].shape)} and should be '
-        f'{list(row.shape(sizes))}'
-        for path, row in rows.items()
-        if path in flat and flat[path].shape != row.shape(sizes)
-      ],
-    },
-  )
-  tensors = {}
-  for path, row in rows.items():
-    array = np.asarray(flat[path], np.float32)
-    parts = array if row.stacked else [array]
-    for name, part in zip(
-      row.names(naming, config.num_layers), parts, strict=True
-    ):
-      tensors[name] = row.to_file(part, sizes)
-  return tensors
+  return _family(config).table(config)
 
 
 def model_config_from_hf(
@@ -244,92 +47,35 @@ def model_config_from_hf(
     WeightsError: an architecture or option that is not implemented, or a
       size that is missing.
   """
-  kind = hf.get('model_type')
-  if kind not in ('llama', 'qwen2', 'qwen3'):
-    raise WeightsError(
-      f'{source} has model_type {kind!r}, but only llama, qwen2 and qwen3 '
-      'are implemented; choose a model of one of these.'
-    )
-  # Older files keep theta and the scaling apart; newer ones have one dict.
-  rope = hf.get('rope_parameters') or hf.get('rope_scaling') or {}
-  rope_type = rope.get('rope_type', rope.get('type', 'default'))
-  if rope_type not in ('default', 'llama3'):
-    raise WeightsError(
-      f"{source} has rope_type = {rope_type!r}, but only 'default' and "
-      "'llama3' are implemented; choose another model."
-    )
-  sliding = sorted(set(hf.get('layer_types') or ()) - {'full_attention'})
-  # In these two, attention_bias also puts one on the output projection.
-  output_bias = kind != 'qwen2' and bool(hf.get('attention_bias'))
-  for key, value, wanted in (
-    ('hidden_act', hf.get('hidden_act', 'silu'), 'silu'),
-    (
-      'partial_rotary_factor',
-      hf.get('partial_rotary_factor', rope.get('partial_rotary_factor', 1)),
-      1,
-    ),
-    ('use_sliding_window', bool(hf.get('use_sliding_window')), False),
-    ('layer_types', sliding, []),
-    ('attention_bias', output_bias, False),
-    ('mlp_bias', bool(hf.get('mlp_bias')), False),
-    ('quantization_config', hf.get('quantization_config'), None),
-  ):
-    if value != wanted:
-      raise WeightsError(
-        f'{source} has {key} = {value!r}, but only {wanted!r} is implemented; '
-        'choose another model.'
-      )
+  facts = Facts(hf, source)
+  kind = facts.get('model_type')
+  if kind not in FAMILIES:
+    raise facts.refusal(f'model_type {kind!r}', _listed(FAMILIES))
+  return FAMILIES[kind].config_from_hf(facts)
 
-  def size(key: str, default: int | None = None) -> int:
-    value = hf.get(key)
-    if value is None:
-      value = default
-    if not isinstance(value, int):
-      raise WeightsError(
-        f'{source} has {key} = {value!r}, but a whole number is needed; '
-        "restore the model's own file."
-      )
-    return value
 
-  width, heads = size('hidden_size'), size('num_attention_heads')
-  # Where a key may be absent, the default is that of the model's class.
-  return ModelConfig(
-    vocab_size=size('vocab_size'),
-    num_layers=size('num_hidden_layers'),
-    width=width,
-    mlp_width=size('intermediate_size'),
-    num_heads=heads,
-    num_kv_heads=size('num_key_value_heads', heads),
-    head_dim=size('head_dim', 128 if kind == 'qwen3' else width // heads),
-    rope_theta=float(rope.get('rope_theta') or hf.get('rope_theta') or 1e4),
-    rope_scaling=_llama3(rope, source) if rope_type == 'llama3' else None,
-    rms_norm_eps=float(hf.get('rms_norm_eps', 1e-6)),
-    tied_embedding=bool(hf.get('tie_word_embeddings', False)),
-    qkv_bias=kind == 'qwen2',
-    qk_norm=kind == 'qwen3',
-    max_position=size(
-      'max_position_embeddings', 2048 if kind == 'llama' else 32768
-    ),
+def model_config_from_gguf(
+  metadata: Mapping[str, Any], tied: bool, source: str
+) -> ModelConfig:
+  """The model the head of a GGUF file describes.
+
+  Args:
+    metadata: its keys and values.
+    tied: whether the file has no head, so that the embedding is it.
+    source: what an error calls it, usually its path.
+
+  Raises:
+    WeightsError: as `model_config_from_hf`.
+  """
+  kind = metadata.get('general.architecture')
+  if kind not in GGUF_FAMILIES:
+    raise Facts({}, source).refusal(
+      f'architecture {kind!r}', _listed(GGUF_FAMILIES)
+    )
+  config = GGUF_FAMILIES[kind].config_from_gguf(
+    Facts(metadata, source, f'{kind}.')
   )
-
-
-# Names of the fields of RopeScaling in a config.json.
-_LLAMA3 = {
-  'factor': 'factor',
-  'low_freq_factor': 'low_freq_factor',
-  'high_freq_factor': 'high_freq_factor',
-  'original_max_position': 'original_max_position_embeddings',
-}
-
-
-def _llama3(rope: Mapping[str, Any], source: str) -> RopeScaling:
-  missing = [name for name in _LLAMA3.values() if name not in rope]
-  if missing:
-    raise WeightsError(
-      f"{source} has rope_type 'llama3' without {', '.join(missing)}; restore "
-      "the model's own file."
-    )
-  return RopeScaling(**{ours: rope[name] for ours, name in _LLAMA3.items()})
+  return dataclasses.replace(config, tied_embedding=tied)
 
 
 def hf_config(
@@ -347,56 +93,273 @@ def hf_config(
     dtype: of the weights in the files.
 
   Raises:
-    WeightsError: options that no one architecture has together.
+    WeightsError: options that the family's files cannot say, found by
+      reading back what would be written.
   """
-  if config.qkv_bias and config.qk_norm:
-    raise WeightsError(
-      'ModelConfig has both qkv_bias and qk_norm, which no Hugging Face '
-      'architecture of this kind has; turn one off to export.'
-    )
-  kind, name = 'llama', 'Llama'
-  if config.qkv_bias:
-    kind, name = 'qwen2', 'Qwen2'
-  elif config.qk_norm:
-    kind, name = 'qwen3', 'Qwen3'
-  scaling = {}
-  if config.rope_scaling:
-    scaling['rope_scaling'] = {
-      'rope_type': 'llama3',
-      **{n: getattr(config.rope_scaling, o) for o, n in _LLAMA3.items()},
-    }
-  return {
-    'architectures': [f'{name}ForCausalLM'],
-    'model_type': kind,
-    'vocab_size': config.vocab_size,
-    'num_hidden_layers': config.num_layers,
-    'hidden_size': config.width,
-    'intermediate_size': config.mlp_width,
-    'num_attention_heads': config.num_heads,
-    'num_key_value_heads': config.num_kv_heads,
-    'head_dim': config.head_dim,
-    'hidden_act': 'silu',
-    'rope_theta': config.rope_theta,
-    **scaling,
-    'rms_norm_eps': config.rms_norm_eps,
-    'tie_word_embeddings': config.tied_embedding,
-    'max_position_embeddings': config.max_position,
+  hf = {
+    'model_type': config.family,
+    **_family(config).hf_from_config(config),
     'eos_token_id': list(eos_ids),
     'bos_token_id': bos_id,
     'torch_dtype': dtype,
   }
+  back = dataclasses.asdict(model_config_from_hf(hf))
+  lost = [
+    f'{name} = {value!r}'
+    for name, value in dataclasses.asdict(config).items()
+    if name not in _OF_A_RUN and value != back[name]
+  ]
+  if lost:
+    raise WeightsError(
+      f'ModelConfig has {", ".join(lost)}, which family {config.family!r} '
+      'cannot say in its config.json; set another family, or the values that '
+      'it has.'
+    )
+  return hf
 
 
-def _sizes(config: ModelConfig) -> dict[str, int]:
-  return {
-    'V': config.vocab_size,
-    'L': config.num_layers,
-    'D': config.width,
-    'F': config.mlp_width,
-    'N': config.num_heads,
-    'K': config.num_kv_heads,
-    'H': config.head_dim,
+class Read(NamedTuple):
+  """A model's configuration and parameters, and what was passed over."""
+
+  config: ModelConfig
+  params: Params
+  left_out: tuple[str, ...]  # a sentence for each pattern of the family
+
+
+def params_from_tensors(
+  config: ModelConfig,
+  tensors: Iterable[tuple[str, Stored]],
+  naming: str,
+  source: str,
+  dtype: str = 'float32',
+) -> Read:
+  """Parameters on the current mesh from the tensors of a model's files.
+
+  Args:
+    config: the model they must be.
+    tensors: each name in the files, and what is there.
+    naming: 'hf' or 'gguf'.
+    source: what an error calls the whole, usually a path.
+    dtype: of the parameters.
+
+  Raises:
+    WeightsError: names every tensor that is unknown, missing, there twice,
+      of a wrong shape, or an untied head in a tied model.
+  """
+  found, left_out = _checked(config, tensors, naming, source)
+  flat = {
+    row.path: _load(row, found, naming, sizes(config), np.dtype(dtype))
+    for row in table(config)
   }
+  return Read(config, _nested(flat), left_out)
+
+
+class Written(NamedTuple):
+  """A tensor of a file to be; `read` makes it."""
+
+  name: str
+  shape: tuple[int, ...]
+  read: Callable[[], np.ndarray]
+
+
+def tensors_from_params(
+  config: ModelConfig, params: Params, naming: str = 'hf'
+) -> Iterator[Written]:
+  """The tensors of a file: `params_from_tensors`, inverted, one at a time.
+
+  Args:
+    config: the model.
+    params: nested dicts of arrays of any floating type.
+    naming: 'hf' or 'gguf'.
+
+  Raises:
+    WeightsError: names every parameter the config does not expect, lacks,
+      or expects in another shape; at once, not at the first tensor.
+  """
+  lengths = sizes(config)
+  rows = {row.path: row for row in table(config)}
+  flat = dict(_flatten(params))
+  _raise_all(
+    'The parameter tree',
+    {
+      'unknown': [path for path in flat if path not in rows],
+      'missing': [path for path in rows if path not in flat],
+      'of a wrong shape': [
+        f'{path} is {list(flat[path].shape)} and should be '
+        f'{list(row.shape(lengths))}'
+        for path, row in rows.items()
+        if path in flat and flat[path].shape != row.shape(lengths)
+      ],
+    },
+  )
+
+  def written() -> Iterator[Written]:
+    for path, row in rows.items():
+      for name, place in row.parts(naming, lengths):
+
+        def read(row=row, array=flat[path], place=place):
+          part = np.asarray(_part(array, place))
+          return row.to_file(part, naming, lengths)
+
+        yield Written(name, row.file_shape(naming, lengths), read)
+
+  return written()
+
+
+def _part(array: Any, place: tuple[int | slice, ...]) -> Any:
+  """array[place]; of an array on devices with one program for all places."""
+  for number in place:
+    if isinstance(number, slice):
+      break
+    if isinstance(array, jax.Array):
+      array = jax.lax.dynamic_index_in_dim(array, number, keepdims=False)
+    else:
+      array = array[number]
+  return array
+
+
+def _family(config: ModelConfig) -> Any:
+  if config.family not in FAMILIES:
+    raise WeightsError(
+      f'ModelConfig.family is {config.family!r}; choose one of '
+      f'{", ".join(FAMILIES)}.'
+    )
+  return FAMILIES[config.family]
+
+
+def _listed(names: Iterable[str]) -> str:
+  *most, last = sorted(names)
+  return f'{", ".join(most)} and {last}'
+
+
+def _checked(
+  config: ModelConfig,
+  tensors: Iterable[tuple[str, Stored]],
+  naming: str,
+  source: str,
+) -> tuple[dict[str, Stored], tuple[str, ...]]:
+  """The tensors by name, and sentences about those passed over."""
+  lengths = sizes(config)
+  targets = {
+    name: row for row in table(config) for name in row.names(naming, lengths)
+  }
+  embedding = getattr(llama.EMBEDDING, naming)
+  head = getattr(llama.HEAD, naming) if config.tied_embedding else None
+  patterns = _family(config).LEFT_OUT
+  passed = dict.fromkeys(patterns, 0)
+  found: dict[str, Stored] = {}
+  unknown, twice, shapes = [], [], []
+  for name, stored in tensors:
+    if name in found:
+      twice.append(f'{name} ({stored.file})')
+      continue
+    pattern = next((p for p in patterns if fnmatch.fnmatch(name, p)), None)
+    if name in targets or name == head:
+      found[name] = stored
+    elif pattern is not None:
+      passed[pattern] += 1
+    else:
+      unknown.append(f'{name} ({stored.file})')
+    if name in targets:
+      wanted = targets[name].file_shape(naming, lengths)
+      if tuple(stored.shape) != wanted:
+        shapes.append(
+          f'{name} ({stored.file}) is {list(stored.shape)} and should be '
+          f'{list(wanted)}'
+        )
+  # Some tied models ship the head all the same.
+  untied = []
+  if head in found and embedding in found and not shapes:
+    if not _equal(found[head], found[embedding]):
+      untied.append(head)
+  _raise_all(
+    source,
+    {
+      'unknown': unknown,
+      'missing': [name for name in targets if name not in found],
+      'there twice': twice,
+      'of a wrong shape': shapes,
+      'not the embedding, though the config ties them': untied,
+    },
+  )
+  return found, tuple(
+    f'{number} tensors {pattern} are left out: {patterns[pattern]}'
+    for pattern, number in passed.items()
+    if number
+  )
+
+
+def _equal(first: Stored, second: Stored) -> bool:
+  """Whether two tensors are one, compared a block of rows at a time."""
+  if first.shape != second.shape:
+    return False
+  height = max(1, _BLOCK_BYTES // (8 * math.prod(first.shape[1:])))
+  rest = tuple(slice(0, size) for size in first.shape[1:])
+  blocks = (
+    (slice(start, min(start + height, first.shape[0])), *rest)
+    for start in range(0, first.shape[0], height)
+  )
+  return all(np.array_equal(first.read(b), second.read(b)) for b in blocks)
+
+
+def _load(
+  row: Row,
+  tensors: Mapping[str, Stored],
+  naming: str,
+  lengths: Mapping[str, int],
+  dtype: np.dtype,
+) -> jax.Array:
+  """One parameter where it lies on the current mesh.
+
+  Stacked layers that do not fit into a block together are written into the
+  array, which is on the devices from the start, one block after another.
+  """
+  shape = row.shape(lengths)
+
+  def block(start: int, stop: int) -> jax.Array:
+    """parameter[start:stop]; each device reads what it keeps."""
+
+    def part(index):
+      first, *rest = index
+      low, high, _ = first.indices(stop - start)
+      index = (slice(start + low, start + high), *rest)
+      return row.read(tensors, naming, lengths, index, dtype)
+
+    size = (stop - start, *shape[1:])
+    where = sharding.of_array(row.letters, size, f'Parameter {row.path}')
+    return jax.make_array_from_callback(size, where, part)
+
+  fitting = _BLOCK_BYTES // (math.prod(shape[1:]) * dtype.itemsize)
+  if not row.layers or fitting >= shape[0]:
+    return block(0, shape[0])
+  where = sharding.of_array(row.letters, shape, f'Parameter {row.path}')
+  whole = _zeros(shape, dtype, where)
+  for start in range(0, shape[0], max(1, fitting)):
+    part = block(start, min(start + max(1, fitting), shape[0]))
+    # Waiting keeps the host from running ahead with further blocks.
+    whole = jax.block_until_ready(_write(whole, part, start))
+  return whole
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape, dtype, where):
+  return jax.lax.with_sharding_constraint(jax.numpy.zeros(shape, dtype), where)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(whole, part, start):
+  return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=0)
+
+
+def _nested(flat: Mapping[str, Any]) -> Params:
+  params: Params = {}
+  for path, array in flat.items():
+    *parents, leaf = path.split('/')
+    node = params
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = array
+  return params
 
 
 def _flatten(tree: Params, path: str = '') -> Iterator[tuple[str, Any]]:

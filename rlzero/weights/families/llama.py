@@ -1,0 +1,177 @@
+"""Llama 2, 3, 3.1, 3.2 and 3.3, and SmolLM2."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from rlzero.models.config import ModelConfig
+from rlzero.weights.facts import Facts
+from rlzero.weights.families import rope
+from rlzero.weights.rows import Row, layer_rows
+
+LEFT_OUT = {'*.rotary_emb.inv_freq': 'a constant that is computed'}
+
+EMBEDDING = Row(
+  'embed/embedding',
+  'model.embed_tokens.weight',
+  'V D -> VD',
+  'token_embd.weight',
+)
+NORM = Row(
+  'final_norm/scale', 'model.norm.weight', 'D -> D', 'output_norm.weight'
+)
+HEAD = Row('head/kernel', 'lm_head.weight', 'V D -> DV', 'output.weight')
+ATTENTION = (
+  ('attention/query', 'self_attn.q_proj', 'attn_q', 'NH D -> DNH'),
+  ('attention/key', 'self_attn.k_proj', 'attn_k', 'KH D -> DKH'),
+  ('attention/value', 'self_attn.v_proj', 'attn_v', 'KH D -> DKH'),
+  ('attention/output', 'self_attn.o_proj', 'attn_output', 'D NH -> NHD'),
+)
+NORMS = (
+  ('attention_norm/scale', 'input_layernorm', 'attn_norm', 'D -> D'),
+  ('mlp_norm/scale', 'post_attention_layernorm', 'ffn_norm', 'D -> D'),
+)
+MLP = (
+  ('mlp/gate', 'mlp.gate_proj', 'ffn_gate', 'F D -> DF'),
+  ('mlp/up', 'mlp.up_proj', 'ffn_up', 'F D -> DF'),
+  ('mlp/down', 'mlp.down_proj', 'ffn_down', 'D F -> FD'),
+)
+
+
+def table(config: ModelConfig) -> tuple[Row, ...]:
+  """The rows of a model: every parameter it has and no other."""
+  rows = layer_rows(range(config.num_layers), ATTENTION + NORMS + MLP)
+  heads = {
+    'layers/attention/query': config.num_heads,
+    'layers/attention/key': config.num_kv_heads,
+  }
+  return (
+    EMBEDDING,
+    *(_paired(row, heads.get(row.path)) for row in rows),
+    NORM,
+    *(() if config.tied_embedding else (HEAD,)),
+  )
+
+
+def config_from_hf(facts: Facts) -> ModelConfig:
+  """The model a config.json describes; absent keys are those of its class."""
+  for key in ('attention_bias', 'mlp_bias'):
+    facts.only(key, False)
+  return ModelConfig(**dense(facts), family='llama')
+
+
+def hf_from_config(config: ModelConfig) -> dict[str, Any]:
+  """`config_from_hf`, inverted."""
+  return {'architectures': ['LlamaForCausalLM'], **described(config)}
+
+
+def config_from_gguf(facts: Facts) -> ModelConfig:
+  """The model the head of a GGUF file describes."""
+  return ModelConfig(**gguf_dense(facts), family='llama')
+
+
+def dense(
+  facts: Facts, head_dim: int | None = None, max_position: int = 2048
+) -> dict[str, Any]:
+  """Fields of ModelConfig that all dense decoders have in their config.json.
+
+  Args:
+    facts: of the file.
+    head_dim: where the file has none, if not width / heads.
+    max_position: where the file has none.
+  """
+  facts.only('hidden_act', 'silu')
+  facts.only('quantization_config', None)
+  facts.only('use_sliding_window', False)
+  types = set(facts.get('layer_types', ())) - {'full_attention'}
+  facts.only('layer_types', [], sorted(types))
+  theta, scaling = rope.read(facts)
+  width, heads = facts.size('hidden_size'), facts.size('num_attention_heads')
+  return {
+    'vocab_size': facts.size('vocab_size'),
+    'num_layers': facts.size('num_hidden_layers'),
+    'width': width,
+    'mlp_width': facts.size('intermediate_size'),
+    'num_heads': heads,
+    'num_kv_heads': facts.size('num_key_value_heads', heads),
+    'head_dim': facts.size('head_dim', head_dim or width // heads),
+    'rope_theta': theta,
+    'rope_scaling': scaling,
+    'rms_norm_eps': facts.number('rms_norm_eps', 1e-6),
+    'tied_embedding': bool(facts.get('tie_word_embeddings', False)),
+    'max_position': facts.size('max_position_embeddings', max_position),
+  }
+
+
+def described(config: ModelConfig) -> dict[str, Any]:
+  """`dense`, inverted."""
+  scaling = rope.write(config.rope_scaling)
+  return {
+    'vocab_size': config.vocab_size,
+    'num_hidden_layers': config.num_layers,
+    'hidden_size': config.width,
+    'intermediate_size': config.mlp_width,
+    'num_attention_heads': config.num_heads,
+    'num_key_value_heads': config.num_kv_heads,
+    'head_dim': config.head_dim,
+    'hidden_act': 'silu',
+    'rope_theta': config.rope_theta,
+    **({'rope_scaling': scaling} if scaling else {}),
+    'rms_norm_eps': config.rms_norm_eps,
+    'tie_word_embeddings': config.tied_embedding,
+    'max_position_embeddings': config.max_position,
+  }
+
+
+def gguf_dense(facts: Facts) -> dict[str, Any]:
+  """Fields of ModelConfig that all dense decoders have in a GGUF file.
+
+  Whether the embedding is tied shows in the tensors alone.
+  """
+  width = facts.size('embedding_length')
+  heads = facts.size('attention.head_count')
+  head_dim = facts.size('attention.key_length', width // heads)
+  facts.only('expert_count', 0)
+  facts.only('rope.scaling.type', 'none')
+  facts.only('rope.dimension_count', head_dim)
+  facts.only('attention.value_length', head_dim)
+  tokens = facts.values.get('tokenizer.ggml.tokens', ())
+  return {
+    'vocab_size': facts.size('vocab_size', len(tokens)),
+    'num_layers': facts.size('block_count'),
+    'width': width,
+    'mlp_width': facts.size('feed_forward_length'),
+    'num_heads': heads,
+    'num_kv_heads': facts.size('attention.head_count_kv', heads),
+    'head_dim': head_dim,
+    'rope_theta': shortest(facts.number('rope.freq_base', 1e4)),
+    'rms_norm_eps': shortest(facts.number('attention.layer_norm_rms_epsilon')),
+    'max_position': facts.size('context_length'),
+  }
+
+
+def shortest(value: float) -> float:
+  """1e-5 and not 9.999999747378752e-06: a GGUF file holds float32."""
+  return float(str(np.float32(value)))
+
+
+def unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
+  """Rows of a projection from interleaved pairs to two halves per head.
+
+  Llama files in GGUF pair rotary dimensions (0, 1), (2, 3), ...; we, like
+  Hugging Face, pair (0, H/2), (1, H/2 + 1), ...
+
+  Args:
+    weight: [heads * H, D].
+    num_heads: heads of this projection.
+  """
+  pairs = weight.reshape(num_heads, -1, 2, weight.shape[-1])
+  return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def _paired(row: Row, num_heads: int | None) -> Row:
+  if num_heads is None:
+    return row
+  undo = functools.partial(unpermute, num_heads=num_heads)
+  return Row(row.path, row.hf, row.axes, row.gguf, row.layers, undo)

@@ -1,0 +1,61 @@
+"""How files write the rotary embedding: its base and its stretch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlzero.models.config import RopeScaling
+from rlzero.weights.facts import Facts, WeightsError
+
+# Names of the fields of RopeScaling in a config.json.
+_LLAMA3 = {
+  'factor': 'factor',
+  'low_freq_factor': 'low_freq_factor',
+  'high_freq_factor': 'high_freq_factor',
+  'original_max_position': 'original_max_position_embeddings',
+}
+
+
+def read(facts: Facts) -> tuple[float, RopeScaling | None]:
+  """Base and stretch; older files keep them apart, newer ones in one dict.
+
+  Raises:
+    WeightsError: a kind of stretch that is not implemented.
+  """
+  rope = facts.get('rope_parameters') or facts.get('rope_scaling') or {}
+  facts.only(
+    'partial_rotary_factor',
+    1,
+    facts.get('partial_rotary_factor', rope.get('partial_rotary_factor')),
+  )
+  theta = float(rope.get('rope_theta') or facts.number('rope_theta', 1e4))
+  return theta, scaling(rope, facts)
+
+
+def scaling(rope: Mapping[str, Any], facts: Facts) -> RopeScaling | None:
+  """The stretch that one dict describes.
+
+  Raises:
+    WeightsError: a kind that is not implemented, or one without its numbers.
+  """
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  if kind == 'default':
+    return None
+  if kind != 'llama3':
+    raise facts.refusal(f'rope_type = {kind!r}', "'default' and 'llama3'")
+  missing = [name for name in _LLAMA3.values() if name not in rope]
+  if missing:
+    raise WeightsError(
+      f'{facts.source} has rope_type {kind!r} without {", ".join(missing)}; '
+      "restore the model's own file."
+    )
+  return RopeScaling(**{ours: rope[name] for ours, name in _LLAMA3.items()})
+
+
+def write(scaling: RopeScaling | None) -> dict[str, Any] | None:
+  """`scaling`, inverted: the dict of a config.json, or None."""
+  if scaling is None:
+    return None
+  return {
+    'rope_type': 'llama3',
+    **{name: getattr(scaling, ours) for ours, name in _LLAMA3.items()},
+  }

@@ -1,0 +1,204 @@
+"""One line of a weight table: a parameter here, its tensors in files.
+
+Parameters are nested dicts of arrays, layers stacked on axis L; the letters
+are those of `rlzero/types.py`. A file may hold a stacked axis as one tensor
+for each index, {L} or {E} in the name, or as an axis of one tensor.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rlzero.models.config import ModelConfig
+
+Index = tuple[slice, ...]
+
+
+class Stored(NamedTuple):
+  """A tensor in a file; any part of it can be read, and nothing is before."""
+
+  file: str
+  shape: tuple[int, ...]
+  read: Callable[[Index], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One parameter: where it lives here, and its name and layout in files.
+
+  `axes` reads 'axes of the file -> our axes'; file axes written together
+  are one dimension there. An axis whose letter stands in braces in the name,
+  'layers.{L}.experts.{E}.up', is no dimension there: each index of it has a
+  tensor of its own.
+  """
+
+  path: str
+  hf: str
+  axes: str
+  gguf: str = ''  # no name: GGUF files do not have it
+  layers: range = range(0)  # of the model, that axis L runs over
+  from_gguf: Callable[[np.ndarray], np.ndarray] | None = None  # undoes theirs
+
+  @property
+  def letters(self) -> str:
+    """Our axes."""
+    return self.axes.replace(' ', '').split('->')[1]
+
+  def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Of the parameter; `sizes` says how long the axes are, by letter."""
+    return tuple(self._size(sizes, letter) for letter in self.letters)
+
+  def file_shape(
+    self, naming: str, sizes: Mapping[str, int]
+  ) -> tuple[int, ...]:
+    """Of each tensor in the file."""
+    return tuple(
+      math.prod(self._size(sizes, letter) for letter in dim)
+      for dim in self._dims(naming)
+    )
+
+  def names(self, naming: str, sizes: Mapping[str, int]) -> list[str]:
+    """Names of the tensors in the file, for naming 'hf' or 'gguf'."""
+    return [name for name, _ in self.parts(naming, sizes)]
+
+  def parts(
+    self,
+    naming: str,
+    sizes: Mapping[str, int],
+    index: Index | None = None,
+  ) -> Iterator[tuple[str, tuple[int | slice, ...]]]:
+    """Each tensor that a part of the parameter takes, and its place there.
+
+    Args:
+      naming: 'hf' or 'gguf'.
+      sizes: of the axes.
+      index: a slice of each axis; all by default.
+
+    Yields:
+      the name and where in `parameter[index]` it goes: a number for an axis
+      in the name, slice(None) for the others.
+    """
+    name = getattr(self, naming)
+    named = self._named(naming)
+    bounds = self._bounds(sizes, index)
+    ranges = [range(*bounds[letter]) for letter in named]
+    for numbers in itertools.product(*ranges):
+      chosen = dict(zip(named, numbers, strict=True))
+      place = tuple(
+        chosen[a] - bounds[a][0] if a in chosen else slice(None)
+        for a in self.letters
+      )
+      if 'L' in chosen:
+        chosen['L'] = self.layers[chosen['L']]
+      yield name.format(**chosen), place
+
+  def read(
+    self,
+    tensors: Mapping[str, Stored],
+    naming: str,
+    sizes: Mapping[str, int],
+    index: Index,
+    dtype: np.dtype,
+  ) -> np.ndarray:
+    """`parameter[index]`, from those parts of the tensors that it takes."""
+    bounds = self._bounds(sizes, index)
+    dims = self._dims(naming)
+    inner = {a: bounds[a] for dim in dims for a in dim}
+    order = [a for a in self.letters if a in inner]
+    theirs = ''.join(dims)
+    out = np.empty([b - a for a, b in bounds.values()], dtype)
+    for name, place in self.parts(naming, sizes, index):
+      wanted, rest = [], []
+      for dim in dims:
+        # Axes written together are cut along the first, if at all.
+        block = math.prod(self._size(sizes, a) for a in dim[1:])
+        start, stop = inner[dim[0]]
+        wanted.append(slice(start * block, stop * block))
+        rest += [slice(None), *(slice(*inner[a]) for a in dim[1:])]
+      stored = tensors[name]
+      if naming == 'gguf' and self.from_gguf is not None:
+        whole = tuple(slice(0, size) for size in stored.shape)
+        array = self.from_gguf(stored.read(whole))[tuple(wanted)]
+      else:
+        array = stored.read(tuple(wanted))
+      array = array.reshape(
+        [
+          np.diff(inner[a])[0] if i == 0 else self._size(sizes, a)
+          for dim in dims
+          for i, a in enumerate(dim)
+        ]
+      )[tuple(rest)]
+      out[place] = array.transpose([theirs.index(a) for a in order])
+    return out
+
+  def to_file(
+    self, array: np.ndarray, naming: str, sizes: Mapping[str, int]
+  ) -> np.ndarray:
+    """A tensor as the file has it, from `parameter[place]`."""
+    theirs = ''.join(self._dims(naming))
+    order = [a for a in self.letters if a in theirs]
+    split = array.transpose([order.index(a) for a in theirs])
+    return np.ascontiguousarray(split.reshape(self.file_shape(naming, sizes)))
+
+  def _named(self, naming: str) -> str:
+    name = getattr(self, naming)
+    return ''.join(a for a in self.letters if '{' + a + '}' in name)
+
+  def _dims(self, naming: str) -> list[str]:
+    """The dimensions of a tensor in the file, a string of letters each."""
+    named = self._named(naming)
+    dims = self.axes.split(' -> ')[0].split()
+    return [dim for dim in dims if dim not in named]
+
+  def _size(self, sizes: Mapping[str, int], letter: str) -> int:
+    return len(self.layers) if letter == 'L' else sizes[letter]
+
+  def _bounds(
+    self, sizes: Mapping[str, int], index: Index | None
+  ) -> dict[str, tuple[int, int]]:
+    shape = self.shape(sizes)
+    index = index or (slice(None),) * len(shape)
+    return {
+      letter: part.indices(size)[:2]
+      for letter, part, size in zip(self.letters, index, shape, strict=True)
+    }
+
+
+def layer_rows(
+  layers: range, rows: Sequence[tuple[str, ...]], under: str = 'layers'
+) -> tuple[Row, ...]:
+  """Rows of a stack of layers, each (path, hf, gguf, axes), axis L left out.
+
+  The names get what stands before the layer's part, and '.weight', or '.bias'
+  where our name ends so.
+  """
+  out = []
+  for path, hf, gguf, axes in rows:
+    kind = '.bias' if path.endswith('_bias') else '.weight'
+    file, ours = axes.split(' -> ')
+    out.append(
+      Row(
+        f'{under}/{path}',
+        'model.layers.{L}.' + hf + kind,
+        f'L {file} -> L{ours}',
+        'blk.{L}.' + gguf + kind,
+        layers,
+      )
+    )
+  return tuple(out)
+
+
+def sizes(config: ModelConfig) -> dict[str, int]:
+  """Lengths of the axes of a model's parameters, by letter."""
+  return {
+    'V': config.vocab_size,
+    'D': config.width,
+    'F': config.mlp_width,
+    'N': config.num_heads,
+    'K': config.num_kv_heads,
+    'H': config.head_dim,
+  }
