@@ -8,9 +8,10 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Runs in one session, subprocesses too, share what they compile.
+# Runs in one session, subprocesses too, share what they compile; a folder that
+# is named already is shared by sessions.
 _CACHE = tempfile.TemporaryDirectory(prefix='rlzero-compiled-')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE.name)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 import beartype  # noqa: E402
