@@ -161,6 +161,7 @@ def score(
       'tries': verdict.tries,
       'reflections': verdict.reflections,
       'status': verdict.status,
+      'parts': verdict.parts,
     }
     for owner, text, verdict, completion in zip(
       owners, texts, verdicts, completions, strict=True

@@ -59,6 +59,8 @@ class Config:
   # Reward
   accuracy_reward: float = 1.0  # weight
   format_reward: float = 1.0  # weight
+  # Weights of the task's further scores (its `parts`), by their names.
+  part_rewards: dict[str, float] = dataclasses.field(default_factory=dict)
   reward_truncated: bool = True  # else completions cut at max_len earn nothing
   num_workers: int = 2  # reward processes
   deadline_s: float = 5.0  # seconds a completion may take to score

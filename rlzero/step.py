@@ -182,7 +182,18 @@ def _reward(cfg: grpo.Config, record: dict[str, Any]) -> float:
   return (
     cfg.accuracy_reward * record['accuracy']
     + cfg.format_reward * record['format']
+    + sum(w * _part(record, name) for name, w in cfg.part_rewards.items())
   )
+
+
+def _part(record: dict[str, Any], name: str) -> float:
+  """A further score of a completion; 0 where it was not judged."""
+  if record['status'] == 'ok' and name not in record['parts']:
+    raise ValueError(
+      f'grpo.Config.part_rewards has {name!r}, but the parts that the task '
+      f'judges are {", ".join(record["parts"]) or "none"}; name one of them.'
+    )
+  return record['parts'].get(name, 0.0)
 
 
 class _Clock:
@@ -243,6 +254,12 @@ def _describe(records, groups, usage) -> dict[str, float]:
     'completion/unscored': float(
       np.mean([r['status'] != 'ok' for r in records])
     ),
+    **{
+      f'reward/{name}': float(
+        np.mean([r['parts'].get(name, 0) for r in records])
+      )
+      for name in sorted({name for r in records for name in r['parts']})
+    },
     'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
     'rollout/slot_use': usage.tokens / usage.computed,
   }

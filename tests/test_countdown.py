@@ -1,6 +1,7 @@
 """The problems, the judge, and what the corpus says and does not say."""
 
 import collections
+import functools
 import itertools
 import re
 import subprocess
@@ -279,3 +280,28 @@ def test_conversations_answer_with_their_last_try(documents):
     if '=' in document:
       assert good == (' ok ' in document)
   assert right > 100 and wrong > 100
+
+
+def test_a_process_reward_judges_every_try():
+  task = countdown.Countdown()
+  judge = functools.partial(task.parts, target='42 (9, 5, 3)')
+  right, miss = '9 * 5 = 45 45 - 3 = 42', '9 + 5 = 14 14 * 3 = 42'
+  assert judge(f'<think> {right} ok </think>') == {
+    'steps_mean': 1.0,
+    'steps_sum': 1.0,
+  }
+  # A sound try need not reach the target; these are no sound ones: wrong
+  # sums, a number twice, a result that is not used, a number of no problem.
+  for bad in (
+    '9 * 5 = 44 44 - 3 = 41',
+    '9 * 5 = 45 45 - 3 = 43',
+    '9 * 9 = 81 81 - 3 = 78',
+    '9 * 5 = 45 9 - 3 = 6',
+    '9 * 5 = 45 45 - 2 = 43',
+  ):
+    thought = f'<think> {miss} wait {bad} no {right} ok </think>'
+    assert judge(thought)['steps_sum'] == 2.0, bad
+    assert judge(thought)['steps_mean'] == pytest.approx(2 / 3)
+  assert judge('<answer> 1 </answer>')['steps_mean'] == 0.0
+  # What stands after the thought is no step of it.
+  assert judge(f'<think> </think> {right}')['steps_sum'] == 0.0

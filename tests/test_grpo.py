@@ -12,7 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import checkpoint, config, grpo, learner, metrics, sharding
+from rlzero import (
+  checkpoint,
+  config,
+  grpo,
+  learner,
+  metrics,
+  sharding,
+  step,
+)
 from rlzero.tasks import countdown
 from rlzero.tasks.template import Template
 
@@ -158,6 +166,29 @@ def test_several_minibatches_a_rollout(tmp_path):
   # Two steps of a rollout share its figures; the next rollout has its own.
   lengths = [row['completion/len_mean'] for row in rows]
   assert lengths[0] == lengths[1] != lengths[2] == lengths[3]
+
+
+def test_parts_of_the_verdict_can_be_rewarded(tmp_path):
+  cfg = _config(tmp_path, part_rewards={'steps_sum': 0.5, 'steps_mean': 2.0})
+  drawn = list(enumerate(cfg.task.examples('train')[:3]))
+  with grpo.reward_pool(cfg) as pool:
+    loop = step.Loop(cfg, grpo.load_start(cfg), pool)
+    (row,), records = loop.advance(drawn)
+    unknown = {'part_rewards': {'steps': 1.0}}
+    loop.cfg = dataclasses.replace(cfg, **unknown)
+    with pytest.raises(
+      ValueError, match="'steps', but the parts .* steps_mean"
+    ):
+      loop.advance(drawn)
+  parts = [r['parts'] for r in records]
+  assert any(p['steps_sum'] for p in parts)
+  for record, part in zip(records, parts, strict=True):
+    outcome = record['accuracy'] + record['format']
+    extra = 0.5 * part['steps_sum'] + 2 * part['steps_mean']
+    assert record['reward'] == pytest.approx(outcome + extra)
+  assert row['reward/steps_sum'] == pytest.approx(
+    np.mean([p['steps_sum'] for p in parts])
+  )
 
 
 def test_dr_grpo_runs(tmp_path):

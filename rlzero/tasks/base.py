@@ -21,6 +21,9 @@ class Task(Protocol):
 
   Tasks are frozen dataclasses: they are pickled to the reward workers, so
   they hold settings, not data. `examples` is deterministic.
+
+  A task may also have `parts(text, target)`, further scores of a completion
+  by their names, for rewards beside that of a right answer.
   """
 
   @property

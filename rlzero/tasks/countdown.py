@@ -46,7 +46,8 @@ WORDS = (  # after padding and end of sequence
   *map(str, range(_LARGEST + 1)),
 )
 
-_TRY = re.compile(r'\d+ [-+*] \d+ = \d+ \d+ [-+*] \d+ = \d+')
+_STEP = r'(\d+) ([-+*]) (\d+) = (\d+)'
+_TRY = re.compile(f'{_STEP} {_STEP}')
 _EXPRESSION = re.compile(r'[\d(][\d\s()+*-]*')
 # Nothing else reaches the parser, which knows other ways to write a number
 # (0x9, True); the cap keeps it from deep recursion.
@@ -168,6 +169,35 @@ class Countdown:
   def count_tries(self, text: str) -> int:
     """Number of two-move attempts written down."""
     return len(_TRY.findall(text))
+
+  def parts(self, text: str, target: str) -> dict[str, float]:
+    """A process reward: what a step-wise verifier says of the thought.
+
+    A try is sound if its arithmetic is right and it uses each number once,
+    whether or not it reaches the target. `steps_mean` is the share of sound
+    tries, 0 without any; `steps_sum` their number.
+    """
+    numbers = sorted(ast.literal_eval(target.partition(' ')[2]))
+    thought = text.partition('</think>')[0]
+    sound = [_is_sound(*found, numbers) for found in _TRY.findall(thought)]
+    return {
+      'steps_mean': sum(sound) / max(len(sound), 1),
+      'steps_sum': float(sum(sound)),
+    }
+
+
+def _is_sound(a, first, b, c, d, second, e, f, numbers: list[int]) -> bool:
+  """Whether a try (a op b = c, d op e = f) is right and plays by the rules."""
+  a, b, c, d, e, f = map(int, (a, b, c, d, e, f))
+  left = [d, e]
+  if c not in left:
+    return False
+  left.remove(c)
+  return (
+    sorted([a, b, *left]) == numbers
+    and _OPERATIONS[first](a, b) == c
+    and _OPERATIONS[second](d, e) == f
+  )
 
 
 def _evaluate(text: str) -> tuple[int, list[int]] | None:

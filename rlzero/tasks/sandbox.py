@@ -54,6 +54,8 @@ class Verdict:
   tries: int  # attempts at a solution
   reflections: int  # reflective words
   status: str  # one of STATUSES
+  # Of the task's `parts`; none where the rewards are 0.
+  parts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class RewardPool:
@@ -132,7 +134,7 @@ class RewardPool:
     verdicts = []
     for (status, reply), is_long in zip(replies, too_long, strict=True):
       if status == 'ok':
-        well_formed, correct, answer, tries, reflections = reply
+        well_formed, correct, answer, tries, reflections, parts = reply
         verdicts.append(
           Verdict(
             accuracy=float(
@@ -144,6 +146,7 @@ class RewardPool:
             tries=tries,
             reflections=reflections,
             status='junk' if is_long else 'ok',
+            parts={} if is_long else parts,
           )
         )
       else:
@@ -354,19 +357,23 @@ def _serve() -> None:
 
 def _score(
   task: base.Task, has_format: bool, completion: str, target: str
-) -> tuple[bool, bool, str | None, int, int]:
+) -> tuple[bool, bool, str | None, int, int, dict[str, float]]:
   parsed = template.parse(completion)
   if has_format and parsed.well_formed:
     stated = parsed.answer
   else:
     stated = task.extract(completion)
   correct = stated is not None and _true_or_false(task.verify(stated, target))
+  parts = {}
+  if judge := getattr(task, 'parts', None):
+    parts = {n: float(v) for n, v in judge(completion, target).items()}
   return (
     parsed.well_formed,
     correct,
     stated if stated is None else str(stated),
     int(task.count_tries(completion)),
     template.reflective_words(completion),
+    parts,
   )
 
 
