@@ -26,17 +26,9 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero import evaluate, grpo, sharding, step
+from rlzero import evaluate, flops, grpo, hardware, sharding, step
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
-
-# Dense bf16 FLOP/s and bytes/s of a chip, as published; v5 is v5p.
-_TPU = {
-  'TPU v4': (275e12, 1.2e12),
-  'TPU v5 lite': (197e12, 0.82e12),
-  'TPU v5': (459e12, 2.77e12),
-  'TPU v6 lite': (918e12, 1.64e12),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,21 +131,19 @@ def useful(
   records: Sequence[Mapping[str, Any]],
 ) -> dict[str, float]:
   """FLOPs and bytes that a step cannot do without."""
-  body, head = matmul_weights(model)
+  body, head = flops.matmul_weights(model)
   prompts = np.array(prompt_lens)
   lengths = np.array([r['len'] for r in records]).reshape(len(prompts), -1)
   rewards = np.array([r['reward'] for r in records]).reshape(lengths.shape)
 
   def forward(chosen):
     p, n = prompts[chosen], lengths[chosen]
-    tokens = p.sum() + n.sum()
     # A query meets the keys up to its own: p(p+1)/2 pairs in a prompt,
     # n p + n(n+1)/2 in a completion; a score and a value each.
     pairs = (p * (p + 1) / 2).sum()
     pairs += (n * p[:, None] + n * (n + 1) / 2).sum()
-    width = model.num_heads * model.head_dim
-    attention = 4 * pairs * width * model.num_layers
-    return 2 * (body * tokens + head * n.sum()) + attention
+    tokens, predicted = float(p.sum() + n.sum()), float(n.sum())
+    return flops.forward(model, tokens, predicted, pairs)
 
   everything = np.ones(len(prompts), bool)
   trained = everything
@@ -172,13 +162,6 @@ def useful(
   }
 
 
-def matmul_weights(model: ModelConfig) -> tuple[int, int]:
-  """Weights that multiply each token: of the layers, and of the head."""
-  heads = 2 * model.num_heads + 2 * model.num_kv_heads
-  layer = model.width * (heads * model.head_dim + 3 * model.mlp_width)
-  return model.num_layers * layer, model.width * model.vocab_size
-
-
 def peak_rates(
   dtype: str, sizes: Sequence[int] = (2048, 3072, 4096)
 ) -> tuple[float, float]:
@@ -187,8 +170,9 @@ def peak_rates(
   Measured here and now, with nothing else running; on a TPU as published.
   """
   kind = jax.devices()[0].device_kind
-  if kind in _TPU:
-    return _TPU[kind]
+  for chip in hardware.CHIPS.values():
+    if chip.is_tpu and chip.kind == kind:
+      return chip.flops, chip.bandwidth
   multiply = jax.jit(lambda a, b: a @ b)
   rate = 0.0
   for size in sizes:

@@ -172,11 +172,47 @@ class Learner:
         carry = self._accumulate_each(params, carry, stacked)
       return _added(carry)
 
-  def lower(self, params: Params, rows: packing.Rows) -> jax.stages.Lowered:
-    """The first microbatch's program, to be looked at."""
-    chosen = self._chosen(rows)
-    _, micro = next(self._cut(rows, chosen, ways=sharding.ways('B')))
-    return self._accumulate.lower(params, _empty(params), _place(micro))
+  def abstract(self, params: Params) -> TrainState:
+    """Shapes and places of `init`, for programs that are only compiled."""
+    params = sharding.abstract_params(transformer.AXES, params)
+    of_params = dict(jax.tree_util.tree_leaves_with_path(params))
+
+    def placed(path, leaf):
+      """A leaf whose path ends like a parameter's lies where that does."""
+      ends = (of_params.get(path[i:]) for i in range(len(path)))
+      return next(filter(None, ends), leaf)
+
+    opt_state = jax.eval_shape(self._transform.init, params)
+    return TrainState(
+      params, jax.tree_util.tree_map_with_path(placed, opt_state)
+    )
+
+  def lower(
+    self, state: TrainState, rows: packing.Rows
+  ) -> dict[str, jax.stages.Lowered]:
+    """The programs of an update, to be looked at.
+
+    Args:
+      state: arrays, or their shapes and places (`abstract`).
+      rows: completions; the programs are those of their first microbatch,
+        which is as wide as the longest needs.
+
+    Returns:
+      `reference` scores a microbatch, `update` adds its gradient to those
+      before, and `apply` is the optimiser's step.
+    """
+    params = sharding.abstract_params(transformer.AXES, state.params)
+    _, totals = jax.eval_shape(_empty, params)
+    _, micro = next(
+      self._cut(rows, self._chosen(rows), ways=sharding.ways('B'))
+    )
+    micro = _place(micro, sharding.abstract)
+    one = jax.ShapeDtypeStruct((), np.float32)
+    return {
+      'reference': self._score.lower(params, micro),
+      'update': self._accumulate.lower(params, (params, totals), micro),
+      'apply': self._apply.lower(state, params, totals, one),
+    }
 
   def _chosen(self, rows: packing.Rows) -> np.ndarray:
     chosen = np.arange(len(rows.completions))
@@ -214,10 +250,9 @@ def _added(carry: tuple[Params, Totals]) -> tuple[Params, Totals]:
   return grads, totals._replace(difference_max=largest)
 
 
-def _place(micro: packing.Micro) -> packing.Micro:
+def _place(micro: packing.Micro, place=sharding.place) -> packing.Micro:
   """A microbatch on the devices, its rows cut over them."""
   prompts = micro.prompts
-  place = sharding.place
   return micro._replace(
     tokens=jax.tree.map(lambda x: place(x, 'BT'), micro.tokens),
     prompts=prompts._replace(

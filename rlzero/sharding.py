@@ -64,23 +64,28 @@ class Mesh:
         'take the devices that are left.'
       )
 
-  def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """The mesh over these devices, all by default.
+  def sizes(self, num_devices: int) -> dict[str, int]:
+    """Of the axes, over so many devices.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: they do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
     sizes = dataclasses.asdict(self)
-    rest = len(devices) // math.prod(n for n in sizes.values() if n > 0)
+    rest = num_devices // math.prod(n for n in sizes.values() if n > 0)
     sizes = {name: rest if n == -1 else n for name, n in sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
+    if math.prod(sizes.values()) != num_devices:
       cut = ' x '.join(f'{n} {name}' for name, n in sizes.items())
       raise ValueError(
         f'sharding.Mesh is {cut}, which is {math.prod(sizes.values())} '
-        f'devices, but there are {len(devices)}; make the product '
-        f'{len(devices)}, or one axis -1.'
+        f'devices, but there are {num_devices}; make the product '
+        f'{num_devices}, or one axis -1.'
       )
+    return sizes
+
+  def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh over these devices, all by default."""
+    devices = jax.devices() if devices is None else devices
+    sizes = self.sizes(len(devices))
     return jax.make_mesh(
       tuple(sizes.values()),
       tuple(sizes),
@@ -178,6 +183,17 @@ def of_array(
   return NamedSharding(jax.sharding.get_mesh(), spec(axes, shape, name))
 
 
+def abstract(x: Any, axes: str) -> jax.ShapeDtypeStruct:
+  """Shape and place of an array, for a program that is only compiled."""
+  if not _sizes():
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+  where = spec(axes, x.shape, f'An array of shape {x.shape}')
+  mesh = jax.sharding.get_abstract_mesh()
+  return jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=NamedSharding(mesh, where)
+  )
+
+
 def param_specs(axes: Mapping[str, str], params: Params) -> Params:
   """Where each parameter lies on the current mesh.
 
@@ -218,6 +234,22 @@ def of_params(axes: Mapping[str, str], params: Params) -> Params | None:
   mesh = jax.sharding.get_mesh()
   return jax.tree.map(
     lambda where: NamedSharding(mesh, where), param_specs(axes, params)
+  )
+
+
+def abstract_params(axes: Mapping[str, str], params: Params) -> Params:
+  """Shapes and places of parameters, for programs that are only compiled."""
+  if not _sizes():
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params
+    )
+  mesh = jax.sharding.get_abstract_mesh()
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=NamedSharding(mesh, where)
+    ),
+    params,
+    param_specs(axes, params),
   )
 
 

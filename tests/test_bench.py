@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import bench, checkpoint, packing, step
+from rlzero import bench, checkpoint, flops, packing, step
 from rlzero.models.config import ModelConfig
 from rlzero.tasks import procedural
 from rlzero.tasks.template import Template
@@ -64,7 +64,7 @@ def test_matmul_weights_are_those_of_the_parameters():
     if 'norm' not in jax.tree_util.keystr(path)
   }
   embedding = sum(n for name, n in sizes.items() if 'embed' in name)
-  body, head = bench.matmul_weights(loaded.config)
+  body, head = flops.matmul_weights(loaded.config)
   assert head == embedding  # tied
   assert body == sum(sizes.values()) - embedding
 

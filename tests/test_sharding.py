@@ -156,7 +156,7 @@ def test_update_gathers_neither_the_model_nor_logits():
       config, GRPO, optim.Optimizer(learning_rate=0.05).transform(4), 256
     )
     state = update.init(params)
-    compiled = update.lower(state.params, rows).compile()
+    compiled = update.lower(state, rows)['update'].compile()
   found = _collectives(compiled.as_text())
   total = sum(x.size for x in jax.tree.leaves(params))
   kinds = {kind for kind, _, _ in found}

@@ -61,20 +61,28 @@ def empty(
   return _constrain(slots)
 
 
-def _constrain(slots: Slots) -> Slots:
+def abstract(
+  config: ModelConfig, num_slots: int, capacity: int, max_len: int
+) -> Slots:
+  """Shapes and places of `empty`, for programs that are only compiled."""
+  shapes = jax.eval_shape(lambda: empty(config, num_slots, capacity, max_len))
+  return _constrain(shapes, sharding.abstract)
+
+
+def _constrain(slots: Slots, cut=sharding.constrain) -> Slots:
   """Cuts the slots over the devices, and their heads where the mesh does."""
   return Slots(
-    cache=_constrain_cache(slots.cache),
+    cache=_constrain_cache(slots.cache, cut),
     **{
-      name: sharding.constrain(value, 'BT'[: value.ndim])
+      name: cut(value, 'BT'[: value.ndim])
       for name, value in slots._asdict().items()
       if name != 'cache'
     },
   )
 
 
-def _constrain_cache(cache: KeyValues) -> KeyValues:
-  return KeyValues(*(sharding.constrain(part, 'LBKSH') for part in cache))
+def _constrain_cache(cache: KeyValues, cut=sharding.constrain) -> KeyValues:
+  return KeyValues(*(cut(part, 'LBKSH') for part in cache))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -17,7 +17,7 @@ import numpy as np
 from rlzero import packing, sharding
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import engine
-from rlzero.types import Params
+from rlzero.types import Params, Tokens
 
 _SPAN_STEP = 32  # cache positions, at least, between compiled sizes
 _PREFILL_BLOCK = 32  # prompts prefilled together
@@ -119,12 +119,8 @@ def generate(
   """
   _check(config, prompts, sampling)
   total = len(prompts) * group_size
-  num_slots = packing.round_up(
-    min(sampling.num_slots, total), sharding.ways('B')
-  )
-  widest = packing.round_up(max(len(p.tokens) for p in prompts), 8)
-  capacity = packing.round_up(
-    widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
+  num_slots, widest, capacity = _sizes(
+    sampling, total, max(len(p.tokens) for p in prompts)
   )
   slots = engine.empty(config, num_slots, capacity, sampling.max_len)
   held = np.full(num_slots, -1)  # completion in each slot
@@ -199,6 +195,69 @@ def generate(
   return done, Usage(sum(len(done[i].tokens) for i in missing), computed)
 
 
+def lower(
+  config: ModelConfig,
+  params: Params,
+  num_prompts: int,
+  group_size: int,
+  prompt_len: int,
+  sampling: Sampling,
+  eos_ids: tuple[int, ...],
+) -> dict[str, jax.stages.Lowered]:
+  """The programs of `generate`, prefill and decode, to be looked at.
+
+  Args:
+    config: of the model.
+    params: shapes and places of the policy's parameters.
+    num_prompts: P.
+    group_size: G.
+    prompt_len: of the longest prompt, in tokens.
+    sampling: settings.
+    eos_ids: tokens that end a completion.
+
+  Returns:
+    `decode` looks at the whole cache, as the longest completions make it.
+  """
+  num_slots, widest, capacity = _sizes(
+    sampling, num_prompts * group_size, prompt_len
+  )
+  slots = engine.abstract(config, num_slots, capacity, sampling.max_len)
+  block = jax.ShapeDtypeStruct((_block_size(num_prompts), widest), np.int32)
+  block = Tokens(*(sharding.abstract(block, 'PT'),) * 3)
+  return {
+    'prefill': engine.prefill.lower(config, params, block),
+    'decode': engine.decode.lower(
+      params,
+      slots,
+      jax.ShapeDtypeStruct((), np.int32),
+      config=config,
+      eos_ids=eos_ids,
+      num_steps=sampling.decode_steps,
+      span=capacity,
+      temperature=sampling.temperature,
+      top_p=sampling.top_p,
+    ),
+  }
+
+
+def _sizes(
+  sampling: Sampling, total: int, prompt_len: int
+) -> tuple[int, int, int]:
+  """Slots, width of the prompts, and cache positions of a slot."""
+  num_slots = packing.round_up(
+    min(sampling.num_slots, total), sharding.ways('B')
+  )
+  widest = packing.round_up(prompt_len, 8)
+  capacity = packing.round_up(
+    widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
+  )
+  return num_slots, widest, capacity
+
+
+def _block_size(num_prompts: int) -> int:
+  return packing.round_up(min(_PREFILL_BLOCK, num_prompts), sharding.ways('P'))
+
+
 def _span(furthest: int) -> int:
   """Cache positions to look at: a quarter too many at most, in few sizes."""
   return packing.round_up(
@@ -226,9 +285,7 @@ class _Block:
   def __init__(self, config, params, prompts, widest):
     self._config, self._params = config, params
     self._prompts, self._widest = prompts, widest
-    self._size = packing.round_up(
-      min(_PREFILL_BLOCK, len(prompts)), sharding.ways('P')
-    )
+    self._size = _block_size(len(prompts))
     self.start = -self._size
 
   def holds(self, prompt: int) -> bool:

@@ -1,0 +1,46 @@
+"""Floating-point operations of a forward pass, by formula.
+
+2 for each weight that multiplies a token, and for each query and key that
+meet, 2 a head for every number of the score and of the value.
+"""
+
+import functools
+
+import jax
+
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+
+
+@functools.cache
+def matmul_weights(model: ModelConfig) -> tuple[int, int]:
+  """Weights that multiply each token: of the layers, and of the head."""
+  shapes = jax.eval_shape(
+    lambda: transformer.init(model, jax.random.key(0))['layers']
+  )
+  body = sum(
+    leaf.size
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    if 'D' in (axes := transformer.AXES[path[-1].key]) and len(axes) > 1
+  )
+  return body, model.width * model.vocab_size
+
+
+def pair(model: ModelConfig) -> int:
+  """FLOPs of a query that meets a key, in all layers."""
+  return 4 * model.num_layers * model.num_heads * model.head_dim
+
+
+def forward(
+  model: ModelConfig, tokens: float, predicted: float, pairs: float
+) -> float:
+  """FLOPs of a forward pass.
+
+  Args:
+    model: its shape.
+    tokens: that go through the layers.
+    predicted: tokens whose logits are computed.
+    pairs: of a query and a key.
+  """
+  body, head = matmul_weights(model)
+  return 2 * (body * tokens + head * predicted) + pair(model) * pairs

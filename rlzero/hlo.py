@@ -1,0 +1,246 @@
+"""What a compiled program moves: bytes of memory, and between devices.
+
+XLA's own `cost_analysis()` counts the body of a loop once. Here the text of
+the compiled program is read, and a loop's body counts as often as its
+condition says.
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+_BYTES = {
+  'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4,
+  's64': 8, 'u64': 8, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8,
+}  # fmt: skip
+# Bytes that a device receives, of one that holds the result.
+_COLLECTIVES = {
+  'all-gather': 1,
+  'all-reduce': 2,  # a reduce-scatter and an all-gather
+  'reduce-scatter': 1,
+  'all-to-all': 1,
+  'ragged-all-to-all': 1,
+  'collective-permute': 1,
+  'collective-broadcast': 1,
+}
+_FREE = {
+  'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
+  'after-all', 'partition-id', 'replica-id', 'iota', 'copy-done',
+  'opt-barrier', 'domain',
+}  # fmt: skip
+_SLICES = {'dynamic-slice', 'slice', 'gather'}
+
+
+class Traffic(NamedTuple):
+  """Bytes a device moves in one call."""
+
+  memory: float  # read from and written to HBM
+  collectives: dict[str, float]  # received from other devices, by kind
+
+  @property
+  def received(self) -> float:
+    return sum(self.collectives.values())
+
+
+class _Op(NamedTuple):
+  name: str
+  parts: list[tuple[int, bool]]  # bytes, and whether in HBM, of each result
+  kind: str
+  inside: str  # its parentheses
+  rest: str  # attributes
+
+  @property
+  def operands(self) -> list[str]:
+    return re.findall(r'%([\w.-]+)', self.inside)
+
+  @property
+  def size(self) -> int:
+    return sum(size for size, _ in self.parts)
+
+  @property
+  def in_memory(self) -> int:
+    return sum(size for size, in_hbm in self.parts if in_hbm)
+
+
+_Computations = dict[str, dict[str, _Op]]
+
+
+def traffic(text: str) -> Traffic:
+  """Traffic of one call of a compiled program.
+
+  Args:
+    text: of `compiled.as_text()`, after partitioning and optimisation.
+  """
+  computations, entry = _parse(text)
+  times: dict[str, float] = collections.defaultdict(float)
+  executed: dict[str, float] = collections.defaultdict(float)
+
+  def visit(name, factor, inside):
+    """Counts how often computations run, fused ones apart from others."""
+    times[name] += factor
+    if not inside:
+      executed[name] += factor
+    for op in computations[name].values():
+      match op.kind:
+        case 'while':
+          loops = factor * _trips(computations[_called(op, 'condition')])
+          visit(_called(op, 'body'), loops, inside)
+        case 'call' | 'async-start':
+          visit(_called(op, 'calls|to_apply'), factor, inside)
+        case 'fusion':
+          visit(_called(op, 'calls'), factor, True)
+        case 'conditional':
+          for branch in re.findall(r'%([\w.-]+)', _branches(op)):
+            visit(branch, factor, inside)
+
+  visit(entry, 1.0, False)
+  memory = sum(
+    factor * _moved(op, computations[name], computations)
+    for name, factor in executed.items()
+    for op in computations[name].values()
+  )
+  # An asynchronous collective stands in its start and in its end, with one
+  # channel.
+  seen: dict[tuple[str, str], float] = {}
+  for name, factor in times.items():
+    for op in computations[name].values():
+      kind = op.kind.removesuffix('-start')
+      if kind in _COLLECTIVES:
+        size = op.size
+        if op.kind.endswith('-start') and len(op.parts) > 1:
+          size = max(size for size, _ in op.parts)
+        channel = re.search(r'channel_id=(\d+)', op.rest)
+        key = kind, channel[1] if channel else f'{name}/{op.name}'
+        received = factor * _COLLECTIVES[kind] * size
+        seen[key] = max(seen.get(key, 0), received)
+  kinds: dict[str, float] = collections.defaultdict(float)
+  for (kind, _), received in seen.items():
+    kinds[kind] += received
+  return Traffic(memory, dict(kinds))
+
+
+def _parse(text: str) -> tuple[_Computations, str]:
+  computations: _Computations = {}
+  entry, current = '', {}
+  for line in text.splitlines():
+    if not line.startswith(' '):
+      header = re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line)
+      if header:
+        current = computations.setdefault(header[2], {})
+        entry = header[2] if header[1] else entry
+      continue
+    found = re.match(r'\s+(?:ROOT )?%?([\w.-]+) = ', line)
+    if found:
+      name, line = found[1], line[found.end() :]
+      end = _closing(line, 0) if line[0] == '(' else line.index(' ')
+      kind = re.match(r' *([\w-]+)\(', line[end:])
+      if not kind:
+        continue
+      start = end + kind.end() - 1
+      stop = _closing(line, start)
+      current[name] = _Op(
+        name,
+        [_size(*part) for part in _SHAPE.findall(line[:end])],
+        kind[1],
+        line[start:stop],
+        line[stop:],
+      )
+  return computations, entry
+
+
+_SHAPE = re.compile(r'\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\](\{[^}]*\})?')
+
+
+def _size(dtype: str, dims: str, layout: str) -> tuple[int, bool]:
+  count = math.prod(int(n) for n in dims.split(',') if n)
+  width = _BYTES.get(dtype, 1 if dtype.startswith('f8') else 4)
+  return count * width, 'S(' not in layout
+
+
+def _closing(line: str, start: int) -> int:
+  """Past the parenthesis that closes the one at `start`."""
+  depth = 0
+  for i in range(start, len(line)):
+    depth += (line[i] == '(') - (line[i] == ')')
+    if not depth:
+      return i + 1
+  return len(line)
+
+
+def _called(op: _Op, attribute: str) -> str:
+  return re.search(rf'(?:{attribute})=%?([\w.-]+)', op.rest)[1]
+
+
+def _branches(op: _Op) -> str:
+  several = re.search(r'branch_computations=\{([^}]*)\}', op.rest)
+  if several:
+    return several[1]
+  return ' '.join(re.findall(r'(?:true|false)_computation=(%[\w.-]+)', op.rest))
+
+
+def _trips(condition: dict[str, _Op]) -> int:
+  """How often a loop runs that counts up from 0: its condition's bound."""
+  bounds = [
+    int(op.inside[1:-1])
+    for op in condition.values()
+    if op.kind == 'constant' and op.inside[1:-1].isdigit()
+  ]
+  return max(bounds, default=1)
+
+
+def _moved(op: _Op, around: dict[str, _Op], computations) -> float:
+  """Bytes of HBM that one operation reads and writes."""
+  if op.kind in _FREE or op.kind.endswith('-done'):
+    return 0
+  if op.kind in ('while', 'call', 'conditional', 'async-start'):
+    return 0  # their bodies count
+  if op.kind == 'copy-start':
+    return op.in_memory  # (target, source, context)
+  if op.kind == 'slice-start':
+    size, in_hbm = op.parts[-2]
+    return size * (1 + in_hbm)
+  operands = [around[name] for name in op.operands if name in around]
+  if op.kind in _SLICES:
+    return 2 * op.in_memory
+  if op.kind == 'dynamic-update-slice':
+    return 2 * operands[1].in_memory
+  if op.kind != 'fusion':
+    return op.in_memory + sum(one.in_memory for one in operands)
+  fused = computations[_called(op, 'calls')]
+  users = collections.defaultdict(list)
+  for one in fused.values():
+    for name in one.operands:
+      users[name].append(one)
+  parameters = {
+    int(one.inside[1:-1]): one.name
+    for one in fused.values()
+    if one.kind == 'parameter'
+  }
+  total = 0.0
+  for i, operand in enumerate(operands):
+    if operand.in_memory:
+      total += min(operand.in_memory, _read(parameters[i], fused, users))
+  # What is updated in place is written in part.
+  updates = [
+    (one, fused[one.operands[1]].size)
+    for one in fused.values()
+    if one.kind == 'dynamic-update-slice'
+  ]
+  kept = sum(one.size for one, _ in updates)
+  return total + max(op.in_memory - kept, 0) + sum(n for _, n in updates)
+
+
+def _read(name: str, fused: dict[str, _Op], users) -> float:
+  """Bytes that a fusion reads of a parameter: its slices, or all of it."""
+  total = 0.0
+  for user in users[name]:
+    if user.kind in _SLICES:
+      total += user.size
+    elif user.kind == 'bitcast':
+      total += _read(user.name, fused, users)
+    elif user.kind == 'dynamic-update-slice' and user.operands[0] == name:
+      pass  # stays where it is
+    else:
+      return fused[name].size
+  return total
