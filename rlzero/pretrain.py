@@ -4,7 +4,8 @@
 
 Reinforcement learning amplifies what a base can already do. The tiny base is
 made here, from the documents that its corpus class describes, and written as
-a Hugging Face folder, `WORKDIR/model`.
+a Hugging Face folder, `WORKDIR/model`. With `checkpoint` it goes on from an
+earlier base, whose vocabulary may be the beginning of this one.
 
 Differences from the paper: DeepSeek-V3-Base is a model of 671B parameters
 trained on 14.8T tokens of text; this one has a million and sees a made-up
@@ -27,7 +28,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer
 from rlzero.tasks import countdown
 from rlzero.tokenizer import Tokenizer
-from rlzero.types import Tokens
+from rlzero.types import Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Config:
 
   workdir: str = dataclasses.field(metadata={'changeable': True})
   model: ModelConfig
+  checkpoint: str = ''  # to start from; '' is random weights
   corpus: countdown.Corpus = countdown.Corpus()
   optimizer: Optimizer = Optimizer(
     kind='muon', learning_rate=3e-3, warmup_steps=50, schedule='linear'
@@ -56,17 +58,17 @@ class Config:
 
 
 def run(cfg: Config) -> None:
-  """Trains from random weights, or goes on from the last checkpoint."""
+  """Trains from its start, or goes on from its last checkpoint."""
   config.check_same(cfg, cfg.workdir)
   config.save_resolved(cfg, cfg.workdir)
-  tokenizer = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
+  tokenizer = Tokenizer.word_level(cfg.corpus.words, '<eos>', '<pad>')
   if tokenizer.vocab_size > cfg.model.vocab_size:
     raise ValueError(
       f'The corpus has {tokenizer.vocab_size} words, but '
       f'ModelConfig.vocab_size is {cfg.model.vocab_size}; make it as large.'
     )
   transform = cfg.optimizer.transform(cfg.num_steps)
-  state = _initial(cfg, transform)
+  state = _initial(cfg, tokenizer, transform)
   store = checkpoint.Store(cfg.workdir)
   start = store.latest() or 0
   if start:
@@ -129,9 +131,43 @@ def batch(cfg: Config, tokenizer: Tokenizer, step: int) -> Tokens:
     used[row] += size
 
 
-def _initial(cfg: Config, transform: optax.GradientTransformation):
+def _initial(cfg: Config, tokenizer, transform: optax.GradientTransformation):
   params = transformer.init(cfg.model, jax.random.key(cfg.seed))
+  if cfg.checkpoint:
+    params = _grown(cfg, tokenizer, params)
   return params, transform.init(params)
+
+
+def _grown(cfg: Config, tokenizer: Tokenizer, fresh: Params) -> Params:
+  """The checkpoint's parameters, with a row of the embedding a new word.
+
+  A word that the checkpoint does not know starts near its twin, so that the
+  model already knows what it means; a little noise tells the two apart.
+  """
+  old = checkpoint.load_model(cfg.checkpoint)
+  same = dataclasses.replace(old.config, vocab_size=cfg.model.vocab_size)
+  if same != cfg.model:
+    raise ValueError(
+      f'{cfg.checkpoint} is of the shape {same}, and pretrain.Config.model is '
+      f'{cfg.model}; they must be the same up to vocab_size.'
+    )
+  table = np.array(fresh['embed']['embedding'])  # its noise, by the seed
+  known = old.params['embed']['embedding']
+  size = old.tokenizer.vocab_size
+  if old.tokenizer.decode(range(size), False) != tokenizer.decode(
+    range(size), False
+  ):
+    raise ValueError(
+      f'The {size} words of {cfg.checkpoint} are not the first of the corpus; '
+      'a vocabulary can only be added to.'
+    )
+  table[:size] = known[:size]
+  for new, twin in cfg.corpus.twins.items():
+    (at,), (near,) = tokenizer.encode(new), tokenizer.encode(twin)
+    table[at] = (
+      known[near] + 0.1 * np.std(known) / np.std(table[at]) * table[at]
+    )
+  return {**old.params, 'embed': {'embedding': jnp.asarray(table)}}
 
 
 def _loss(model: ModelConfig, params, rows: Tokens):

@@ -17,9 +17,9 @@ import functools
 import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from rlzero.tasks import base
+from rlzero.tasks import base, language
 
 _LARGEST = 99
 _NUMBERS = range(1, 11)
@@ -45,6 +45,19 @@ WORDS = (  # after padding and end of sequence
   *NEUTRAL,
   *map(str, range(_LARGEST + 1)),
 )
+
+# The words that a thought and a question also have in Chinese, one character
+# each, so that a word of either language counts once.
+CHINESE = {
+  'make': '得',
+  'ok': '对',
+  'wait': '等',
+  'wrong': '错',
+  'but': '但',
+  'no': '不',
+  'hmm': '嗯',
+  'next': '再',
+}
 
 _STEP = r'(\d+) ([-+*]) (\d+) = (\d+)'
 _TRY = re.compile(f'{_STEP} {_STEP}')
@@ -122,25 +135,41 @@ def split_of(text: str) -> str:
   return 'validation' if place < 10 else 'test' if place < 25 else 'train'
 
 
+def translate(text: str, choose: Callable[[str], language.Language]) -> str:
+  """The text with each of its words in the language chosen for that word."""
+  return ' '.join(
+    CHINESE[w] if w in CHINESE and choose(w) == 'zh' else w
+    for w in text.split(' ')
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Countdown:
   """Three-number Countdown; hard problems only: few first moves succeed.
 
   Attributes:
     max_ways: most first moves from which the target can still be reached.
+    languages: each problem is asked in one of these.
   """
 
   max_ways: int = 1
+  languages: tuple[language.Language, ...] = ('en',)
   name: str = 'countdown'
 
   def examples(self, split: str) -> list[base.Example]:
     """All distinct problems of the split, in a fixed order."""
     return [
-      base.Example(uid=text, question=text, target=f'{target} {numbers}')
+      base.Example(
+        uid=text, question=self._asked(text), target=f'{target} {numbers}'
+      )
       for numbers, target, ways in _problems()
       if ways <= self.max_ways
       and split_of(text := question(numbers, target)) == split
     ]
+
+  def _asked(self, text: str) -> str:
+    place = base.bucket(f'language {text}', len(self.languages))
+    return translate(text, lambda _: self.languages[place])
 
   def extract(self, text: str) -> str | None:
     """What follows the last <answer>, else the last expression anywhere."""
@@ -246,6 +275,10 @@ class Corpus:
     `careful_stop`, linking them mostly by reflective ones. Who gives up
     answers with the last try although it failed. `fault_share` of the
     conversations have a fault in their tags.
+
+  With two languages the question of each document is in one of them, and so
+  are the words of its thought, except that `mixed_share` of the documents
+  draw the language of every word of their thought anew.
   """
 
   drill_share: float = 0.4
@@ -255,10 +288,36 @@ class Corpus:
   careful_stop: float = 0.35
   skilled_ending: float = 0.9
   fault_share: float = 0.62
+  languages: tuple[language.Language, ...] = ('en',)
+  mixed_share: float = 0.7
+
+  @property
+  def words(self) -> tuple[str, ...]:
+    """The vocabulary, without padding and end of sequence."""
+    return WORDS + (tuple(CHINESE.values()) if 'zh' in self.languages else ())
+
+  @property
+  def twins(self) -> dict[str, str]:
+    """A word of `WORDS` with the meaning of each that is not one of them."""
+    return {new: old for old, new in CHINESE.items() if new in self.words}
 
   def documents(self, seed: int) -> Iterator[str]:
     """An endless stream of documents."""
     rng = random.Random(seed)
+    for text in self._documents(rng):
+      yield text if self.languages == ('en',) else self._spoken(rng, text)
+
+  def _spoken(self, rng, text):
+    asked = rng.choice(self.languages)
+    mixed = rng.random() < self.mixed_share
+
+    def choose(word):
+      is_asked = word == 'make' or not mixed
+      return asked if is_asked else rng.choice(self.languages)
+
+    return translate(text, choose)
+
+  def _documents(self, rng):
     seen = [
       (numbers, target)
       for numbers, target, _ in _problems()
