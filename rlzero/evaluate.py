@@ -6,6 +6,8 @@ pass@1 is the mean over samples of whether the last stated answer is right,
 in whatever format; `strict` wants the format too. pass@k is the unbiased
 estimator (arXiv 2107.03374, eq. 1); cons@k a majority vote over classes of
 mathematically equal answers. Intervals are 95%, clustered by problem.
+`language` is the share of words in the thought that are of the question's
+language, over the thoughts that have words.
 
 Differences from the paper: none in sampling (T = 0.6, top-p 0.95 by default);
 the number of samples is configured instead of set by benchmark.
@@ -25,7 +27,7 @@ from rlzero import checkpoint, metrics, sharding
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import scheduler
-from rlzero.tasks import base, countdown, sandbox
+from rlzero.tasks import base, countdown, language, sandbox
 from rlzero.tasks.template import Template
 from rlzero.tokenizer import Tokenizer
 from rlzero.types import Params
@@ -160,6 +162,7 @@ def score(
       'len': len(completion.tokens),
       'tries': verdict.tries,
       'reflections': verdict.reflections,
+      'words': dict(verdict.words),
       'status': verdict.status,
       'parts': verdict.parts,
     }
@@ -237,11 +240,25 @@ def measure(
     'reflection_per_1k': 1000
     * sum(r['reflections'] for r in records)
     / float(lengths.sum()),
+    'language': language_consistency(records),
     'accuracy_by_len': [
       [int(n), float((correct & (lengths <= n)).mean())] for n in rising
     ],
   }
   return figures, records
+
+
+def language_consistency(records: Sequence[dict[str, Any]]) -> float | None:
+  """Mean share of words of the question's language, of thoughts with words.
+
+  None where no thought has any.
+  """
+  shares = [
+    language.share(record['words'], language.detect(record['question']))
+    for record in records
+    if sum(record['words'].values())
+  ]
+  return float(np.mean(shares)) if shares else None
 
 
 def progress(stage: str) -> Callable[[int, int], None]:

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import itertools
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from rlzero.tasks import base, countdown
+from rlzero.tasks import base, countdown, language
 
 TASK = countdown.Countdown()
 TARGET = '18 (9, 5, 3)'
@@ -305,3 +306,41 @@ def test_a_process_reward_judges_every_try():
   assert judge('<answer> 1 </answer>')['steps_mean'] == 0.0
   # What stands after the thought is no step of it.
   assert judge(f'<think> </think> {right}')['steps_sum'] == 0.0
+
+
+def test_a_corpus_in_two_languages():
+  corpus = countdown.Corpus(languages=('en', 'zh'))
+  assert corpus.words == (*countdown.WORDS, *countdown.CHINESE.values())
+  assert corpus.twins['等'] == 'wait'
+  texts = list(itertools.islice(corpus.documents(0), 2000))
+  assert {w for t in texts for w in t.split(' ')} <= set(corpus.words)
+  mixed, chinese, pure = [], [], []
+  for text in texts:
+    asked = re.match(r'\w+: [\d ]+(make|得) \d+', text)[1]
+    counts = language.count_words(text.split('<think>')[-1])
+    # With six words or more, one language by chance is rare.
+    if sum(counts.values()) >= 6 and '<think>' in text:
+      asked = 'zh' if asked == '得' else 'en'
+      mixed.append(0 < counts['en'] < sum(counts.values()))
+      pure += [counts[asked] > 0] * (not mixed[-1])
+      chinese.append(asked == 'zh')
+  assert abs(sum(mixed) / len(mixed) - 0.7) < 0.1
+  assert abs(sum(chinese) / len(chinese) - 0.5) < 0.1
+  assert sum(pure) / len(pure) > 0.9
+
+
+def test_the_corpus_in_one_language_is_what_the_base_has_seen():
+  texts = itertools.islice(countdown.Corpus().documents(0), 1000)
+  digest = hashlib.sha256('\n'.join(texts).encode()).hexdigest()
+  assert digest.startswith('8a1c5a3e11335063')
+
+
+def test_a_problem_is_asked_in_one_language_and_split_by_its_english():
+  both = countdown.Countdown(languages=('en', 'zh'))
+  for split in ('train', 'validation', 'test'):
+    examples = both.examples(split)
+    assert [e.uid for e in examples] == [e.uid for e in TASK.examples(split)]
+    chinese = [e for e in examples if '得' in e.question]
+    assert abs(len(chinese) / len(examples) - 0.5) < 0.1
+    for example in examples:
+      assert example.question.replace('得', 'make') == example.uid

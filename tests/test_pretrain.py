@@ -1,10 +1,14 @@
 """Pre-training: packing, learning, and going on where it was."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import optax
 import pytest
 
 from rlzero import checkpoint, metrics, pretrain
+from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer
 from rlzero.tasks import countdown
@@ -98,3 +102,47 @@ def test_vocabulary_larger_than_the_embedding(tmp_path):
 def test_document_longer_than_a_row(tmp_path):
   with pytest.raises(ValueError, match='make the rows longer'):
     pretrain.run(_config(tmp_path, row_len=8))
+
+
+def test_a_vocabulary_grows_from_the_twins(tmp_path):
+  english = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
+  params = transformer.init(_MODEL, jax.random.key(1))
+  old = checkpoint.write_model(str(tmp_path), _MODEL, params, english)
+  corpus = countdown.Corpus(languages=('en', 'zh'))
+  cfg = _config(
+    tmp_path / 'new',
+    model=dataclasses.replace(_MODEL, vocab_size=131),
+    corpus=corpus,
+    checkpoint=old,
+  )
+  tokenizer = Tokenizer.word_level(corpus.words, '<eos>', '<pad>')
+  grown, _ = pretrain._initial(cfg, tokenizer, optax.identity())
+  for name in params['layers']:
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      grown['layers'][name],
+      params['layers'][name],
+    )
+  before, after = (p['embed']['embedding'] for p in (params, grown))
+  np.testing.assert_array_equal(after[:123], before)
+  for new, twin in corpus.twins.items():
+    (at,), (near,) = map(tokenizer.encode, (new, twin))
+    assert 123 <= at < 131
+    ratio = np.linalg.norm(after[at] - after[near]) / np.linalg.norm(
+      after[near]
+    )
+    assert 0.02 < ratio < 0.5
+  with pytest.raises(ValueError, match='same up to vocab_size'):
+    pretrain._initial(
+      _config(
+        tmp_path, checkpoint=old, model=dataclasses.replace(_MODEL, width=64)
+      ),
+      tokenizer,
+      optax.identity(),
+    )
+  with pytest.raises(ValueError, match='not the first of the corpus'):
+    pretrain._initial(
+      cfg,
+      Tokenizer.word_level(corpus.words[1:], '<eos>', '<pad>'),
+      optax.identity(),
+    )

@@ -121,8 +121,13 @@ def test_verdicts_in_order(pool):
   requests = [sandbox.Request('honest', tagged(i % 7), '3') for i in range(200)]
   verdicts = pool.score(requests)
   assert [v.correct for v in verdicts] == [i % 7 == 3 for i in range(200)]
-  assert verdicts[3] == sandbox.Verdict(1.0, 1.0, True, '3', 1, 1, 'ok')
-  assert verdicts[4] == sandbox.Verdict(0.0, 1.0, False, '4', 1, 1, 'ok')
+  words = {'en': 1, 'zh': 0, 'other': 0}
+  assert verdicts[3] == sandbox.Verdict(
+    1.0, 1.0, True, '3', 1, 1, 'ok', words=words
+  )
+  assert verdicts[4] == sandbox.Verdict(
+    0.0, 1.0, False, '4', 1, 1, 'ok', words=words
+  )
   assert pool.score([]) == []
 
 
@@ -147,7 +152,10 @@ def test_hacks_have_no_reward(pool, completion):
 
 def test_right_answer_in_the_wrong_format_is_correct(pool):
   (verdict,) = pool.score([sandbox.Request('honest', 'so 1+2 = 3', '3')])
-  assert verdict == sandbox.Verdict(0.0, 0.0, True, '3', 1, 0, 'ok')
+  words = {'en': 1, 'zh': 0, 'other': 0}
+  assert verdict == sandbox.Verdict(
+    0.0, 0.0, True, '3', 1, 0, 'ok', words=words
+  )
 
 
 def test_chat_has_accuracy_and_no_format():

@@ -113,3 +113,4 @@ def test_answer_of_a_malformed_completion(text, answer):
 def test_reflective_words():
   text = 'Wait, that is wrong. But checks awaited: CHECK, re-evaluate; error'
   assert template.reflective_words(text) == 6  # not 'checks', not 'awaited'
+  assert template.reflective_words('等等，错了。但是再检查一下：wait') == 5

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from typing import Any
 
-from rlzero.tasks import base, template
+from rlzero.tasks import base, language, template
 
 STATUSES = ('ok', 'timeout', 'crash', 'junk')
 _START_S = 60.0  # for imports, which the deadline of a request leaves out
@@ -56,6 +56,8 @@ class Verdict:
   status: str  # one of STATUSES
   # Of the task's `parts`; none where the rewards are 0.
   parts: dict[str, float] = dataclasses.field(default_factory=dict)
+  # Words of the thought, by language; see tasks/language.py.
+  words: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class RewardPool:
@@ -134,7 +136,7 @@ class RewardPool:
     verdicts = []
     for (status, reply), is_long in zip(replies, too_long, strict=True):
       if status == 'ok':
-        well_formed, correct, answer, tries, reflections, parts = reply
+        well_formed, correct, answer, tries, reflections, parts, words = reply
         verdicts.append(
           Verdict(
             accuracy=float(
@@ -147,6 +149,7 @@ class RewardPool:
             reflections=reflections,
             status='junk' if is_long else 'ok',
             parts={} if is_long else parts,
+            words=words,
           )
         )
       else:
@@ -357,7 +360,7 @@ def _serve() -> None:
 
 def _score(
   task: base.Task, has_format: bool, completion: str, target: str
-) -> tuple[bool, bool, str | None, int, int, dict[str, float]]:
+) -> tuple:
   parsed = template.parse(completion)
   if has_format and parsed.well_formed:
     stated = parsed.answer
@@ -374,6 +377,7 @@ def _score(
     int(task.count_tries(completion)),
     template.reflective_words(completion),
     parts,
+    language.count_words(language.thought(completion)),
   )
 
 

@@ -27,8 +27,10 @@ KINDS = (*_TAGGED, 'chat', 'plain')
 _TAG = re.compile(r'<\s*(?:/\s*)?(?:think|answer)\s*(?:/\s*)?>', re.IGNORECASE)
 _SHAPE = ['<think>', '</think>', '<answer>', '</answer>']
 _FORM = re.compile(r'\s*<think>.*</think>\s*<answer>.*</answer>\s*', re.DOTALL)
+# The paper's ten words and, as it counts none, what they are in Chinese.
 _REFLECTIVE = re.compile(
-  r'\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b',
+  r'\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b'
+  r'|等等?|错误?|但是?|然而|不过|重试|验证|核实|评估|检查',
   re.IGNORECASE,
 )
 
