@@ -37,6 +37,7 @@ class Prefix(NamedTuple):
 
   cache: tuple[KeyValues, ...]
   valid: tuple[Bool[jax.Array, 'B S'], ...]
+  positions: tuple[Int[jax.Array, 'B S'], ...]  # of the tokens
 
 
 class Prompts(NamedTuple):

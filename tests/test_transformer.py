@@ -9,7 +9,7 @@ import pytest
 from jax import numpy as jnp
 
 from rlzero.models import attention, rope, transformer
-from rlzero.models.config import ModelConfig, RopeScaling
+from rlzero.models.config import LinearScaling, ModelConfig, RopeScaling
 from rlzero.types import KeyValues, Prefix, Prompts, Tokens
 
 MHA = ModelConfig(
@@ -26,8 +26,25 @@ MQA = dataclasses.replace(
   MHA, num_kv_heads=1, qk_norm=True, tied_embedding=False
 )
 FULL = dataclasses.replace(MQA, qkv_bias=True)
+# Local and global layers, scores of another scale, a window below the lengths
+# of prompts and completions.
+GEMMA = dataclasses.replace(
+  MQA,
+  num_layers=3,
+  activation='gelu_tanh',
+  scaled_embedding=True,
+  unit_offset_norm=True,
+  post_norms=True,
+  query_scalar=9,
+  window=3,
+  global_every=2,
+  local_rope_theta=50.0,
+  rope_scaling=LinearScaling(factor=2.0),
+)
 CONFIGS = pytest.mark.parametrize(
-  'config', [MHA, GQA, MQA], ids=['mha', 'gqa-bias', 'mqa-norm-untied']
+  'config',
+  [MHA, GQA, MQA, GEMMA],
+  ids=['mha', 'gqa-bias', 'mqa-norm-untied', 'gemma'],
 )
 
 
@@ -226,7 +243,7 @@ def test_cached_decoding_equals_full_forward(config):
   full, _, _ = forward(config, params, padded(whole, 11))
   starts = [w[:n] for w, n in zip(whole, lengths, strict=True)]
   _, _, held = forward(config, params, padded(starts, 8))
-  shape = 2, 2, config.num_kv_heads, 3, 4
+  shape = config.num_layers, 2, config.num_kv_heads, 3, 4
   fresh = KeyValues(*(np.zeros(shape, np.float32) for _ in range(2)))
   rows = np.arange(2)
   for i in range(3):
@@ -241,8 +258,12 @@ def test_cached_decoding_equals_full_forward(config):
       np.arange(8)[None] < lengths[:, None],
       np.broadcast_to(np.arange(3) < i, (2, 3)),
     )
+    places = (
+      np.broadcast_to(np.arange(8, dtype=np.int32), (2, 8)),
+      (lengths[:, None] + np.arange(3)).astype(np.int32),
+    )
     hidden, _, own = forward(
-      config, params, here, prefix=Prefix((held, fresh), valid)
+      config, params, here, prefix=Prefix((held, fresh), valid, places)
     )
     np.testing.assert_allclose(
       hidden[:, 0], full[rows, lengths + i], rtol=1e-5, atol=1e-5
@@ -372,7 +393,7 @@ def test_prompts_and_prefix_together_are_refused():
       noisy(MHA),
       rows,
       continued(PROMPTS, 6, INDEX, 7),
-      Prefix((), ()),
+      Prefix((), (), ()),
     )
 
 
@@ -386,7 +407,7 @@ def test_attend_equals_a_plain_loop():
     visible = rng.random((b, t, size)) < 0.6
     visible[..., 0] = True
     parts.append(attention.Part(*map(jnp.asarray, (key, value, visible))))
-  out = attention.attend(jnp.asarray(query), parts)
+  out = attention.attend(jnp.asarray(query), parts, h**-0.5)
   for i, j, n, q in np.ndindex(b, k, r, t):
     seen = [np.flatnonzero(part.visible[i, q]) for part in parts]
     keys, values = (

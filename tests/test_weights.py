@@ -14,7 +14,7 @@ from test_tokenizer import metadata as tokenizer_metadata
 
 from rlzero import weights
 from rlzero.models import transformer
-from rlzero.models.config import ModelConfig, RopeScaling
+from rlzero.models.config import LinearScaling, ModelConfig, RopeScaling
 from rlzero.tokenizer import Tokenizer
 from rlzero.weights import hf, mapping
 from rlzero.weights.families import llama
@@ -31,6 +31,24 @@ LLAMA = ModelConfig(
   rms_norm_eps=1e-6,
   max_position=77,
 )
+GEMMA3 = dataclasses.replace(
+  LLAMA,
+  family='gemma3_text',
+  num_layers=3,
+  num_kv_heads=1,
+  head_dim=16,
+  rope_theta=7e5,
+  rope_scaling=LinearScaling(factor=8.0),
+  qk_norm=True,
+  activation='gelu_tanh',
+  scaled_embedding=True,
+  unit_offset_norm=True,
+  post_norms=True,
+  query_scalar=20,
+  window=5,
+  global_every=2,
+  local_rope_theta=300.0,
+)
 CONFIGS = {
   'llama': LLAMA,
   'llama_untied': dataclasses.replace(LLAMA, tied_embedding=False),
@@ -41,8 +59,23 @@ CONFIGS = {
     ),
   ),
   'qwen2': dataclasses.replace(LLAMA, qkv_bias=True, family='qwen2'),
+  'qwen2_untied': dataclasses.replace(
+    LLAMA, qkv_bias=True, family='qwen2', num_kv_heads=1, tied_embedding=False
+  ),
   'qwen3': dataclasses.replace(
     LLAMA, qk_norm=True, head_dim=16, family='qwen3'
+  ),
+  'qwen3_untied': dataclasses.replace(
+    LLAMA, qk_norm=True, family='qwen3', num_kv_heads=4, tied_embedding=False
+  ),
+  'gemma3': GEMMA3,
+  'gemma3_global': dataclasses.replace(
+    GEMMA3,
+    num_kv_heads=2,
+    head_dim=8,
+    query_scalar=8,
+    global_every=1,
+    rope_scaling=None,
   ),
 }
 each_config = pytest.mark.parametrize(
@@ -91,6 +124,21 @@ def assert_same(actual, expected):
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(actual))
+
+
+@each_config
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_folder_byte_for_byte(config, dtype, tmp_path):
+  hf.write_folder(tmp_path / 'a', config, random_params(config), words(), dtype)
+  loaded = weights.load(tmp_path / 'a', dtype)
+  assert {x.dtype.name for x in jax.tree.leaves(loaded.params)} == {dtype}
+  for name, params in (
+    ('same', loaded.params),
+    ('by_float32', weights.load(tmp_path / 'a').params),
+  ):
+    hf.write_folder(tmp_path / name, config, params, loaded.tokenizer, dtype)
+    for file in (tmp_path / 'a').iterdir():
+      assert (tmp_path / name / file.name).read_bytes() == file.read_bytes()
 
 
 @each_config
@@ -254,9 +302,10 @@ def test_missing_files(folder):
 @pytest.mark.parametrize(
   'change, message',
   [
-    ({'model_type': 'mistral'}, "model_type 'mistral', but only llama"),
+    ({'model_type': 'mistral'}, "model_type 'mistral', but only"),
     ({'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
-    ({'rope_scaling': {'type': 'linear'}}, "rope_type = 'linear'"),
+    ({'rope_scaling': {'type': 'dynamic'}}, "rope_type = 'dynamic'"),
+    ({'rope_scaling': {'type': 'linear'}}, "rope_type 'linear' without factor"),
     ({'rope_parameters': {'rope_type': 'yarn'}}, "rope_type = 'yarn'"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'without low_f'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor = 0.5'),
@@ -342,6 +391,13 @@ def write_gguf(path, config, kind, quantised=None, drop=(), **changes):
     add = writer.add_string if isinstance(value, str) else writer.add_uint32
     add(f'{kind}.{key}', value)
   writer.add_float32(f'{kind}.rope.freq_base', config.rope_theta)
+  if config.window:
+    writer.add_uint32(f'{kind}.attention.sliding_window', config.window)
+  if config.rope_scaling:
+    writer.add_string(f'{kind}.rope.scaling.type', 'linear')
+    writer.add_float32(
+      f'{kind}.rope.scaling.factor', config.rope_scaling.factor
+    )
   writer.add_float32(
     f'{kind}.attention.layer_norm_rms_epsilon', config.rms_norm_eps
   )
@@ -361,6 +417,8 @@ def write_gguf(path, config, kind, quantised=None, drop=(), **changes):
     if kind == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
       heads = config.num_heads if 'attn_q' in name else config.num_kv_heads
       array = permute(array, heads)
+    if config.unit_offset_norm and name.endswith('norm.weight'):
+      array = array + 1
     if name in drop:
       continue
     if quantised is not None and array.ndim == 2:
@@ -381,8 +439,18 @@ GGUF_CONFIGS = {
     config, vocab_size=len(tokenizer_metadata()['tokenizer.ggml.tokens'])
   )
   for name, config in CONFIGS.items()
-  if config.rope_scaling is None  # GGUF has it as a tensor, which is refused
+  # GGUF has the stretch of Llama 3 as a tensor, which is refused.
+  if not isinstance(config.rope_scaling, RopeScaling)
 }
+# What llama.cpp knows by heart.
+for name, config in GGUF_CONFIGS.items():
+  if config.family == 'gemma3_text':
+    GGUF_CONFIGS[name] = dataclasses.replace(
+      config,
+      query_scalar=config.head_dim,
+      global_every=6,
+      local_rope_theta=1e4,
+    )
 
 
 @pytest.mark.parametrize('name', GGUF_CONFIGS)
@@ -391,7 +459,15 @@ def test_gguf_is_read(name, tmp_path):
   write_gguf(tmp_path / 'm.gguf', config, name.split('_')[0])
   loaded = weights.load(tmp_path)
   assert loaded.config == config
-  assert_same(loaded.params, random_params(config))
+  expected = random_params(config)
+  if config.unit_offset_norm:  # 1 + x - 1 is x up to rounding
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0),
+      loaded.params,
+      expected,
+    )
+  else:
+    assert_same(loaded.params, expected)
   assert loaded.tokenizer.decode(loaded.tokenizer.encode('ab 12')) == 'ab 12'
 
 
@@ -411,7 +487,7 @@ def test_quantised_gguf_is_close(tmp_path):
 @pytest.mark.parametrize(
   'kind, arguments, message',
   [
-    ('mamba', {}, "architecture 'mamba', but only llama, qwen2 and qwen3"),
+    ('mamba', {}, "architecture 'mamba', but only gemma3, llama"),
     ('llama', {'rope.scaling.type': 'yarn'}, "rope.scaling.type = 'yarn'"),
     ('llama', {'rope.dimension_count': 4}, 'rope.dimension_count = 4'),
     ('llama', {'expert_count': 8}, 'llama.expert_count = 8'),

@@ -15,6 +15,39 @@ def causal_mask(segments: Int[Array, 'B T']) -> Bool[Array, 'B T T']:
   return past[None] & (segments[:, :, None] == segments[:, None, :])
 
 
+class Visible(NamedTuple):
+  """Which keys exist for a query: in global layers, and in local ones."""
+
+  everywhere: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S']
+  windowed: Bool[Array, 'B T S'] | None  # None: the model has no windows
+
+  def of(self, local: Bool[Array, ''] | None) -> Bool[Array, 'B _ S']:
+    """In a layer that is local or not."""
+    if local is None or self.windowed is None:
+      return self.everywhere
+    return jnp.where(local, self.windowed, self.everywhere)
+
+
+def windows(
+  visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S'],
+  positions: Int[Array, 'B T'],
+  keys: Int[Array, 'B S'],
+  window: int,
+) -> Visible:
+  """Who is seen at all, and who of them from less than `window` tokens away.
+
+  Args:
+    visible: in global layers.
+    positions: of the queries.
+    keys: positions of the keys.
+    window: tokens, the query's own included; 0 for a model without windows.
+  """
+  if not window:
+    return Visible(visible, None)
+  near = positions[:, :, None] - keys[:, None, :] < window
+  return Visible(visible, visible & near)
+
+
 class Part(NamedTuple):
   """Keys that a row's queries may look at, and which of them exist."""
 
@@ -24,16 +57,15 @@ class Part(NamedTuple):
 
 
 def attend(
-  query: Float[Array, 'B K R T H'], parts: Sequence[Part]
+  query: Float[Array, 'B K R T H'], parts: Sequence[Part], scale: float
 ) -> Float[Array, 'B K R T H']:
-  """softmax(q k^T / sqrt(H)) v over the keys of all parts together.
+  """softmax(q k^T scale) v over the keys of all parts together.
 
   One softmax runs over the scores of the parts (a shared prompt or a cache,
   and the row's own past), while keys and values stay where they are: joining
   them would copy the whole cache for each token that is decoded. Scores and
   weights are float32. R = N / K queries share a key.
   """
-  scale = query.shape[-1] ** -0.5
   scores = []
   for part in parts:
     score = jnp.einsum(

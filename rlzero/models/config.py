@@ -1,8 +1,9 @@
-"""What a decoder of the Llama/Qwen kind is made of, as numbers."""
+"""What a decoder is made of, as numbers."""
 
 import dataclasses
 
 _DTYPES = ('float32', 'bfloat16')
+_ACTIVATIONS = ('silu', 'gelu_tanh')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,23 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+  """A stretch that divides every frequency (arXiv 2306.15595).
+
+  Raises:
+    ValueError: a factor below 1.
+  """
+
+  factor: float  # how much longer
+
+  def __post_init__(self):
+    if self.factor < 1:
+      raise ValueError(
+        f'LinearScaling.factor is {self.factor}; it must be at least 1.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """Shape and options of a decoder; the letters are those of `types.py`.
 
@@ -52,11 +70,19 @@ class ModelConfig:
   num_kv_heads: int  # K, divides N
   head_dim: int  # H, even
   rope_theta: float = 10_000.0
-  rope_scaling: RopeScaling | None = None
+  rope_scaling: RopeScaling | LinearScaling | None = None
   rms_norm_eps: float = 1e-5
   tied_embedding: bool = True
   qkv_bias: bool = False
   qk_norm: bool = False
+  activation: str = 'silu'  # of the MLP's gate, or 'gelu_tanh'
+  scaled_embedding: bool = False  # times sqrt(width)
+  unit_offset_norm: bool = False  # norms multiply by 1 + scale
+  post_norms: bool = False  # what attention and MLP add is normalised too
+  query_scalar: int = 0  # scores are divided by its root; 0: by head_dim's
+  window: int = 0  # tokens a local layer sees, itself included; 0: no such
+  global_every: int = 1  # one layer in so many, the last of them, sees all
+  local_rope_theta: float = 10_000.0  # of local layers, never stretched
   max_position: int = 2048  # tokens, prompt and completion together
   family: str = 'llama'  # whose files it is exported as: their model_type
   dtype: str = 'float32'  # of activations; parameters stay float32
@@ -88,7 +114,23 @@ class ModelConfig:
         f'ModelConfig.head_dim is {self.head_dim}; rotary embedding needs '
         'an even number.'
       )
-    if self.dtype not in _DTYPES:
+    for name, known in (('dtype', _DTYPES), ('activation', _ACTIVATIONS)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f'ModelConfig.{name} is {getattr(self, name)!r}; choose one of '
+          f'{known}.'
+        )
+    if self.window < 0 or self.query_scalar < 0 or self.global_every < 1:
       raise ValueError(
-        f'ModelConfig.dtype is {self.dtype!r}; choose one of {_DTYPES}.'
+        f'ModelConfig has window {self.window}, query_scalar '
+        f'{self.query_scalar} and global_every {self.global_every}; the first '
+        'two must be at least 0 and the last at least 1.'
       )
+
+  @property
+  def local_layers(self) -> tuple[bool, ...]:
+    """Which layers see a window alone."""
+    return tuple(
+      self.window > 0 and layer % self.global_every != 0
+      for layer in range(1, self.num_layers + 1)
+    )

@@ -12,17 +12,26 @@ INIT = nn.initializers.normal(0.02)
 class RMSNorm(nn.Module):
   """x / rms(x) * scale over the last axis, in float32 (1910.07467, eq. 4)."""
 
-  epsilon: float
+  config: ModelConfig
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    return rms_norm(x, scale, self.epsilon)
+    scale = self.param('scale', norm_init(self.config), (x.shape[-1],))
+    return rms_norm(x, scale, self.config)
 
 
-def rms_norm(x, scale, epsilon):
+def norm_init(config):
+  """Every norm multiplies by one at first."""
+  return nn.initializers.constant(0.0 if config.unit_offset_norm else 1.0)
+
+
+def rms_norm(x, scale, config):
   x32 = x.astype(jnp.float32)
-  inverse = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)
+  inverse = jax.lax.rsqrt(
+    jnp.mean(x32**2, axis=-1, keepdims=True) + config.rms_norm_eps
+  )
+  if config.unit_offset_norm:
+    scale = 1 + scale.astype(jnp.float32)
   scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
   return (x32 * inverse * scale).astype(x.dtype)
 
@@ -38,7 +47,7 @@ def multiply(x, kernel):
 
 
 class MLP(nn.Module):
-  """SwiGLU: down(silu(gate x) * up x) (arXiv 2002.05202, eq. 6)."""
+  """down(act(gate x) * up x): SwiGLU, GEGLU (arXiv 2002.05202, eq. 6)."""
 
   config: ModelConfig
 
@@ -51,4 +60,5 @@ class MLP(nn.Module):
     gate, up = jax.lax.optimization_barrier(
       (multiply(x, gate), multiply(x, up))
     )
-    return multiply(jax.lax.optimization_barrier(nn.silu(gate) * up), down)
+    act = {'silu': nn.silu, 'gelu_tanh': nn.gelu}[self.config.activation]
+    return multiply(jax.lax.optimization_barrier(act(gate) * up), down)

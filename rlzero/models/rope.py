@@ -4,11 +4,11 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rlzero.models.config import RopeScaling
+from rlzero.models.config import LinearScaling, RopeScaling
 
 
 def frequencies(
-  head_dim: int, theta: float, scaling: RopeScaling | None
+  head_dim: int, theta: float, scaling: RopeScaling | LinearScaling | None
 ) -> np.ndarray:
   """Radians a position, [H / 2] float32 (arXiv 2104.09864, eq. 15).
 
@@ -18,6 +18,8 @@ def frequencies(
   plain = theta ** (-np.arange(half) / half)
   if scaling is None:
     return plain.astype(np.float32)
+  if isinstance(scaling, LinearScaling):
+    return (plain / scaling.factor).astype(np.float32)
   turns = scaling.original_max_position * plain / (2 * np.pi)
   low, high = scaling.low_freq_factor, scaling.high_freq_factor
   kept = np.clip((turns - low) / (high - low), 0, 1)
@@ -28,7 +30,7 @@ def frequencies(
 def rotate(
   x: Float[Array, 'B *K T H'],
   positions: Int[Array, 'B T'],
-  frequencies: Float[np.ndarray, 'half'],
+  frequencies: Float[np.ndarray, 'half'] | Float[Array, 'half'],
 ) -> Float[Array, 'B *K T H']:
   """Rotary position embedding, halves paired (arXiv 2104.09864, eq. 34)."""
   angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]

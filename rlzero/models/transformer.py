@@ -13,6 +13,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
@@ -59,11 +60,11 @@ class Attention(nn.Module):
       self.key_bias = self.param('key_bias', zeros, (k, h))
       self.value_bias = self.param('value_bias', zeros, (k, h))
     if c.qk_norm:
-      ones = nn.initializers.ones
+      ones = layers.norm_init(c)
       self.query_norm = self.param('query_norm', ones, (h,))
       self.key_norm = self.param('key_norm', ones, (h,))
 
-  def project(self, x, positions):
+  def project(self, x, positions, local):
     """[B, T, D] -> query [B, K, R, T, H], key and value [B, K, T, H]."""
     c = self.config
 
@@ -76,9 +77,12 @@ class Attention(nn.Module):
     key = heads(self.key, c.qkv_bias and self.key_bias)
     value = heads(self.value, c.qkv_bias and self.value_bias)
     if c.qk_norm:
-      query = layers.rms_norm(query, self.query_norm, c.rms_norm_eps)
-      key = layers.rms_norm(key, self.key_norm, c.rms_norm_eps)
+      query = layers.rms_norm(query, self.query_norm, c)
+      key = layers.rms_norm(key, self.key_norm, c)
     turns = rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+    if local is not None:
+      near = rope.frequencies(c.head_dim, c.local_rope_theta, None)
+      turns = jnp.where(local, near, turns)
     query = rope.rotate(query, positions, turns)
     key = rope.rotate(key, positions, turns)
     b, _, t, h = query.shape
@@ -101,36 +105,46 @@ class Block(nn.Module):
 
   def setup(self):
     c = self.config
-    self.attention_norm = layers.RMSNorm(c.rms_norm_eps)
+    self.attention_norm = layers.RMSNorm(c)
     self.attention = Attention(c)
-    self.mlp_norm = layers.RMSNorm(c.rms_norm_eps)
+    self.mlp_norm = layers.RMSNorm(c)
     self.mlp = layers.MLP(c)
+    if c.post_norms:
+      self.attention_post_norm = layers.RMSNorm(c)
+      self.mlp_post_norm = layers.RMSNorm(c)
 
-  def __call__(self, carry, cached, rows, mask, prompts, prompt_mask, valid):
+  def __call__(
+    self, carry, cached, local, rows, mask, prompts, prompt_mask, valid
+  ):
     x, prompt_x = carry
     if prompts is not None:
       prompt_x, own = self._layer(
-        prompt_x, prompts.tokens.positions, prompt_mask, ()
+        prompt_x, prompts.tokens.positions, local, prompt_mask, ()
       )
       # The gradient of this gather adds up what the rows of a group say.
       cached = (KeyValues(*(_of_rows(part, prompts.index) for part in own)),)
     before = [
-      attention.Part(*keys, seen)
+      attention.Part(*keys, seen.of(local))
       for keys, seen in zip(cached, valid, strict=True)
     ]
-    x, own = self._layer(x, rows.positions, mask, before)
+    x, own = self._layer(x, rows.positions, local, mask, before)
     if prompts is not None:
       prompt_x = sharding.constrain(prompt_x, 'PT_')
     return (sharding.constrain(x, 'BT_'), prompt_x), own
 
-  def _layer(self, x, positions, mask, before):
+  def _layer(self, x, positions, local, mask, before):
+    c = self.config
     query, key, value = self.attention.project(
-      self.attention_norm(x), positions
+      self.attention_norm(x), positions, local
     )
-    own = attention.Part(key, value, mask)
-    heads = attention.attend(query, [*before, own])
-    x = x + self.attention.merge(heads)
-    return x + self.mlp(self.mlp_norm(x)), KeyValues(key, value)
+    own = attention.Part(key, value, mask.of(local))
+    scale = (c.query_scalar or c.head_dim) ** -0.5
+    heads = attention.attend(query, [*before, own], scale)
+    more = self.attention.merge(heads)
+    x = x + (self.attention_post_norm(more) if c.post_norms else more)
+    more = self.mlp(self.mlp_norm(x))
+    x = x + (self.mlp_post_norm(more) if c.post_norms else more)
+    return x, KeyValues(key, value)
 
 
 def _of_rows(part, index):
@@ -162,10 +176,10 @@ class Transformer(nn.Module):
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0,) + (nn.broadcast,) * 5,
+      in_axes=(0, 0) + (nn.broadcast,) * 5,
       length=c.num_layers,
     )(c)
-    self.final_norm = layers.RMSNorm(c.rms_norm_eps)
+    self.final_norm = layers.RMSNorm(c)
     if not c.tied_embedding:
       self.head = nn.Dense(
         c.vocab_size, use_bias=False, kernel_init=layers.INIT
@@ -186,22 +200,39 @@ class Transformer(nn.Module):
     """
     if prompts is not None and prefix is not None:
       raise ValueError('Give rows either prompts or a prefix, not both.')
-    dtype = jnp.dtype(self.config.dtype)
-    x = sharding.constrain(self.embed(rows.ids).astype(dtype), 'BT_')
+    c = self.config
+
+    def mask(tokens):
+      seen = attention.causal_mask(tokens.segments)
+      return attention.windows(
+        seen, tokens.positions, tokens.positions, c.window
+      )
+
+    x = sharding.constrain(self._embed(rows.ids), 'BT_')
     prompt_x = prompt_mask = None
     cached = valid = ()
     if prompts is not None:
-      prompt_x = self.embed(prompts.tokens.ids).astype(dtype)
-      prompt_x = sharding.constrain(prompt_x, 'PT_')
-      prompt_mask = attention.causal_mask(prompts.tokens.segments)
-      valid = (_continued(prompts),)
+      prompt_x = sharding.constrain(self._embed(prompts.tokens.ids), 'PT_')
+      prompt_mask = mask(prompts.tokens)
+      places = prompts.tokens.positions[prompts.index]
+      places = places.reshape(places.shape[0], -1)
+      valid = (
+        attention.windows(
+          _continued(prompts), rows.positions, places, c.window
+        ),
+      )
     if prefix is not None:
-      cached, valid = prefix.cache, [seen[:, None] for seen in prefix.valid]
+      cached = prefix.cache
+      valid = [
+        attention.windows(seen[:, None], rows.positions, places, c.window)
+        for seen, places in zip(prefix.valid, prefix.positions, strict=True)
+      ]
     (x, prompt_x), own = self.layers(
       (x, prompt_x),
       cached,
+      np.array(c.local_layers) if c.window else None,
       rows,
-      attention.causal_mask(rows.segments),
+      mask(rows),
       prompts,
       prompt_mask,
       valid,
@@ -213,9 +244,16 @@ class Transformer(nn.Module):
       prompt_x = self.final_norm(prompt_x)
     return x, prompt_x, own
 
+  def _embed(self, ids):
+    x = self.embed(ids).astype(jnp.dtype(self.config.dtype))
+    if self.config.scaled_embedding:
+      # The factor is rounded to the compute dtype, as it was in training.
+      x = x * jnp.asarray(self.config.width**0.5, x.dtype)
+    return x
+
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
-  """Fresh float32 parameters, normal(0.02), norms at one."""
+  """Fresh float32 parameters, normal(0.02); norms multiply by one."""
   ids = jnp.ones((sharding.ways('B'), 2), jnp.int32)
   rows = Tokens(ids, ids, ids)
   return Transformer(config).init(key, rows)['params']

@@ -200,6 +200,7 @@ def decode(
   # the same place, since writing each slot at its own place is slow.
   held = KeyValues(*(c[:, :, :, :span] for c in slots.cache))
   held_valid = jnp.arange(span)[None] < start[:, None]
+  held_places = jnp.broadcast_to(jnp.arange(span)[None], held_valid.shape)
   shape = list(held.key.shape)
   shape[3] = num_steps
   fresh = KeyValues(*(jnp.zeros(shape, held.key.dtype),) * 2)
@@ -215,7 +216,8 @@ def decode(
       (start + i)[:, None],
       jnp.ones_like(slots.token)[:, None],
     )
-    prefix = Prefix((held, fresh), (held_valid, valid))
+    places = start[:, None] + jnp.arange(num_steps)[None]
+    prefix = Prefix((held, fresh), (held_valid, valid), (held_places, places))
     hidden, _, own = transformer.forward(config, params, here, prefix=prefix)
     fresh = KeyValues(
       *(

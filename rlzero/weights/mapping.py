@@ -250,6 +250,10 @@ def _checked(
   found: dict[str, Stored] = {}
   unknown, twice, shapes = [], [], []
   for name, stored in tensors:
+    for theirs, ours in _family(config).RENAMED.items():
+      if name.startswith(theirs):
+        name = ours + name.removeprefix(theirs)
+        break
     if name in found:
       twice.append(f'{name} ({stored.file})')
       continue

@@ -6,22 +6,27 @@ A family says, for its `model_type`s,
   hf_from_config(config)   and back,
   config_from_gguf(facts)  the ModelConfig of a GGUF file, where it has any,
   table(config)            its parameters, a `Row` each,
-  LEFT_OUT                 tensors that are passed over: pattern -> what it is.
+  LEFT_OUT                 tensors that are passed over: pattern -> what it is,
+  RENAMED                  other beginnings of names in files -> those of the
+                           table.
 
 That is all there is to a family besides its parts of the one model
 (`rlzero/models`).
 """
 
-from rlzero.weights.families import llama, qwen
+from rlzero.weights.families import gemma3, llama, qwen
 
 # model_type of a config.json, which is ModelConfig.family too.
 FAMILIES = {
   'llama': llama,
   'qwen2': qwen,
   'qwen3': qwen,
+  'gemma3_text': gemma3,
+  'gemma3': gemma3,  # with images; its text model is a gemma3_text here
 }
 # general.architecture of a GGUF file.
 GGUF_FAMILIES = {
+  'gemma3': gemma3,
   'llama': llama,
   'qwen2': qwen,
   'qwen3': qwen,

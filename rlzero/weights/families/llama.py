@@ -11,6 +11,7 @@ from rlzero.weights.families import rope
 from rlzero.weights.rows import Row, layer_rows
 
 LEFT_OUT = {'*.rotary_emb.inv_freq': 'a constant that is computed'}
+RENAMED: dict[str, str] = {}
 
 EMBEDDING = Row(
   'embed/embedding',
@@ -124,16 +125,23 @@ def described(config: ModelConfig) -> dict[str, Any]:
   }
 
 
-def gguf_dense(facts: Facts) -> dict[str, Any]:
+def gguf_dense(
+  facts: Facts, scalings: tuple[str, ...] = ('none',)
+) -> dict[str, Any]:
   """Fields of ModelConfig that all dense decoders have in a GGUF file.
 
   Whether the embedding is tied shows in the tensors alone.
+
+  Args:
+    facts: of the file.
+    scalings: kinds of stretch that the family reads by itself.
   """
   width = facts.size('embedding_length')
   heads = facts.size('attention.head_count')
   head_dim = facts.size('attention.key_length', width // heads)
   facts.only('expert_count', 0)
-  facts.only('rope.scaling.type', 'none')
+  if facts.get('rope.scaling.type') not in scalings:
+    facts.only('rope.scaling.type', 'none')
   facts.only('rope.dimension_count', head_dim)
   facts.only('attention.value_length', head_dim)
   tokens = facts.values.get('tokenizer.ggml.tokens', ())

@@ -8,6 +8,7 @@ from rlzero.weights.families import llama
 from rlzero.weights.rows import Row, layer_rows
 
 LEFT_OUT = llama.LEFT_OUT
+RENAMED = llama.RENAMED
 
 _BIAS = (
   ('attention/query_bias', 'self_attn.q_proj', 'attn_q', 'NH -> NH'),

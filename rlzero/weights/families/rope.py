@@ -3,19 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rlzero.models.config import RopeScaling
+from rlzero.models.config import LinearScaling, RopeScaling
 from rlzero.weights.facts import Facts, WeightsError
 
-# Names of the fields of RopeScaling in a config.json.
-_LLAMA3 = {
-  'factor': 'factor',
-  'low_freq_factor': 'low_freq_factor',
-  'high_freq_factor': 'high_freq_factor',
-  'original_max_position': 'original_max_position_embeddings',
+Scaling = RopeScaling | LinearScaling
+
+# rope_type of a config.json, and its names of our fields.
+_KINDS = {
+  'llama3': (
+    RopeScaling,
+    {
+      'factor': 'factor',
+      'low_freq_factor': 'low_freq_factor',
+      'high_freq_factor': 'high_freq_factor',
+      'original_max_position': 'original_max_position_embeddings',
+    },
+  ),
+  'linear': (LinearScaling, {'factor': 'factor'}),
 }
 
 
-def read(facts: Facts) -> tuple[float, RopeScaling | None]:
+def read(facts: Facts) -> tuple[float, Scaling | None]:
   """Base and stretch; older files keep them apart, newer ones in one dict.
 
   Raises:
@@ -31,7 +39,7 @@ def read(facts: Facts) -> tuple[float, RopeScaling | None]:
   return theta, scaling(rope, facts)
 
 
-def scaling(rope: Mapping[str, Any], facts: Facts) -> RopeScaling | None:
+def scaling(rope: Mapping[str, Any], facts: Facts) -> Scaling | None:
   """The stretch that one dict describes.
 
   Raises:
@@ -40,22 +48,26 @@ def scaling(rope: Mapping[str, Any], facts: Facts) -> RopeScaling | None:
   kind = rope.get('rope_type', rope.get('type', 'default'))
   if kind == 'default':
     return None
-  if kind != 'llama3':
-    raise facts.refusal(f'rope_type = {kind!r}', "'default' and 'llama3'")
-  missing = [name for name in _LLAMA3.values() if name not in rope]
+  if kind not in _KINDS:
+    known = sorted(('default', *_KINDS))
+    raise facts.refusal(f'rope_type = {kind!r}', ' and '.join(known))
+  cls, names = _KINDS[kind]
+  missing = [name for name in names.values() if name not in rope]
   if missing:
     raise WeightsError(
       f'{facts.source} has rope_type {kind!r} without {", ".join(missing)}; '
       "restore the model's own file."
     )
-  return RopeScaling(**{ours: rope[name] for ours, name in _LLAMA3.items()})
+  return cls(**{ours: rope[name] for ours, name in names.items()})
 
 
-def write(scaling: RopeScaling | None) -> dict[str, Any] | None:
+def write(scaling: Scaling | None) -> dict[str, Any] | None:
   """`scaling`, inverted: the dict of a config.json, or None."""
   if scaling is None:
     return None
+  (kind,) = (k for k, (cls, _) in _KINDS.items() if type(scaling) is cls)
+  names = _KINDS[kind][1]
   return {
-    'rope_type': 'llama3',
-    **{name: getattr(scaling, ours) for ours, name in _LLAMA3.items()},
+    'rope_type': kind,
+    **{name: getattr(scaling, ours) for ours, name in names.items()},
   }
