@@ -33,6 +33,7 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.28',
+    'pyarrow>=16.0',
     'reasoning-gym>=0.1.23',
     'rich>=13.0',
     'safetensors>=0.5',

@@ -2,7 +2,8 @@
 
 Several completions share a row, and a row continues at most two prompts. Rows
 are filled first with what needs the widest ones, group by group, so that a
-prompt is computed in few microbatches.
+prompt is computed in few microbatches. Supervised stages pack whole sequences,
+prompt and completion, in the same way (`pack`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,10 +45,24 @@ class Micro(NamedTuple):
   advantages: Float[Array, 'B T']
 
 
-class Place(NamedTuple):
-  """Where a completion stands in a microbatch."""
+class Piece(NamedTuple):
+  """Whole sequences that stay together in a row, one after the other."""
 
-  completion: int  # its index in `Rows`
+  sequences: Sequence[np.ndarray]  # token ids of each
+  extras: Any  # pytree of [n], what else each of their n tokens carries
+
+
+class Packed(NamedTuple):
+  """A microbatch of packed pieces."""
+
+  tokens: Tokens  # [B, T], a segment for each sequence
+  extras: Any  # pytree of [B, T]; padding has zeros
+
+
+class Place(NamedTuple):
+  """Where a completion, or a piece, stands in a microbatch."""
+
+  completion: int  # its index among all
   row: int
   start: int
 
@@ -83,6 +98,22 @@ def microbatches(
     most = max(micro_tokens // width, 1)
     places, order = _fill(order, lengths, rows.prompt_index, width, most)
     yield places, _micro(rows, places, most, width, prompt_width, ways)
+
+
+def pack(
+  pieces: Sequence[Piece], micro_tokens: int, max_len: int, ways: int = 1
+) -> Iterator[tuple[list[Place], Packed]]:
+  """Cuts pieces into packed microbatches; arguments as of `microbatches`."""
+  sizes = [sum(map(len, p.sequences)) for p in pieces]
+  lengths = np.array(sizes)
+  widths = np.array([_width(n, max_len) for n in sizes])
+  order = np.lexsort((-lengths, -widths))
+  alike = np.zeros(len(pieces), int)  # as if all continued one prompt
+  while order.size:
+    width = int(widths[order[0]])
+    most = max(micro_tokens // width, 1)
+    places, order = _fill(order, lengths, alike, width, most)
+    yield places, _packed(pieces, places, most, width, ways)
 
 
 def round_up(size: int, step: int) -> int:
@@ -170,9 +201,34 @@ def _fill(order, lengths, prompt_index, width, most):
   return places, np.array(left, order.dtype)
 
 
-def _micro(rows, places, most, width, prompt_width, ways) -> Micro:
+def _num_rows(places, most, ways):
   wanted = 1 + max(p.row for p in places)
-  num_rows = round_up(min(round_up(wanted, -(-most // _ROW_SIZES)), most), ways)
+  return round_up(min(round_up(wanted, -(-most // _ROW_SIZES)), most), ways)
+
+
+def _packed(pieces, places, most, width, ways) -> Packed:
+  shape = _num_rows(places, most, ways), width
+  ids, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
+  extras = jax.tree.map(lambda x: np.zeros(shape, x.dtype), pieces[0].extras)
+  segment = 0
+  for i, row, start in places:
+    piece, end = pieces[i], start
+    for sequence in piece.sequences:
+      segment += 1
+      at = row, slice(end, end + len(sequence))
+      ids[at] = sequence
+      positions[at] = np.arange(len(sequence))
+      segments[at] = segment
+      end += len(sequence)
+    for whole, own in zip(
+      jax.tree.leaves(extras), jax.tree.leaves(piece.extras), strict=True
+    ):
+      whole[row, start:end] = own
+  return Packed(Tokens(ids, positions, segments), extras)
+
+
+def _micro(rows, places, most, width, prompt_width, ways) -> Micro:
+  num_rows = _num_rows(places, most, ways)
   chosen = [p.completion for p in places]
   used, local = np.unique(rows.prompt_index[chosen], return_inverse=True)
   most = min(num_rows * _PROMPTS_A_ROW, len(rows.prompts))

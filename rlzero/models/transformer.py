@@ -289,22 +289,25 @@ def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:
 
 def predictors(
   hidden: Float[Array, 'B T D'],
-  prompt_hidden: Float[Array, 'P Tp D'],
+  prompt_hidden: Float[Array, 'P Tp D'] | None,
   rows: Tokens,
-  prompts: Prompts,
+  prompts: Prompts | None,
 ) -> Float[Array, 'B T D']:
   """The hidden state that predicts each token: the one-position shift.
 
   Token t of a completion is predicted from token t - 1; the first one from
   the last token of its prompt. Everything after this function has a log-prob
-  at the index of the token it scores.
+  at the index of the token it scores. Without prompts the first token of a
+  segment is predicted by nothing, and what stands there is of no use.
   """
+  shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+  if prompts is None:
+    return shifted
   lengths = jnp.sum(prompts.tokens.segments > 0, axis=1)
   last = jnp.take_along_axis(
     prompt_hidden, (lengths - 1)[:, None, None], axis=1
   )[:, 0]
   last = last[jnp.take_along_axis(prompts.index, prompts.which, axis=1)]
-  shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
   before = jnp.pad(rows.segments[:, :-1], ((0, 0), (1, 0)))
   first = (rows.segments != before)[..., None]
   return jnp.where(first, last, shifted)

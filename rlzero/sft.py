@@ -1,0 +1,203 @@
+"""Supervised fine-tuning: examples of prompt and completion, imitated.
+
+  python -m rlzero.sft --gin_file=configs/runs/sft_cold_start.gin \
+    --workdir=DIR --checkpoint=MODEL --data=examples.jsonl
+
+Used for R1's cold start, for its third stage and for distillation. A record
+has `prompt` and `completion`, or `messages` that end with the assistant's.
+What is learned is the completion, end of sequence included. Examples are
+packed: several share a row and see nothing of each other.
+
+Differences from the paper:
+- The paper does not say how sequences are batched; here an update has
+  `batch_size` examples and its loss is the mean over their tokens.
+- Of a conversation only the last answer is learned.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from rlzero import (
+  checkpoint,
+  config,
+  losses,
+  metrics,
+  packing,
+  sharding,
+  supervised,
+)
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.tasks.datasets import records
+from rlzero.tasks.template import Template
+from rlzero.tokenizer import Tokenizer
+from rlzero.types import Params
+
+_CHUNK = 1024  # tokens whose logits are held at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(supervised.Config):
+  """Settings of a run; the defaults are the paper's for the cold start."""
+
+
+class Example(NamedTuple):
+  """A prompt and its completion, end of sequence included."""
+
+  ids: np.ndarray  # [n]
+  prompt_len: int  # tokens, at least 1
+
+  @property
+  def completion(self) -> np.ndarray:
+    return self.ids[self.prompt_len :]
+
+
+def run(cfg: Config) -> None:
+  """Fine-tunes, or goes on from the last checkpoint.
+
+  Raises:
+    ValueError: input that cannot be used, or a loss that is not finite.
+  """
+  config.check_same(cfg, cfg.workdir)
+  loaded = checkpoint.load_model(cfg.checkpoint)
+  model = cfg.model(loaded.config)
+  examples, order = load(cfg, loaded.tokenizer)
+  num_steps = cfg.num_steps or order.num_steps(cfg.num_epochs)
+  config.save_resolved(cfg, cfg.workdir)
+  checkpoint.write_description(cfg.workdir, model, loaded.tokenizer)
+  with sharding.use(cfg.mesh):
+    params = supervised.fit(
+      cfg,
+      'sft',
+      sharding.place_params(transformer.AXES, loaded.params),
+      num_steps,
+      lambda step, _: supervised.pack(
+        cfg, [piece(examples[i]) for i in order.batch(step)]
+      ),
+      functools.partial(loss, model),
+    )
+    checkpoint.write_model(cfg.workdir, model, params, loaded.tokenizer)
+
+
+def load(
+  cfg: supervised.Config, tokenizer: Tokenizer
+) -> tuple[list[Example], supervised.Order]:
+  """The examples of all sources, and the order of batches.
+
+  Raises:
+    ValueError: a record that is no example, or a source that has none.
+  """
+  found: list[Example] = []
+  sizes, counts = [], []
+  for source in records.sources(cfg.data):
+    before, longer, num_tokens = len(found), 0, 0
+    for record in records.read(source):
+      example = encode(tokenizer, cfg.template, record)
+      if example.ids.size > cfg.max_len:
+        longer += 1
+        if cfg.too_long == 'drop' or example.prompt_len >= cfg.max_len:
+          continue
+        example = example._replace(ids=example.ids[: cfg.max_len])
+      found.append(example)
+      num_tokens += example.ids.size
+    size = len(found) - before
+    print(
+      f'{source.path}: {size} examples, {num_tokens:,} tokens, '
+      f'{longer} longer than {cfg.max_len}'
+      + {'drop': ' and dropped', 'truncate': ' and cut'}[cfg.too_long],
+      flush=True,
+    )
+    if not size:
+      raise ValueError(
+        f'All {longer} examples of {source.path} are longer than max_len = '
+        f"{cfg.max_len} tokens; raise it, or set too_long to 'truncate'."
+      )
+    sizes.append(size)
+    counts.append(source.num_examples)
+  order = supervised.Order(sizes, counts, cfg.seed, cfg.batch_size)
+  return found, order
+
+
+def encode(
+  tokenizer: Tokenizer, template: Template, record: tuple[str, dict[str, Any]]
+) -> Example:
+  """Token ids of a record: the prompt as the model is asked, the completion.
+
+  Prompt and completion are encoded apart, as in a rollout.
+
+  Raises:
+    ValueError: a record that is no example.
+  """
+  place, row = record
+  if 'messages' in row and 'prompt' not in row:
+    messages = records.field(record, 'messages', list)
+    if len(messages) < 2 or messages[-1].get('role') != 'assistant':
+      raise ValueError(
+        f'{place} has messages that do not end with an answer of the '
+        'assistant; put one last, after a message of the user.'
+      )
+    prompt = tokenizer.apply_chat_template(messages[:-1])
+    completion = messages[-1]['content']
+    if not completion:
+      raise ValueError(
+        f'{place} has an empty last message; remove the record, or write '
+        'what the assistant should say.'
+      )
+  else:
+    prompt = template.render(
+      records.field(record, 'prompt', str), tokenizer.apply_chat_template
+    )
+    completion = records.field(record, 'completion', str)
+  return join(tokenizer, tokenizer.encode(prompt), completion)
+
+
+def join(
+  tokenizer: Tokenizer, prompt: Sequence[int], completion: str
+) -> Example:
+  """A prompt and a completion that ends with end of sequence."""
+  ids = tokenizer.encode(completion)
+  if not ids or ids[-1] not in tokenizer.eos_ids:
+    ids = [*ids, tokenizer.eos_ids[0]]
+  return Example(np.array([*prompt, *ids], np.int32), len(prompt))
+
+
+def piece(example: Example) -> packing.Piece:
+  """For packing: 1 where a token is to be learned."""
+  mask = np.arange(example.ids.size) >= example.prompt_len
+  return packing.Piece((example.ids,), mask.astype(np.float32))
+
+
+def loss(
+  model: ModelConfig, params: Params, rows: packing.Packed, frozen: Any = ()
+) -> tuple[jax.Array, dict[str, metrics.Mean]]:
+  """Summed cross-entropy of the tokens that are learned, in nats."""
+  del frozen
+  hidden, _, _ = transformer.forward(model, params, rows.tokens)
+  value, total = losses.summed_terms(
+    _cross_entropy,
+    1.0,
+    _CHUNK,
+    transformer.predictors(hidden, None, rows.tokens, None),
+    transformer.head(model, params),
+    rows.tokens.ids,
+    rows.extras,
+  )
+  return value, {'loss': total}
+
+
+def _cross_entropy(logprobs, entropy, mask):
+  del entropy
+  value = -jnp.sum(mask * logprobs)
+  return value, metrics.Mean(value, jnp.sum(mask))
+
+
+if __name__ == '__main__':
+  from rlzero import sft
+
+  config.main(sft)
