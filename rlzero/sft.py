@@ -65,13 +65,13 @@ def run(cfg: Config) -> None:
     ValueError: input that cannot be used, or a loss that is not finite.
   """
   config.check_same(cfg, cfg.workdir)
-  loaded = checkpoint.load_model(cfg.checkpoint)
-  model = cfg.model(loaded.config)
-  examples, order = load(cfg, loaded.tokenizer)
-  num_steps = cfg.num_steps or order.num_steps(cfg.num_epochs)
-  config.save_resolved(cfg, cfg.workdir)
-  checkpoint.write_description(cfg.workdir, model, loaded.tokenizer)
   with sharding.use(cfg.mesh):
+    loaded = checkpoint.load_model(cfg.checkpoint)
+    model = cfg.model(loaded.config)
+    examples, order = load(cfg, loaded.tokenizer)
+    num_steps = cfg.num_steps or order.num_steps(cfg.num_epochs)
+    config.save_resolved(cfg, cfg.workdir)
+    checkpoint.write_description(cfg.workdir, model, loaded.tokenizer)
     params = supervised.fit(
       cfg,
       'sft',

@@ -24,10 +24,12 @@ def test_the_configs_that_scripts_and_readme_name_are_there():
 @pytest.mark.parametrize('path', _RUNS, ids=lambda path: path.stem)
 def test_run_config_builds(path, tmp_path, monkeypatch):
   monkeypatch.chdir(_ROOT)
-  # The command in the header names the stage.
-  stage = re.search(r'python -m (rlzero\.\w+)', path.read_text()).group(1)
-  flags = [f'--gin_file={path}', f'--workdir={tmp_path}']
-  if stage == 'rlzero.evaluate':
-    flags.append('--checkpoint=somewhere')
+  # The command in the header names the stage, and what else it must be told.
+  command = re.search(
+    r'python -m (rlzero\.\w+)(.*?)\n#?\n', path.read_text(), re.S
+  )
+  stage, rest = command.groups()
+  given = re.findall(r'--(?:checkpoint|teacher|data)=\S+', rest)
+  flags = [f'--gin_file={path}', f'--workdir={tmp_path}', *given]
   cfg = config.build(importlib.import_module(stage), flags)
   assert cfg.workdir == str(tmp_path)
