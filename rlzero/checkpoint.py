@@ -9,12 +9,15 @@ a Hugging Face folder or a GGUF file.
 import json
 import os
 import pathlib
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from jax import numpy as jnp
 
-from rlzero import weights
+from rlzero import sharding, weights
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
@@ -22,22 +25,43 @@ from rlzero.types import Params
 from rlzero.weights import hf, mapping
 
 
+class Saved(NamedTuple):
+  """What a checkpoint holds."""
+
+  step: int
+  params: Params
+  rest: Any
+  facts: dict[str, Any]
+
+
 class Store:
   """The numbered checkpoints of a run; each is written whole or not at all.
+
+  Every checkpoint carries the fingerprints of its arrays. One that cannot be
+  read, or whose bits are not those that were saved, is passed over with a
+  sentence, and the one before it is taken.
 
   Args:
     workdir: the run's folder.
     keep: how many checkpoints to keep, the newest.
+    read_only: for a run that is another's, and may be under way.
   """
 
-  def __init__(self, workdir: str, keep: int = 2):
+  def __init__(self, workdir: str, keep: int = 2, read_only: bool = False):
+    self._read_only = read_only
     self._folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False
+        max_to_keep=keep,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
       ),
     )
+
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints that are there, sound or not."""
+    return sorted(self._manager.all_steps())
 
   def latest(self) -> int | None:
     """Step of the newest checkpoint, or None."""
@@ -46,38 +70,150 @@ class Store:
   def save(
     self, step: int, params: Params, rest: Any, facts: dict | None = None
   ) -> None:
-    """Writes parameters, a pytree of other arrays, and facts as JSON."""
+    """Saves parameters, a pytree of other arrays, and facts as JSON.
+
+    Returns once the arrays have left the devices, so that they may be donated;
+    the files are written in the background. Waits for the save before it.
+    """
+    prints = jax.device_get(_fingerprints({'params': params, 'rest': rest}))
+    self.wait()
     self._manager.save(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardSave(params),
         rest=ocp.args.StandardSave(rest),
-        facts=ocp.args.JsonSave(facts or {}),
+        facts=ocp.args.JsonSave(
+          {
+            'facts': facts or {},
+            'fingerprints': {name: int(n) for name, n in prints.items()},
+          }
+        ),
       ),
     )
+
+  def restore(
+    self,
+    params: Params,
+    rest: Any,
+    check: Callable[[dict[str, Any]], None] = lambda facts: None,
+  ) -> Saved | None:
+    """The newest sound checkpoint, or None if none was ever saved.
+
+    Args:
+      params: arrays, or shapes, that say how to restore the parameters.
+      rest: the same for the rest.
+      check: given the facts; raises ValueError if something beside the
+        checkpoint is missing that belongs to it.
+
+    Raises:
+      ValueError: there are checkpoints and all of them are damaged.
+    """
+
+    def read(step):
+      found = self._read(step, {'params': params, 'rest': rest})
+      check(found['facts'])
+      return Saved(step, found['params'], found['rest'], found['facts'])
+
+    return self._newest(read)
+
+  def restore_params(self, params: Params) -> Params:
+    """The parameters alone, of the newest sound checkpoint."""
+    found = self._newest(lambda step: self._read(step, {'params': params}))
+    return found['params']
+
+  def wait(self) -> None:
+    """Until what was saved is on disk."""
     self._manager.wait_until_finished()
 
-  def restore(self, step: int, params: Params, rest: Any) -> tuple:
-    """(parameters, rest, facts), shaped and typed like the arguments."""
+  def close(self) -> None:
+    """Waits, and ends what works in the background."""
+    self._manager.close()
+
+  def _read(self, step, trees):
+    shapes = jax.tree.map(_shape, trees)
     read = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(params),
-        rest=ocp.args.StandardRestore(rest),
+        **{n: ocp.args.StandardRestore(tree) for n, tree in shapes.items()},
         facts=ocp.args.JsonRestore(),
       ),
     )
-    return read.params, read.rest, read.facts
+    found = {name: read[name] for name in trees}
+    prints = jax.device_get(_fingerprints(found))
+    for name, number in prints.items():
+      if int(number) != read.facts['fingerprints'][name]:
+        raise ValueError(f'the bits of {name} are not those that were saved')
+    return {**found, 'facts': read.facts['facts']}
 
-  def restore_params(self, step: int, params: Params) -> Params:
-    """The parameters alone."""
-    return self._manager.restore(
-      step,
-      args=ocp.args.Composite(params=ocp.args.StandardRestore(params)),
-    ).params
+  def _newest(self, read):
+    """What `read` gives for the newest step where it does not fail."""
+    steps = self.steps()[::-1]
+    for number, step in enumerate(steps):
+      try:
+        found = read(step)
+      except Exception as error:  # Orbax and TensorStore raise of every kind
+        print(
+          f'The checkpoint of step {step} in {self._folder} is damaged '
+          f'({_first_line(error)}); '
+          + (
+            f'trying the one of step {steps[number + 1]}.'
+            if number + 1 < len(steps)
+            else 'there is none before it.'
+          ),
+          file=sys.stderr,
+          flush=True,
+        )
+        continue
+      if not self._read_only:
+        for damaged in steps[:number]:  # the run will come by there again
+          self._manager.delete(damaged)
+      return found
+    if steps:
+      raise ValueError(
+        f'{self._folder} has no checkpoint that can be read; to begin anew, '
+        'choose another workdir or remove this folder.'
+      )
+    return None
 
-  def close(self) -> None:
-    self._manager.close()
+
+def fingerprint(tree: Any) -> int:
+  """A number of all bits of the arrays, however they lie on the devices."""
+  return int(_fingerprint(tree))
+
+
+@jax.jit
+def _fingerprint(tree):
+  # Sums of integers modulo 2^32 do not depend on their order; the weights
+  # tell places apart.
+  total = jnp.uint32(0)
+  for leaf in jax.tree.leaves(tree):
+    leaf = jnp.asarray(leaf)
+    if leaf.dtype == bool:
+      bits = leaf.astype(jnp.uint32)
+    else:
+      width = 8 * leaf.dtype.itemsize
+      bits = jax.lax.bitcast_convert_type(leaf, f'uint{width}')
+      bits = bits.astype(jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+      along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+      place = place * jnp.uint32(leaf.shape[axis]) + along
+    weighted = bits * (2 * place + 1)
+    total = total * 31 + jnp.sum(weighted, dtype=jnp.uint32)
+  return total
+
+
+def _fingerprints(trees):
+  return {name: _fingerprint(tree) for name, tree in trees.items()}
+
+
+def _shape(leaf):
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0].rstrip('.')[:200]
 
 
 def write_description(
@@ -116,9 +252,8 @@ def load_model(path: str) -> weights.Loaded:
   folder = pathlib.Path(path)
   if not (folder / 'checkpoints').is_dir():
     return weights.load(path)
-  store = Store(path)
-  step = store.latest()
-  if step is None:
+  store = Store(path, read_only=True)
+  if store.latest() is None:
     raise FileNotFoundError(
       f'{path}/checkpoints holds no finished checkpoint; give the folder of '
       'a run that has saved one, a Hugging Face folder or a GGUF file.'
@@ -130,6 +265,16 @@ def load_model(path: str) -> weights.Loaded:
   shapes = jax.eval_shape(
     lambda key: transformer.init(config, key), jax.random.key(0)
   )
-  params = store.restore_params(step, shapes)
+  one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  where = sharding.of_params(transformer.AXES, shapes) or jax.tree.map(
+    lambda _: one, shapes
+  )
+  params = store.restore_params(
+    jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      shapes,
+      where,
+    )
+  )
   store.close()
   return weights.Loaded(config, params, Tokenizer.load(folder / 'model'))

@@ -12,9 +12,11 @@ trained on 14.8T tokens of text; this one has a million and sees a made-up
 corpus of one kind of problem.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import sys
 import time
 
 import jax
@@ -22,7 +24,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from rlzero import checkpoint, config, losses, metrics
+from rlzero import checkpoint, config, losses, metrics, process
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer
@@ -70,15 +72,16 @@ def run(cfg: Config) -> None:
   transform = cfg.optimizer.transform(cfg.num_steps)
   state = _initial(cfg, tokenizer, transform)
   store = checkpoint.Store(cfg.workdir)
-  start = store.latest() or 0
-  if start:
-    params, rest, _ = store.restore(start, *state)
-    state = params, rest
+  start = 0
+  if saved := store.restore(*state):
+    start, state = saved.step, (saved.params, saved.rest)
   checkpoint.write_description(cfg.workdir, cfg.model, tokenizer)
   update = jax.jit(
     functools.partial(_update, cfg.model, transform), donate_argnums=0
   )
   with (
+    contextlib.closing(store),
+    process.preemption() as preempted,
     metrics.MetricsWriter(cfg.workdir, start) as writer,
     metrics.Progress(cfg.num_steps, 'pretrain', start) as progress,
   ):
@@ -95,9 +98,11 @@ def run(cfg: Config) -> None:
       rate = cfg.num_rows * cfg.row_len / seconds
       writer.write(step, {'loss/mean': loss, 'time/tokens_per_s': rate})
       progress.show(step + 1, loss=loss, tokens_per_s=rate)
-      if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.num_steps:
+      done, stop = step + 1 == cfg.num_steps, preempted()
+      if (step + 1) % cfg.save_every == 0 or done or stop:
         store.save(step + 1, *state)
-  store.close()
+      if stop and not done:
+        sys.exit(process.PREEMPTED)
   checkpoint.write_model(cfg.workdir, cfg.model, state[0], tokenizer)
 
 

@@ -6,11 +6,20 @@ walks (docs/performance.md says how much).
 
 Compilations are kept on disk, so that a run that goes on, or a second one like
 it, starts at once.
+
+SIGTERM is what a machine that will be taken away sends first. A stage looks
+for it where it can save, and then ends with the code PREEMPTED; a launcher
+that sees this code starts the same command again.
 """
 
+import contextlib
 import os
 import platform
+import signal
 import sys
+from collections.abc import Callable, Iterator
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, to be started again
 
 _TUNABLE = 'glibc.malloc.hugetlb'  # 1: madvise(MADV_HUGEPAGE) for malloc
 _SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
@@ -46,3 +55,22 @@ def restart_with_large_pages() -> None:
   )
   sys.stdout.flush()
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[], bool]]:
+  """Inside, SIGTERM ends nothing; the function it gives says whether it came.
+
+  A second one ends the process at once, as SIGTERM does.
+  """
+  came = []
+
+  def note(*_):
+    came.append(True)
+    signal.signal(signal.SIGTERM, before)
+
+  before = signal.signal(signal.SIGTERM, note)
+  try:
+    yield lambda: bool(came)
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -25,8 +25,7 @@ class Run:
     self.store = checkpoint.Store(cfg.workdir)
     self.wall_s, self.began = 0.0, time.monotonic()
     self.commit = _commit()  # of the code that runs, not of a later one
-    if self.store.latest() is not None:
-      self._restore(self.store.latest())
+    self._restore()
     checkpoint.write_description(
       cfg.workdir, self.loop.model, self.loop.tokenizer
     )
@@ -124,16 +123,16 @@ class Run:
     self.store.save(loop.step, loop.state.params, self._rest(), facts)
     self._write_facts()
 
-  def _restore(self, step: int) -> None:
+  def _restore(self) -> None:
     loop = self.loop
-    params, rest, facts = self.store.restore(
-      step, loop.state.params, self._rest()
-    )
-    loop.state = learner.TrainState(params, rest['opt_state'])
-    loop.reference = rest['reference']
-    loop.step, self.wall_s = step, facts['wall_s']
-    self.stream.set_state(facts['stream'])
-    print(f'going on from the checkpoint of step {step}', flush=True)
+    saved = self.store.restore(loop.state.params, self._rest())
+    if saved is None:
+      return
+    loop.state = learner.TrainState(saved.params, saved.rest['opt_state'])
+    loop.reference = saved.rest['reference']
+    loop.step, self.wall_s = saved.step, saved.facts['wall_s']
+    self.stream.set_state(saved.facts['stream'])
+    print(f'going on from the checkpoint of step {saved.step}', flush=True)
 
   def _wall(self) -> float:
     return self.wall_s + time.monotonic() - self.began

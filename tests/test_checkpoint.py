@@ -1,11 +1,13 @@
 """Run states written and read back; every kind of model folder."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero import checkpoint, weights
+from rlzero import checkpoint, sharding, weights
 from rlzero.models import transformer
 
 
@@ -20,20 +22,105 @@ def _state(loaded):
   return params, rest
 
 
+def _restored(folder, *shapes):
+  with contextlib.closing(checkpoint.Store(str(folder))) as store:
+    return store.restore(*shapes)
+
+
 def test_round_trip_keeps_every_bit(loaded, tmp_path):
   params, rest = _state(loaded)
   store = checkpoint.Store(str(tmp_path))
-  assert store.latest() is None
+  assert store.restore(params, rest) is None
   store.save(7, params, rest, {'stream': {'next_index': 42}})
   store.close()
+  saved = _restored(tmp_path, *jax.tree.map(jnp.zeros_like, (params, rest)))
+  assert saved.step == 7
+  jax.tree.map(np.testing.assert_array_equal, saved.params, params)
+  jax.tree.map(np.testing.assert_array_equal, saved.rest, rest)
+  assert saved.facts == {'stream': {'next_index': 42}}
+
+
+def test_what_is_saved_may_be_donated_at_once(tmp_path):
+  other = jax.jit(lambda x: 0 * x - 7, donate_argnums=0)
+  x = jnp.arange(4_000_000, dtype=jnp.float32)
   store = checkpoint.Store(str(tmp_path))
-  assert store.latest() == 7
-  shapes = jax.tree.map(jnp.zeros_like, (params, rest))
-  got_params, got_rest, facts = store.restore(7, *shapes)
-  jax.tree.map(np.testing.assert_array_equal, got_params, params)
-  jax.tree.map(np.testing.assert_array_equal, got_rest, rest)
-  assert facts == {'stream': {'next_index': 42}}
+  store.save(1, {'x': x}, {'y': jnp.zeros(1)})
+  for _ in range(3):
+    x = other(x)
   store.close()
+  saved = _restored(tmp_path, {'x': x}, {'y': x[:1]})
+  np.testing.assert_array_equal(saved.params['x'], np.arange(4_000_000))
+
+
+def _largest(folder):
+  files = [p for p in folder.rglob('*') if p.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def _remove(folder):
+  _largest(folder).unlink()
+
+
+def _truncate(folder):
+  path = _largest(folder)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(folder):
+  path = _largest(folder)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 64
+  path.write_bytes(data)
+
+
+def _spoil_facts(folder):
+  (folder / 'facts' / 'metadata').write_text('{"facts"')
+
+
+@pytest.mark.parametrize('damage', [_remove, _truncate, _flip, _spoil_facts])
+def test_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, capsys):
+  noise = jax.random.normal(jax.random.key(0), (500, 100))
+  states = {step: ({'x': step * noise}, {'y': step * noise}) for step in (1, 2)}
+  store = checkpoint.Store(str(tmp_path))
+  for step, state in states.items():
+    store.save(step, *state)
+  store.close()
+  damage(tmp_path / 'checkpoints' / '2')
+  # Who only reads leaves everything in its place.
+  reader = checkpoint.Store(str(tmp_path), read_only=True)
+  reader.restore(*states[1])
+  assert reader.latest() == 2
+  reader.close()
+  saved = _restored(tmp_path, *states[1])
+  assert saved.step == 1
+  jax.tree.map(np.testing.assert_array_equal, saved.params, states[1][0])
+  said = capsys.readouterr().err
+  assert 'The checkpoint of step 2' in said and 'the one of step 1' in said
+  # The run saves at step 2 again.
+  store = checkpoint.Store(str(tmp_path))
+  store.save(2, *states[2])
+  store.close()
+  assert _restored(tmp_path, *states[1]).step == 2
+
+
+def test_nothing_but_damaged_checkpoints(tmp_path):
+  state = {'x': jnp.ones(3)}, {'y': jnp.ones(3)}
+  store = checkpoint.Store(str(tmp_path))
+  store.save(1, *state)
+  store.close()
+  _spoil_facts(tmp_path / 'checkpoints' / '1')
+  with pytest.raises(ValueError, match='no checkpoint that can be read'):
+    _restored(tmp_path, *state)
+
+
+def test_fingerprint_knows_values_places_and_no_layout():
+  x = np.arange(64, dtype=np.float32).reshape(8, 8)
+  number = checkpoint.fingerprint({'x': x})
+  assert checkpoint.fingerprint({'x': x.T}) != number
+  assert checkpoint.fingerprint({'x': np.nextafter(x, 9)}) != number
+  with sharding.use(sharding.Mesh(data=2, fsdp=4)):
+    cut = sharding.place(x, 'BT')
+    assert checkpoint.fingerprint({'x': cut}) == number
 
 
 def test_only_the_newest_are_kept(loaded, tmp_path):

@@ -1,13 +1,15 @@
 """Pre-training: packing, learning, and going on where it was."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from rlzero import checkpoint, metrics, pretrain
+from rlzero import checkpoint, metrics, pretrain, process
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer
@@ -146,3 +148,26 @@ def test_a_vocabulary_grows_from_the_twins(tmp_path):
       Tokenizer.word_level(corpus.words[1:], '<eos>', '<pad>'),
       optax.identity(),
     )
+
+
+def test_sigterm_saves_and_ends_with_a_code_of_its_own(tmp_path, monkeypatch):
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  pretrain.run(_config(whole, num_steps=3, save_every=3))
+  batch = pretrain.batch
+
+  def told(cfg, tokenizer, step):
+    if step == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch(cfg, tokenizer, step)
+
+  monkeypatch.setattr(pretrain, 'batch', told)
+  with pytest.raises(SystemExit) as ended:
+    pretrain.run(_config(cut, num_steps=3, save_every=3))
+  assert ended.value.code == process.PREEMPTED == 75
+  assert len(metrics.read_metrics(str(cut))) == 2
+  monkeypatch.undo()
+  pretrain.run(_config(cut, num_steps=3, save_every=3))
+  first, second = (
+    checkpoint.load_model(str(d / 'model')).params for d in (whole, cut)
+  )
+  jax.tree.map(np.testing.assert_array_equal, first, second)
