@@ -144,12 +144,13 @@ def score(
   texts = [tokenizer.decode(c.tokens.tolist()) for c in completions]
   verdicts = pool.score(
     [
-      sandbox.Request(task.name, text, owner.target)
+      sandbox.Request(owner.task or task.name, text, owner.target)
       for text, owner in zip(texts, owners, strict=True)
     ]
   )
   return [
     {
+      'task': owner.task or task.name,
       'uid': owner.uid,
       'question': owner.question,
       'completion': text,

@@ -23,7 +23,15 @@ from typing import Any, Literal
 
 import jax
 
-from rlzero import checkpoint, config, learner, report, sharding, weights
+from rlzero import (
+  checkpoint,
+  config,
+  learner,
+  report,
+  rewards,
+  sharding,
+  weights,
+)
 from rlzero.optim import Optimizer
 from rlzero.rollout import scheduler
 from rlzero.tasks import base, countdown, sandbox
@@ -59,11 +67,17 @@ class Config:
   # Reward
   accuracy_reward: float = 1.0  # weight
   format_reward: float = 1.0  # weight
+  # Weight of the share of the thought's words that are of `language`.
+  language_reward: float = 0.0
+  language: rewards.Target = 'prompt'
   # Weights of the task's further scores (its `parts`), by their names.
   part_rewards: dict[str, float] = dataclasses.field(default_factory=dict)
   reward_truncated: bool = True  # else completions cut at max_len earn nothing
   num_workers: int = 2  # reward processes
   deadline_s: float = 5.0  # seconds a completion may take to score
+  # Mixed with the task, whose share is 1; what is measured is the task.
+  others: tuple[rewards.Scenario, ...] = ()
+  preference_from_step: int = 0  # the first that reward models have a say in
   # Objective
   kl_coef: float = 0.001  # beta
   clip_low: float = 0.2  # epsilon below 1
@@ -106,6 +120,7 @@ class Config:
       'learning_rate': 0,
       'micro_tokens': 1,
       'reference_every': 1,
+      'preference_from_step': 0,
       'num_steps': 1,
       'save_every': 1,
       'eval_every': 0,
@@ -131,7 +146,13 @@ class Config:
         f'grpo.Config.temperature is {self.temperature}; it must be above 0, '
         'or all completions of a group are the same.'
       )
-    for name in ('num_steps', 'save_every', 'eval_every', 'reference_every'):
+    for name in (
+      'num_steps',
+      'save_every',
+      'eval_every',
+      'reference_every',
+      'preference_from_step',
+    ):
       if getattr(self, name) % self.steps_per_rollout:
         raise ValueError(
           f'grpo.Config.{name} is {getattr(self, name)}, which '
@@ -145,11 +166,31 @@ class Config:
         f"grpo.Config.update is 'pmap' with mesh {self.mesh}; it is for models "
         "that every device holds whole, so cut by `data` alone, or use 'jit'."
       )
-    if self.format_reward and not self.template.has_format:
+    names = [scenario.task.name for scenario in self.scenarios]
+    if len({*names}) < len(names):
       raise ValueError(
-        f'grpo.Config.format_reward is {self.format_reward}, but template '
-        f'{self.template.kind!r} has no format to reward; set it to 0.'
+        f'grpo.Config.others makes the tasks {", ".join(names)}; each needs a '
+        'name of its own.'
       )
+    for scenario in self.scenarios:
+      if scenario.format_reward and not self.template.has_format:
+        raise ValueError(
+          f'grpo.Config.format_reward is {scenario.format_reward}, but '
+          f'template {self.template.kind!r} has no format to reward; set it '
+          'to 0.'
+        )
+
+  @property
+  def scenarios(self) -> tuple[rewards.Scenario, ...]:
+    """The task and the others, with the weights of their rewards."""
+    own = rewards.Scenario(
+      task=self.task,
+      accuracy_reward=self.accuracy_reward,
+      format_reward=self.format_reward,
+      language_reward=self.language_reward,
+      part_rewards=self.part_rewards,
+    )
+    return own, *self.others
 
   @property
   def leaves_out_constant_groups(self) -> bool:
@@ -230,7 +271,7 @@ def load_start(cfg: Config) -> weights.Loaded:
 def reward_pool(cfg: Config) -> sandbox.RewardPool:
   """The processes that score the run's completions."""
   return sandbox.RewardPool(
-    {cfg.task.name: cfg.task},
+    {scenario.task.name: scenario.task for scenario in cfg.scenarios},
     cfg.template.kind,
     cfg.num_workers,
     cfg.deadline_s,
@@ -245,12 +286,15 @@ def run(cfg: Config) -> None:
   """
   from rlzero import runs  # knows Config
 
-  examples = cfg.task.examples('train')
-  prompt_stream = stream.prompt_stream(examples, cfg.seed)
+  prompt_stream = stream.mixed(
+    [scenario.task for scenario in cfg.scenarios],
+    [scenario.share for scenario in cfg.scenarios],
+    cfg.seed,
+  )
   config.check_same(cfg, cfg.workdir)
   loaded = load_start(cfg)
   config.save_resolved(cfg, cfg.workdir)
-  print(table(cfg, len(examples)), flush=True)
+  print(table(cfg, prompt_stream.num_examples), flush=True)
   with sharding.use(cfg.mesh), reward_pool(cfg) as pool:
     runs.Run(cfg, loaded, pool, prompt_stream).go()
   report.write(cfg.workdir)

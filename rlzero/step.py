@@ -11,7 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlzero import evaluate, grpo, learner, losses, packing, weights
+from rlzero import (
+  evaluate,
+  grpo,
+  learner,
+  losses,
+  packing,
+  rewards,
+  weights,
+)
 from rlzero.rollout import scheduler
 from rlzero.tasks import base
 from rlzero.types import Params
@@ -44,6 +52,7 @@ class Loop:
       cfg.skip_constant_groups,
       cfg.update == 'pmap',
     )
+    self.judges = rewards.Judges(cfg.scenarios)
     self.step = 0
     self.state = self.learner.init(loaded.params)
     self.reference: Params = {}
@@ -78,10 +87,11 @@ class Loop:
     records = evaluate.score(
       self.pool, cfg.task, self.tokenizer, [e for _, e in drawn], completions
     )
-    for record in records:
-      record['reward'] = _reward(cfg, record)
-    rewards = np.array([r['reward'] for r in records], np.float32)
-    groups = rewards.reshape(-1, cfg.group_size)
+    if self.step >= cfg.preference_from_step:
+      self.judges.judge(records)
+    rewards.give(cfg, records)
+    groups = np.array([r['reward'] for r in records], np.float32)
+    groups = groups.reshape(-1, cfg.group_size)
     advantages = np.asarray(
       losses.group_advantages(groups, cfg.objective.normalize_std)
     ).reshape(-1)
@@ -175,27 +185,6 @@ class Loop:
       self.reference = jax.tree.map(lambda x: x.copy(), self.state.params)
 
 
-def _reward(cfg: grpo.Config, record: dict[str, Any]) -> float:
-  """What a completion earns."""
-  if record['truncated'] and not cfg.reward_truncated:
-    return 0.0
-  return (
-    cfg.accuracy_reward * record['accuracy']
-    + cfg.format_reward * record['format']
-    + sum(w * _part(record, name) for name, w in cfg.part_rewards.items())
-  )
-
-
-def _part(record: dict[str, Any], name: str) -> float:
-  """A further score of a completion; 0 where it was not judged."""
-  if record['status'] == 'ok' and name not in record['parts']:
-    raise ValueError(
-      f'grpo.Config.part_rewards has {name!r}, but the parts that the task '
-      f'judges are {", ".join(record["parts"]) or "none"}; name one of them.'
-    )
-  return record['parts'].get(name, 0.0)
-
-
 class _Clock:
   """Seconds by part of a step."""
 
@@ -260,6 +249,7 @@ def _describe(records, groups, usage) -> dict[str, float]:
       )
       for name in sorted({name for r in records for name in r['parts']})
     },
+    **rewards.describe(records),
     'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
     'rollout/slot_use': usage.tokens / usage.computed,
   }

@@ -13,6 +13,7 @@ class Example:
   uid: str  # stable name, unique within the task
   question: str
   target: str  # what the verifier needs; a task may write JSON here
+  task: str = ''  # name of its task, where several are mixed
 
 
 @runtime_checkable

@@ -149,10 +149,12 @@ class Countdown:
 
   Attributes:
     max_ways: most first moves from which the target can still be reached.
+    min_ways: fewest such moves.
     languages: each problem is asked in one of these.
   """
 
   max_ways: int = 1
+  min_ways: int = 1
   languages: tuple[language.Language, ...] = ('en',)
   name: str = 'countdown'
 
@@ -163,7 +165,7 @@ class Countdown:
         uid=text, question=self._asked(text), target=f'{target} {numbers}'
       )
       for numbers, target, ways in _problems()
-      if ways <= self.max_ways
+      if self.min_ways <= ways <= self.max_ways
       and split_of(text := question(numbers, target)) == split
     ]
 

@@ -1,5 +1,6 @@
 """The endless, reproducible order in which problems are drawn."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,29 +12,46 @@ from rlzero.tasks import base
 class PromptStream:
   """Shuffled epochs of problems, with a position that can be saved."""
 
-  def __init__(self, examples: Sequence[base.Example], seed: int):
+  def __init__(
+    self,
+    sources: Sequence[Sequence[base.Example]],
+    seed: int,
+    shares: Sequence[float],
+  ):
     """Starts at draw 0.
 
     Args:
-      examples: the problems of one epoch.
+      sources: the problems of one epoch of each task.
       seed: of the shuffling; each epoch has an order of its own.
+      shares: of the draws that are of each task, to any scale.
 
     Raises:
       ValueError: no problems.
     """
-    if not examples:
+    if not all(sources):
       raise ValueError(
         'The prompt stream got an empty list of problems; choose a split '
         'that has some, or ask its task for more than 0.'
       )
-    self._fixed = {'num_examples': len(examples), 'seed': seed}
-    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    self._fixed = {'num_examples': sum(map(len, sources)), 'seed': seed}
+    epochs = [
+      grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+      for source in sources
+    ]
+    dataset = epochs[0]
+    if len(epochs) > 1:
+      dataset = grain.MapDataset.mix(epochs, shares)
     # Threads would only fetch ahead of a list that is in memory already.
     self._iterator = iter(
       dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
       )
     )
+
+  @property
+  def num_examples(self) -> int:
+    """Problems of one epoch, of all tasks."""
+    return self._fixed['num_examples']
 
   def next(self, count: int) -> list[tuple[int, base.Example]]:
     """The next problems, each with its number among all that were drawn."""
@@ -62,4 +80,19 @@ class PromptStream:
 
 def prompt_stream(examples: Sequence[base.Example], seed: int) -> PromptStream:
   """Draws from `examples` for ever; see `PromptStream`."""
-  return PromptStream(examples, seed)
+  return PromptStream([examples], seed, [1.0])
+
+
+def mixed(
+  tasks: Sequence[base.Task], shares: Sequence[float], seed: int
+) -> PromptStream:
+  """Draws from the training problems of several tasks, evenly by share.
+
+  Raises:
+    ValueError: a task without problems.
+  """
+  sources = [
+    [dataclasses.replace(e, task=task.name) for e in task.examples('train')]
+    for task in tasks
+  ]
+  return PromptStream(sources, seed, shares)
