@@ -176,6 +176,8 @@ class Judges:
 
   def _model(self, path: str):
     if path not in self._models:
+      from rlzero import reward_model  # loads JAX
+
       self._models[path] = reward_model.load(path)
     return self._models[path]
 

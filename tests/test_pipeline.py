@@ -1,0 +1,223 @@
+"""The order of stages, what is recorded of them, and going on."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from rlzero import config, pipeline
+
+_ROOT = pathlib.Path(__file__).parent.parent
+# A stage that writes what it was given and one word more; it is slow where a
+# file says so.
+_STAGE = """
+import dataclasses, os, time
+from rlzero import config
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  workdir: str = dataclasses.field(metadata={'changeable': True})
+  word: str = 'plain'
+  source: str = ''
+  other: str = ''
+  fails: bool = False
+
+def run(cfg):
+  os.makedirs(cfg.workdir + '/checkpoints', exist_ok=True)
+  open(cfg.workdir + '/checkpoints/state', 'a').write('begun ')
+  if cfg.fails:
+    raise ValueError('no luck')
+  while os.path.exists(cfg.workdir + '/../wait'):
+    time.sleep(0.02)
+  text = open(cfg.source).read() if cfg.source else ''
+  open(cfg.workdir + '/text', 'w').write(text + cfg.word)
+
+if __name__ == '__main__':
+  import wordy
+  config.main(wordy)
+"""
+
+
+@pytest.fixture(autouse=True)
+def wordy(tmp_path, monkeypatch):
+  (tmp_path / 'wordy.py').write_text(_STAGE)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{_ROOT}')
+  yield
+  sys.modules.pop('wordy', None)
+
+
+def _stage(name, *flags, **inputs):
+  return pipeline.Stage(name=name, module='wordy', flags=flags, inputs=inputs)
+
+
+def _config(tmp_path, *stages, **changes):
+  stages = stages or (
+    _stage('one', '--word=a'),
+    _stage('two', '--word=b', source='one/text'),
+    _stage('three', '--word=c', source='two/text', other='one'),
+  )
+  return pipeline.Config(
+    workdir=str(tmp_path / 'work'), stages=stages, **changes
+  )
+
+
+def _manifest(tmp_path):
+  text = (tmp_path / 'work' / 'manifest.json').read_text()
+  return json.loads(text)['stages']
+
+
+def _begun(tmp_path, name):
+  path = tmp_path / 'work' / name / 'checkpoints' / 'state'
+  return path.read_text().split().count('begun')
+
+
+def test_hand_offs_are_recorded_and_finished_stages_passed_by(tmp_path):
+  pipeline.run(_config(tmp_path))
+  assert (tmp_path / 'work' / 'three' / 'text').read_text() == 'abc'
+  stages = _manifest(tmp_path)
+  assert list(stages) == ['one', 'two', 'three']
+  # sha256 of 'a'; the stage's own checkpoints are no output.
+  sha = 'ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb'
+  assert stages['one']['outputs'] == {'text': sha}
+  assert stages['two']['inputs'] == {
+    'source': {'from': 'one/text', 'sha256': sha}
+  }
+  assert stages['two']['command'].startswith('python -m wordy --word=b')
+  pipeline.run(_config(tmp_path))
+  assert _begun(tmp_path, 'one') == 1
+  assert _manifest(tmp_path) == stages
+
+
+def test_hashes_do_not_depend_on_the_place(tmp_path):
+  pipeline.run(_config(tmp_path))
+  pipeline.run(_config(tmp_path / 'elsewhere'))
+  first, second = _manifest(tmp_path), _manifest(tmp_path / 'elsewhere')
+  for name in first:
+    for part in ('config', 'inputs', 'outputs'):
+      assert first[name][part] == second[name][part]
+
+
+def test_from_makes_a_stage_and_what_follows_again(tmp_path):
+  pipeline.run(_config(tmp_path))
+  pipeline.run(_config(tmp_path, start='two'))
+  assert [_begun(tmp_path, n) for n in ('one', 'two', 'three')] == [1, 1, 1]
+  (tmp_path / 'work' / 'three' / 'text').write_text('lost')
+  pipeline.run(_config(tmp_path, only='three'))
+  assert (tmp_path / 'work' / 'three' / 'text').read_text() == 'abc'
+  assert _begun(tmp_path, 'two') == 1
+
+
+def test_only_needs_what_comes_before(tmp_path):
+  with pytest.raises(config.UserError, match="'one' is not finished"):
+    pipeline.run(_config(tmp_path, only='two'))
+
+
+def test_a_finished_stage_that_has_changed_is_an_error(tmp_path):
+  one = _stage('one', '--word=a')
+  pipeline.run(_config(tmp_path, one, _stage('two', source='one/text')))
+  with pytest.raises(config.UserError, match='its config has.*--from=two'):
+    pipeline.run(
+      _config(tmp_path, one, _stage('two', '--word=z', source='one/text'))
+    )
+  pipeline.run(_config(tmp_path, _stage('one', '--word=z'), only='one'))
+  with pytest.raises(config.UserError, match='its inputs has changed'):
+    pipeline.run(
+      _config(
+        tmp_path, _stage('one', '--word=z'), _stage('two', source='one/text')
+      )
+    )
+
+
+def test_a_stage_that_fails_stops_the_pipeline(tmp_path, capfd):
+  stages = _stage('one'), _stage('two', '--fails'), _stage('three')
+  with pytest.raises(config.UserError, match="'two' ended with status 2"):
+    pipeline.run(_config(tmp_path, *stages))
+  assert 'error: no luck' in capfd.readouterr().err
+  assert list(_manifest(tmp_path)) == ['one']
+
+
+@pytest.mark.parametrize(
+  'stages, message',
+  [
+    ((_stage('one'), _stage('one')), "'one'; each stage needs"),
+    ((_stage('a/b'),), "'a/b'; each stage needs"),
+    ((_stage('one', source='two/text'), _stage('two')), "'two/text'"),
+  ],
+)
+def test_manifests_that_cannot_be_run(tmp_path, stages, message):
+  with pytest.raises(ValueError, match=message):
+    _config(tmp_path, *stages)
+
+
+def test_flags_of_every_stage_are_checked_before_the_first_runs(tmp_path):
+  with pytest.raises(config.UserError, match="'two' cannot.*--wrod=b"):
+    pipeline.run(_config(tmp_path, _stage('one'), _stage('two', '--wrod=b')))
+  assert not (tmp_path / 'work').exists()
+
+
+def test_dry_run_is_a_line_a_stage(tmp_path, capsys):
+  pipeline.run(_config(tmp_path, dry_run=True))
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == ['wordy'] * 3
+  assert not (tmp_path / 'work').exists()
+  assert pipeline.flags(['--from=x', '--dry-run', '--workdir=y']) == [
+    '--start=x',
+    '--dry_run',
+    '--workdir=y',
+  ]
+
+
+def test_an_orphan_finishes_before_the_next_pipeline_begins(tmp_path):
+  script = textwrap.dedent(f"""
+    import sys
+    sys.path[:0] = [{str(tmp_path)!r}, {str(_ROOT)!r}]
+    from rlzero import pipeline
+    pipeline.run(pipeline.Config(
+      workdir={str(tmp_path / 'work')!r},
+      stages=(pipeline.Stage(name='one', module='wordy'),)))
+  """)
+  (tmp_path / 'work').mkdir()
+  (tmp_path / 'work' / 'wait').touch()
+  first = subprocess.Popen([sys.executable, '-c', script])
+  state = tmp_path / 'work' / 'one' / 'checkpoints' / 'state'
+  while not state.exists():
+    assert first.poll() is None
+    time.sleep(0.05)
+  os.kill(first.pid, signal.SIGKILL)
+  first.wait()
+  second = subprocess.Popen(
+    [sys.executable, '-c', script], stdout=subprocess.PIPE, text=True
+  )
+  assert second.stdout.readline().startswith('waiting for a process')
+  assert _begun(tmp_path, 'one') == 1
+  (tmp_path / 'work' / 'wait').unlink()
+  second.communicate()
+  assert second.returncode == 0
+  assert _begun(tmp_path, 'one') == 2
+  assert list(_manifest(tmp_path)) == ['one']
+
+
+_MANIFESTS = [
+  path
+  for path in sorted(_ROOT.glob('configs/runs/*.gin'))
+  if '-m rlzero.pipeline' in path.read_text()
+]
+
+
+@pytest.mark.parametrize('path', _MANIFESTS, ids=lambda path: path.stem)
+def test_every_manifest_builds(path, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(_ROOT)
+  cfg = config.build(
+    pipeline, [f'--gin_file={path}', f'--workdir={tmp_path}', '--dry_run']
+  )
+  pipeline.run(cfg)
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == len(cfg.stages)
+  assert all(line.startswith('rlzero.') for line in lines)

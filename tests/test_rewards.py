@@ -1,0 +1,127 @@
+"""Rewards by scenario, worked out by hand; the guard against gaming."""
+
+import collections
+
+import pytest
+
+from rlzero import grpo, rewards
+from rlzero.tasks import base, countdown
+from rlzero.tasks.datasets import stream
+from rlzero.tasks.template import Template
+
+_EASY = countdown.Countdown(name='easy', min_ways=3, max_ways=99)
+
+
+def _record(**changes):
+  return {
+    'task': 'countdown',
+    'question': '9 5 3 得 18',
+    'accuracy': 1.0,
+    'format': 1.0,
+    'correct': True,
+    'words': {'en': 1, 'zh': 3, 'other': 0},
+    'parts': {'steps_mean': 0.5},
+    'status': 'ok',
+    'truncated': False,
+    'len': 20,
+    **changes,
+  }
+
+
+def _config(**changes):
+  return grpo.Config(workdir='', template=Template('short'), **changes)
+
+
+def test_rewards_are_of_the_scenario():
+  cfg = _config(
+    language_reward=2.0,
+    part_rewards={'steps_mean': 4.0},
+    others=(
+      rewards.Scenario(task=_EASY, accuracy_reward=0.0, format_reward=0.5),
+    ),
+  )
+  records = [
+    _record(),  # 1 + 1 + 2 * 3/4 + 4 * 1/2
+    _record(task='easy'),  # 1/2
+    _record(task='easy', preference=0.25),  # 1/2 + 1/4
+    _record(accuracy=0.0, words={}, status='timeout', parts={}),  # 1
+  ]
+  rewards.give(cfg, records)
+  assert [r['reward'] for r in records] == [5.5, 0.5, 0.75, 1.0]
+
+
+def test_target_language_is_the_prompts_or_the_configs():
+  assert rewards.consistency(_record()) == 0.75
+  assert rewards.consistency(_record(question='9 5 3 make 18')) == 0.25
+  assert rewards.consistency(_record(), 'en') == 0.25
+
+
+def test_truncated_completions_may_earn_nothing():
+  record = _record(truncated=True, preference=1.0)
+  rewards.give(_config(reward_truncated=False), [record])
+  assert record['reward'] == 0.0
+  rewards.give(_config(), [record])
+  assert record['reward'] == 3.0
+
+
+def test_a_part_that_nobody_judges():
+  with pytest.raises(ValueError, match="'style'.*steps_mean"):
+    rewards.give(_config(part_rewards={'style': 1.0}), [_record()])
+
+
+def test_figures_by_task():
+  records = [
+    _record(reward=1.0),
+    _record(task='easy', reward=2.0, correct=False, preference_mean=0.9),
+    _record(task='easy', reward=4.0, preference_mean=0.7),
+  ]
+  figures = rewards.describe(records)
+  assert figures['countdown/reward'] == 1.0
+  assert figures['easy/reward'] == 3.0
+  assert figures['reward/model'] == pytest.approx(0.8)
+  assert figures['reward/rule'] == 0.5
+  assert figures['reward/gap'] == pytest.approx(0.3)
+  assert 'reward/gap' not in rewards.describe([_record(reward=1.0)])
+
+
+def test_gaming_is_a_model_that_rises_while_the_rule_falls():
+  def rows(model, rule):
+    return [{'reward/gap': None}] + [
+      {'reward/model': m, 'reward/rule': r, 'reward/gap': m - r}
+      for m, r in zip(model, rule, strict=True)
+    ]
+
+  up, level, down = [0.2] * 5 + [0.8] * 5, [0.5] * 10, [0.6] * 5 + [0.3] * 5
+  assert '0.600 more' in rewards.hacking(rows(up, down))
+  assert '0.300 less' in rewards.hacking(rows(up, down))
+  assert rewards.hacking(rows(up, up)) is None
+  assert rewards.hacking(rows(up, level)) is None
+  assert rewards.hacking(rows(down, down)) is None
+  assert rewards.hacking(rows(up[:9], down[:9])) is None  # too early to tell
+
+
+def test_names_of_tasks_are_distinct():
+  with pytest.raises(ValueError, match='a name of its own'):
+    _config(others=(rewards.Scenario(task=countdown.Countdown()),))
+
+
+def test_shares_of_a_mixed_stream():
+  tasks = (countdown.Countdown(), _EASY)
+  mixed = stream.mixed(tasks, (1.0, 0.5), seed=0)
+  drawn = mixed.next(30)
+  assert [number for number, _ in drawn] == list(range(30))
+  counts = collections.Counter(example.task for _, example in drawn)
+  assert counts == {'countdown': 20, 'easy': 10}
+  # Evenly spread, so that each step has its share.
+  assert [e.task for _, e in drawn[:3]].count('easy') == 1
+  state, rest = mixed.get_state(), mixed.next(10)
+  again = stream.mixed(tasks, (1.0, 0.5), seed=0)
+  again.set_state(state)
+  assert again.next(10) == rest
+
+
+def test_a_stream_of_one_task_is_in_the_order_it_had():
+  alone = stream.mixed([countdown.Countdown()], [1.0], seed=3).next(9)
+  plain = stream.prompt_stream(countdown.Countdown().examples('train'), 3)
+  assert [e.uid for _, e in alone] == [e.uid for _, e in plain.next(9)]
+  assert isinstance(alone[0][1], base.Example)
