@@ -32,6 +32,7 @@ from rlzero import (
   sharding,
   weights,
 )
+from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer
 from rlzero.rollout import scheduler
 from rlzero.tasks import base, countdown, sandbox
@@ -52,6 +53,8 @@ class Config:
 
   workdir: str = dataclasses.field(metadata=_changeable)
   checkpoint: str = ''  # run or Hugging Face folder, GGUF; '' is the tiny base
+  # The shape that the checkpoint has, where a plan needs to know without it.
+  model: ModelConfig | None = None
   task: base.Task = countdown.Countdown()
   template: Template = Template('r1_zero')
   mesh: sharding.Mesh = sharding.Mesh()  # one device by default
@@ -220,6 +223,21 @@ class Config:
       max_grad_norm=self.max_grad_norm,
     )
 
+  def computed(self, model: ModelConfig) -> ModelConfig:
+    """A model as the run computes it."""
+    return dataclasses.replace(model, dtype=self.dtype, remat=self.remat)
+
+  def make_learner(self, model: ModelConfig) -> learner.Learner:
+    """The compiled functions of the update."""
+    return learner.Learner(
+      model,
+      self.objective,
+      self.optimizer.transform(self.num_steps),
+      self.micro_tokens,
+      self.skip_constant_groups,
+      self.update == 'pmap',
+    )
+
   def sampling(self, temperature: float, top_p: float) -> scheduler.Sampling:
     return scheduler.Sampling(
       max_len=self.max_len,
@@ -293,6 +311,11 @@ def run(cfg: Config) -> None:
   )
   config.check_same(cfg, cfg.workdir)
   loaded = load_start(cfg)
+  if cfg.model and cfg.computed(cfg.model) != cfg.computed(loaded.config):
+    raise ValueError(
+      f'grpo.Config.model is {cfg.model}, but the checkpoint {cfg.checkpoint!r}'
+      f' is {loaded.config}; give the shape that it has, or none.'
+    )
   config.save_resolved(cfg, cfg.workdir)
   print(table(cfg, prompt_stream.num_examples), flush=True)
   with sharding.use(cfg.mesh), reward_pool(cfg) as pool:

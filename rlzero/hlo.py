@@ -27,7 +27,7 @@ _COLLECTIVES = {
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
   'after-all', 'partition-id', 'replica-id', 'iota', 'copy-done',
-  'opt-barrier', 'domain',
+  'opt-barrier', 'domain', 'async-update',
 }  # fmt: skip
 _SLICES = {'dynamic-slice', 'slice', 'gather'}
 

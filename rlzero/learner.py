@@ -21,7 +21,7 @@ from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.types import Params
 
-_CHUNK = 512  # tokens whose logits are held at a time
+CHUNK = 512  # tokens whose logits are held at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,7 +298,7 @@ def _loss(config, objective, params, micro):
   value, totals = losses.summed_terms(
     functools.partial(_terms, objective),
     objective.temperature,
-    _CHUNK,
+    CHUNK,
     before,
     head,
     micro.tokens.ids,

@@ -104,6 +104,18 @@ def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
     yield
 
 
+def imagine(mesh: Mesh, num_devices: int) -> contextlib.AbstractContextManager:
+  """Inside, arrays have places on devices that are nowhere: for plans."""
+  sizes = mesh.sizes(num_devices)
+  return jax.sharding.use_abstract_mesh(
+    jax.sharding.AbstractMesh(
+      tuple(sizes.values()),
+      tuple(sizes),
+      axis_types=(AxisType.Auto,) * len(sizes),
+    )
+  )
+
+
 def leave() -> contextlib.AbstractContextManager:
   """Inside, there is no mesh: for `jax.pmap`, which brings its own."""
   return jax.set_mesh(None)
@@ -191,6 +203,15 @@ def abstract(x: Any, axes: str) -> jax.ShapeDtypeStruct:
   mesh = jax.sharding.get_abstract_mesh()
   return jax.ShapeDtypeStruct(
     x.shape, x.dtype, sharding=NamedSharding(mesh, where)
+  )
+
+
+def held(tree: Any) -> int:
+  """Bytes that one device holds of arrays, given by shape and place."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
+    * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
   )
 
 

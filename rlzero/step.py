@@ -11,15 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlzero import (
-  evaluate,
-  grpo,
-  learner,
-  losses,
-  packing,
-  rewards,
-  weights,
-)
+from rlzero import evaluate, grpo, losses, packing, rewards, weights
 from rlzero.rollout import scheduler
 from rlzero.tasks import base
 from rlzero.types import Params
@@ -41,17 +33,8 @@ class Loop:
     self.cfg = cfg
     self.pool = pool
     self.tokenizer = loaded.tokenizer
-    self.model = dataclasses.replace(
-      loaded.config, dtype=cfg.dtype, remat=cfg.remat
-    )
-    self.learner = learner.Learner(
-      self.model,
-      cfg.objective,
-      cfg.optimizer.transform(cfg.num_steps),
-      cfg.micro_tokens,
-      cfg.skip_constant_groups,
-      cfg.update == 'pmap',
-    )
+    self.model = cfg.computed(loaded.config)
+    self.learner = cfg.make_learner(self.model)
     self.judges = rewards.Judges(cfg.scenarios)
     self.step = 0
     self.state = self.learner.init(loaded.params)

@@ -119,7 +119,7 @@ def generate(
   """
   _check(config, prompts, sampling)
   total = len(prompts) * group_size
-  num_slots, widest, capacity = _sizes(
+  num_slots, widest, capacity = sizes(
     sampling, total, max(len(p.tokens) for p in prompts)
   )
   slots = engine.empty(config, num_slots, capacity, sampling.max_len)
@@ -218,11 +218,11 @@ def lower(
   Returns:
     `decode` looks at the whole cache, as the longest completions make it.
   """
-  num_slots, widest, capacity = _sizes(
+  num_slots, widest, capacity = sizes(
     sampling, num_prompts * group_size, prompt_len
   )
   slots = engine.abstract(config, num_slots, capacity, sampling.max_len)
-  block = jax.ShapeDtypeStruct((_block_size(num_prompts), widest), np.int32)
+  block = jax.ShapeDtypeStruct((block_size(num_prompts), widest), np.int32)
   block = Tokens(*(sharding.abstract(block, 'PT'),) * 3)
   return {
     'prefill': engine.prefill.lower(config, params, block),
@@ -240,7 +240,7 @@ def lower(
   }
 
 
-def _sizes(
+def sizes(
   sampling: Sampling, total: int, prompt_len: int
 ) -> tuple[int, int, int]:
   """Slots, width of the prompts, and cache positions of a slot."""
@@ -254,7 +254,8 @@ def _sizes(
   return num_slots, widest, capacity
 
 
-def _block_size(num_prompts: int) -> int:
+def block_size(num_prompts: int) -> int:
+  """Prompts that are prefilled together."""
   return packing.round_up(min(_PREFILL_BLOCK, num_prompts), sharding.ways('P'))
 
 
@@ -285,7 +286,7 @@ class _Block:
   def __init__(self, config, params, prompts, widest):
     self._config, self._params = config, params
     self._prompts, self._widest = prompts, widest
-    self._size = _block_size(len(prompts))
+    self._size = block_size(len(prompts))
     self.start = -self._size
 
   def holds(self, prompt: int) -> bool:

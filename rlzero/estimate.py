@@ -1,0 +1,146 @@
+"""What a run's programs need of a device, by arithmetic alone.
+
+For devices that nothing here can compile for. Inputs are exact; temporaries
+and traffic follow the large arrays of the model: the layers' inputs that
+rematerialisation keeps, one layer at work, attention's scores where they are
+held whole, a chunk of logits, the weights gathered for a layer, and the new
+gradients. tests/test_plan.py holds the memory against compiled programs.
+"""
+
+from jax import numpy as jnp
+
+from rlzero import flops, learner, sharding
+from rlzero.programs import Program, Run
+from rlzero.rollout import scheduler
+
+_SCORES = 12  # bytes a score costs to write and read, in float32 and rounded
+
+
+class Estimate:
+  """Programs of a run on the current mesh, of one device."""
+
+  def __init__(self, run: Run):
+    self.run = run
+    m = self.model = run.model
+    self.item = jnp.dtype(m.dtype).itemsize
+    self.tensor = sharding.ways('F')
+    self.fsdp = sharding.ways('D')
+    self.copies = sharding.ways('B') // self.fsdp
+    body, head = flops.matmul_weights(m)
+    self.body = body / self.tensor
+    self.head = head / self.tensor
+    self.heads = m.num_heads / self.tensor
+    self.params = sharding.held(run.state.params)
+    attention = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim
+    # Numbers of one token that a layer works on, and those of its vocabulary.
+    self.layer = 6 * m.width + (attention + 3 * m.mlp_width) / self.tensor
+    self.logits = m.vocab_size / self.tensor
+    self.one_layer = self.body / m.num_layers * self.item
+
+  def _gathered(self, passes: int) -> float:
+    """Bytes received so that each pass over the layers has them whole."""
+    left = 1 - 1 / self.fsdp
+    return passes * left * (self.body + self.head) * self.item
+
+  def _reduced(self, tokens: float, passes: int) -> float:
+    """Bytes received for sums over the parts of heads and MLPs."""
+    if self.tensor == 1:
+      return 0.0
+    sums = 2 * self.model.num_layers * tokens * self.model.width * self.item
+    return 2 * passes * (1 - 1 / self.tensor) * sums
+
+  def rollout(self, num_slots: int) -> dict[str, Program]:
+    """Prefill and decode."""
+    s, m, run = self, self.model, self.run
+    slots = run.slots(num_slots)
+    held = sharding.held(slots)
+    rows, capacity = slots.cache.key.shape[1], slots.cache.key.shape[3]
+    rows //= sharding.ways('B')
+    num_prompts = scheduler.block_size(run.num_prompts) // sharding.ways('P')
+    tokens = num_prompts * run.prompt_len
+    out = sharding.held(slots.cache) / rows / capacity * tokens
+    scores = num_prompts * s.heads * run.prompt_len**2
+    prefill = Program(
+      memory=s.params
+      + out
+      + tokens * s.layer * s.item
+      + scores * (4 + s.item)
+      + s.one_layer,
+      moved=s.body * s.item
+      + tokens * m.num_layers * 2 * s.layer * s.item
+      + scores * m.num_layers * _SCORES
+      + 2 * out,
+      received=s._gathered(1) + s._reduced(tokens, 1),
+    )
+    steps = run.cfg.decode_steps
+    cache = sharding.held(slots.cache)
+    decode = Program(
+      memory=s.params
+      + held
+      + cache  # the new keys are merged into a copy
+      + rows * (3 * 4 * m.vocab_size + capacity * s.heads * 8)
+      + s.head * s.item
+      + s.one_layer,
+      moved=steps
+      * ((s.body + s.head) * s.item + cache + rows * m.vocab_size * 12)
+      + 2 * cache,
+      received=steps * (s._gathered(1) + s._reduced(rows, 1)),
+    )
+    return {'prefill': prefill, 'decode': decode}
+
+  def update(self, micro_tokens: int) -> dict[str, Program]:
+    """Reference, update and apply."""
+    s, m, run = self, self.model, self.run
+    micro = run.micro(micro_tokens)
+    rows, width = micro.tokens.ids.shape
+    prompts, prompt_width = micro.prompts.tokens.ids.shape
+    ways = sharding.ways('B')
+    rows, prompts = rows / ways, prompts / ways
+    tokens = rows * width + prompts * prompt_width
+    looked_at = width + micro.prompts.index.shape[1] * prompt_width
+    scores = s.heads * max(rows * width * looked_at, prompts * prompt_width**2)
+    all_scores = s.heads * (
+      rows * width * looked_at + prompts * prompt_width**2
+    )
+    inputs = 4 * 10 * rows * width
+    chunk = min(learner.CHUNK, rows * width)
+    head = s.head * s.item + 3 * 4 * chunk * s.logits
+    working = tokens * s.layer * s.item + s.one_layer
+    reference = Program(
+      memory=s.params
+      + inputs
+      + max(working + scores * (4 + s.item), head)
+      + tokens * m.width * s.item,
+      moved=(s.body + s.head) * s.item
+      + tokens * m.num_layers * 2 * s.layer * s.item
+      + all_scores * m.num_layers * _SCORES
+      + rows * width * s.logits * 12,
+      received=s._gathered(1) + s._reduced(tokens, 1),
+    )
+    passes = 3 + m.remat
+    kept = s.layer if not m.remat else m.width
+    scores_kept = 0 if m.remat else all_scores * m.num_layers * (4 + s.item)
+    gradient = Program(
+      memory=2 * s.params  # and the sum so far, donated
+      + s.params  # what this microbatch adds
+      + inputs
+      + tokens * m.num_layers * kept * s.item
+      + scores_kept
+      + max(
+        2 * working + scores * (2 * 4 + 2 * s.item),
+        head + s.head * (4 + s.item),
+      ),
+      moved=passes * reference.moved + 3 * s.params,
+      received=s._gathered(2 + m.remat)
+      + s._reduced(tokens, 2 + m.remat)
+      # Gradients: each device gets its part of the sum, all copies the same.
+      + (1 - 1 / s.fsdp) * 4 * (s.body + s.head)
+      + 2 * (1 - 1 / s.copies) * s.params,
+    )
+    state = sharding.held(run.state)
+    apply = Program(
+      memory=state + 3 * s.params,  # the gradient, and the updates
+      moved=2 * state + 4 * s.params,
+      received=0.0,
+    )
+    return {'reference': reference, 'update': gradient, 'apply': apply}

@@ -1,0 +1,528 @@
+"""Plans a GRPO run for devices that are not here: does it fit, what it takes.
+
+  python -m rlzero.plan --gin_file=configs/runs/r1_zero_qwen2p5_32b.gin \\
+    --topology=v5p:4x4x4
+
+For TPUs (extra `plan`, on a machine with CPUs alone) the programs of the run
+are compiled for the topology: memory, traffic and collectives are those of
+the compiled programs. For GPUs all is arithmetic (`estimate.py`). FLOPs are by
+formula, with what is computed again and what pads.
+
+Settings of the run are set as for `rlzero.grpo`, flags as
+--gin.grpo.Config.num_slots=128. Of the lengths of completions nothing is known
+before: memory is planned for the longest, time for an assumed mean, spread
+like an exponential cut at the longest. A roofline is the time of the largest
+of FLOPs, memory traffic and traffic between devices at published rates; a run
+reaches a part of it, which `efficiency` assumes.
+"""
+
+import collections
+import dataclasses
+import functools
+import heapq
+import json
+import math
+import os
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlzero import estimate, flops, grpo, hardware, packing, programs, sharding
+from rlzero.programs import Program
+from rlzero.rollout import scheduler
+
+_GIB = 2**30
+# A run's gin file sets grpo.Config; this hands it over.
+DEFAULTS = (
+  '--gin.plan.Config.run=@grpo.Config()',
+  '--gin.grpo.Config.workdir=""',
+)
+_ROLLOUT = ('prefill', 'decode')
+# What a device holds, and what makes it smaller.
+_ADVICE = {
+  'parameters': 'use more chips, or cut more by `fsdp` or `tensor`.',
+  'optimiser': 'use more chips, or cut more by `fsdp` or `tensor`.',
+  'reference': 'use more chips, or do without it (kl_coef = 0).',
+  'cache': 'use fewer num_slots, or cut more by `tensor`.',
+  'gradients': 'use more chips, or cut more by `fsdp` or `tensor`.',
+  'temporaries': 'lower micro_tokens, num_slots or max_len, set remat, or cut '
+  'more by `tensor`.',
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What to plan, and what to assume.
+
+  Raises:
+    ValueError: something out of range.
+  """
+
+  run: grpo.Config  # of the gin file
+  topology: str  # v5e:4x4, v5p:4x4x4, v6e:8x8, h100:8, cpu (what is there)
+  mean_len: int = 0  # tokens a completion; 0 assumes a quarter of max_len
+  prompt_len: int = 0  # tokens; 0 assumes max_prompt_len
+  efficiency: float = 0.4  # share of the rooflines that a run reaches
+  price: float = 0.0  # of an hour of a chip; 0 leaves the cost out
+  fit: bool = True  # look for the largest microbatch and number of slots
+  json: bool = False  # print one line of JSON alone
+
+  def __post_init__(self):
+    if not 0 < self.efficiency <= 1:
+      raise ValueError(
+        f'plan.Config.efficiency is {self.efficiency}; it must be above 0 and '
+        'at most 1.'
+      )
+    if not 0 <= self.mean_len <= self.run.max_len:
+      raise ValueError(
+        f'plan.Config.mean_len is {self.mean_len}; it must be at most '
+        f'grpo.Config.max_len = {self.run.max_len}.'
+      )
+    if not self.run.model:
+      raise ValueError(
+        'plan.Config.run has no model; set grpo.Config.model to the shape of '
+        'the checkpoint, as configs/runs/r1_zero_qwen2p5_1p5b.gin does.'
+      )
+    if self.run.update == 'pmap':
+      raise ValueError(
+        "plan.Config.run has update = 'pmap'; only 'jit' is planned."
+      )
+
+  @property
+  def assumed_len(self) -> int:
+    return self.mean_len or max(self.run.max_len // 4, 1)
+
+
+@dataclasses.dataclass
+class Phase:
+  """A program of the step, of one device."""
+
+  name: str
+  memory: dict[str, float]  # bytes by what they hold
+  total: float  # bytes
+  fits: bool
+  flops: float  # a call
+  moved: float  # bytes of memory a call
+  received: float  # bytes from other devices a call
+  roofline_s: float  # a call
+  bound: str  # which of the three it is
+  calls: float  # a step
+  step_s: float  # seconds a step, at the roofline
+
+
+def run(cfg: Config) -> None:
+  """Plans and prints."""
+  report = plan(cfg)
+  print(json.dumps(report) if cfg.json else text(cfg, report))
+
+
+def plan(cfg: Config) -> dict[str, Any]:
+  """The report.
+
+  Raises:
+    ValueError: an unknown topology, or a mesh that does not fit it.
+  """
+  name, _, shape = cfg.topology.partition(':')
+  if name == 'cpu':
+    chip, devices = hardware.CPU, jax.devices()
+    num_devices = len(devices)
+  elif name not in hardware.CHIPS:
+    raise ValueError(
+      f'plan.Config.topology is {cfg.topology!r}; choose one of '
+      f'{", ".join(hardware.CHIPS)} and add its shape, v5p:4x4x4 or h100:8.'
+    )
+  else:
+    chip = hardware.CHIPS[name]
+    devices = _topology(name, shape) if chip.is_tpu else None
+    num_devices = len(devices) if devices else _number(cfg.topology, shape)
+  mesh = cfg.run.mesh
+  if devices:
+    # Executables for devices that are not here cannot be kept.
+    jax.config.update('jax_enable_compilation_cache', False)
+    where = sharding.use(mesh, devices)
+  else:
+    where = sharding.imagine(mesh, num_devices)
+  with where:
+    return _Plan(cfg, chip, num_devices, compiled=bool(devices)).report()
+
+
+def _topology(name: str, shape: str):
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  from jax.experimental import topologies
+
+  try:
+    return topologies.get_topology_desc(
+      platform='tpu', topology_name=f'{name}:{shape}'
+    ).devices
+  except Exception as error:  # of many kinds, libtpu's among them
+    raise ValueError(
+      f'plan.Config.topology {name}:{shape} cannot be described '
+      f'({str(error).splitlines()[0][:200]}); it needs the package libtpu '
+      "(pip install 'rlzero[plan]') and a shape that exists, v5p:4x4x4 say."
+    ) from error
+
+
+def _number(topology: str, shape: str) -> int:
+  if not shape.isdigit() or int(shape) < 1:
+    raise ValueError(
+      f'plan.Config.topology is {topology!r}; a GPU is followed by how many, '
+      'h100:8.'
+    )
+  return int(shape)
+
+
+class _Plan:
+  """One plan under way, on the mesh."""
+
+  def __init__(self, cfg, chip, num_devices, compiled):
+    self.cfg, self.chip = cfg, chip
+    self.num_devices, self.compiled = num_devices, compiled
+    self.model = cfg.run.computed(cfg.run.model)
+    self.run = programs.Run(
+      cfg.run, self.model, cfg.prompt_len or cfg.run.max_prompt_len
+    )
+    self.ways = sharding.ways('B')
+    self.width = self.run.widest
+    self.found: dict[tuple[str, int], Program] = {}
+
+  def report(self) -> dict[str, Any]:
+    cfg, run = self.cfg, self.cfg.run
+    # Sizes are counted in rows and slots of a device.
+    rows = self.run.micro(run.micro_tokens).tokens.ids.shape[0] // self.ways
+    slots = len(self.run.slots(run.num_slots).token) // self.ways
+    per_step = run.num_prompts * run.group_size
+    most_rows = max(per_step // self.ways, 1)
+    most_slots = max(per_step * run.steps_per_rollout // self.ways, 1)
+    names = ['prefill', 'decode', 'reference', 'update', 'apply']
+    if not run.kl_coef:
+      names.remove('reference')
+    sizes = {
+      name: slots if name in ('prefill', 'decode') else rows for name in names
+    }
+    wanted = list(sizes.items())
+    if cfg.fit:
+      wanted += [('decode', _other(slots, most_slots))]
+      wanted += [('update', _other(rows, most_rows))]
+    self._find(wanted)
+    phases = [self._phase(name, sizes[name]) for name in names]
+    roofline_s = sum(p.step_s for p in phases)
+    hours = roofline_s / cfg.efficiency * run.num_steps / 3600
+    largest = None
+    if cfg.fit:
+      largest = {
+        'slots': self._largest('decode', slots, most_slots, self.ways),
+        'micro_tokens': self._largest(
+          'update', rows, most_rows, self.ways * self.width
+        ),
+      }
+    params = self.run.state.params
+    return {
+      'topology': cfg.topology,
+      'devices': self.num_devices,
+      'mesh': run.mesh.sizes(self.num_devices),
+      'source': 'compiled' if self.compiled else 'arithmetic',
+      'hbm_bytes': self.chip.memory,
+      'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
+      'max_len': run.max_len,
+      'mean_len': cfg.assumed_len,
+      'prompt_len': self.run.prompt_len,
+      'efficiency': cfg.efficiency,
+      'slots': slots * self.ways,
+      'microbatch': [rows * self.ways, self.width],
+      'phases': [dataclasses.asdict(p) for p in phases],
+      'fits': all(p.fits for p in phases),
+      'advice': self._advice(phases),
+      'largest': largest,
+      'step_roofline_s': roofline_s,
+      'step_s': roofline_s / cfg.efficiency,
+      'num_steps': run.num_steps,
+      'hours': hours,
+      'chip_hours': hours * self.num_devices,
+      'cost': hours * self.num_devices * cfg.price or None,
+    }
+
+  def _find(self, wanted) -> None:
+    """Fills `found` with programs of (name, rows or slots of a device)."""
+    source = self.run if self.compiled else estimate.Estimate(self.run)
+    made: dict[tuple[str, int], Any] = {}
+    new = {}
+    for name, size in wanted:
+      if name in _ROLLOUT:
+        part, amount = source.rollout, size * self.ways
+      else:
+        part, amount = source.update, size * self.ways * self.width
+      key = part.__name__, size
+      if key not in made:
+        made[key] = part(amount)
+      new[name, size] = made[key][name]
+    self.found |= programs.compile_all(new) if self.compiled else new
+
+  def _memory(self, name: str, size: int) -> dict[str, float]:
+    """Bytes of a device while a program runs, by what they hold."""
+    state = self.run.state
+    held = {
+      'parameters': sharding.held(state.params),
+      'optimiser': sharding.held(state.opt_state),
+      'reference': sharding.held(self.run.reference),
+    }
+    own = {'parameters'}  # what the program itself counts
+    if name in _ROLLOUT:
+      held['cache'] = sharding.held(self.run.slots(size * self.ways))
+      own |= {'cache'} if name == 'decode' else set()
+    elif name != 'reference':
+      held['gradients'] = held['parameters']
+      own |= {'gradients'}
+      own |= {'optimiser'} if name == 'apply' else set()
+    program = self.found[name, size]
+    held['temporaries'] = program.memory - sum(held[one] for one in own)
+    return held
+
+  def _phase(self, name: str, size: int) -> Phase:
+    memory = self._memory(name, size)
+    program = self.found[name, size]
+    moved, received = program.moved, program.received
+    if not program.known:  # not compiled, so by arithmetic
+      guess = estimate.Estimate(self.run)
+      guess = guess.rollout if name in _ROLLOUT else guess.update
+      unit = 1 if name in _ROLLOUT else self.width
+      _, moved, received, _ = guess(size * self.ways * unit)[name]
+    flops_call, calls = self._work(name, size)
+    # Microbatches differ in shape: FLOPs and traffic of memory scale, what
+    # is gathered and summed over devices hardly does.
+    step_s = 0.0
+    for share, number in calls.items():
+      times = self._times(share * flops_call, share * moved, received)
+      step_s += number * max(times.values())
+    times = self._times(flops_call, moved, received)
+    total = sum(memory.values())
+    return Phase(
+      name=name,
+      memory=memory,
+      total=total,
+      fits=program.known and total <= self.chip.memory,
+      flops=flops_call,
+      moved=moved,
+      received=received,
+      roofline_s=max(times.values()),
+      bound=max(times, key=times.get),
+      calls=sum(calls.values()),
+      step_s=step_s,
+    )
+
+  def _times(self, flops_call, moved, received) -> dict[str, float]:
+    return {
+      'FLOPs': flops_call / self.chip.flops,
+      'memory': moved / self.chip.bandwidth,
+      'links': received / self.chip.link,
+    }
+
+  def _work(self, name: str, size: int) -> tuple[float, dict[float, float]]:
+    """FLOPs of a call on a device, and calls a step by their share of it."""
+    run, model, prompt_len = self.cfg.run, self.model, self.run.prompt_len
+    forward = functools.partial(flops.forward, model)
+    match name:
+      case 'prefill':
+        block = scheduler.block_size(self.run.num_prompts)
+        tokens = block * prompt_len
+        work = forward(tokens, 0, tokens * prompt_len)
+        calls = {1.0: run.num_prompts / block}
+      case 'decode':
+        rows, steps = size * self.ways, run.decode_steps
+        slots = self.run.slots(rows)
+        keys = slots.cache.key.shape[3] + steps
+        work = steps * forward(rows, rows, rows * keys)
+        calls = {1.0: self._decode_calls(rows)}
+      case 'apply':  # some twenty operations a parameter
+        work = 20 * sum(x.size for x in jax.tree.leaves(self.run.state.params))
+        calls = {1.0: 1.0}
+      case _:
+
+        def of_micro(micro):
+          rows, width = micro.tokens.ids.shape
+          prompts, prompt_width = micro.prompts.tokens.ids.shape
+          looked_at = width + micro.prompts.index.shape[1] * prompt_width
+          tokens = rows * width + prompts * prompt_width
+          pairs = rows * width * looked_at + prompts * prompt_width**2
+          passes = 3 + model.remat if name == 'update' else 1
+          layers = passes * forward(tokens, 0, pairs)
+          return layers + min(passes, 3) * forward(0, rows * width, 0)
+
+        micro_tokens = size * self.ways * self.width
+        work = of_micro(self.run.micro(micro_tokens))
+        calls = collections.Counter(
+          of_micro(micro) / work for micro in self._micros(micro_tokens)
+        )
+    return work / self.num_devices, dict(calls)
+
+  def _micros(self, micro_tokens: int):
+    """Microbatches of a step whose completions are as long as assumed."""
+    run = self.cfg.run
+    lengths = lengths_of(
+      run.num_prompts * run.group_size, self.cfg.assumed_len, run.max_len
+    )
+    rows = programs.rows_of(
+      lengths.reshape(run.num_prompts, run.group_size), self.run.prompt_len
+    )
+    everything = np.arange(lengths.size)
+    for _, micro in packing.microbatches(
+      rows, everything, micro_tokens, run.max_len, self.ways
+    ):
+      yield micro
+
+  def _decode_calls(self, num_slots: int) -> float:
+    """Calls a step, until the last completion of a rollout has ended."""
+    run = self.cfg.run
+    total = self.run.num_prompts * run.group_size
+    lengths = lengths_of(total, self.cfg.assumed_len, run.max_len)
+    ends = [0] * num_slots
+    for length in lengths:
+      heapq.heapreplace(ends, ends[0] + -(-int(length) // run.decode_steps))
+    return max(ends) / run.steps_per_rollout
+
+  def _largest(self, name: str, size: int, most: int, unit: int):
+    """The largest size that fits: a line through two, and a third to confirm.
+
+    Returns:
+      its amount in `unit`s (0 where not even one fits), and whether a program
+      of that size has been compiled and fits.
+    """
+    other = _other(size, most)
+    limit = self.chip.memory
+
+    def total(n):
+      return sum(self._memory(name, n).values())
+
+    at, more = total(size), total(other)
+    slope = (more - at) / (other - size) if other != size else math.inf
+    n = size + math.floor((limit - at) / slope) if slope > 0 else most
+    n = max(min(n, most), 0)
+    for _ in range(3):
+      if not n:
+        break
+      self._find([(name, n)])
+      if self.found[name, n].known and total(n) <= limit:
+        break
+      n -= max(n // 16, 1)
+    return {'size': n * unit, 'memory': total(n) if n else total(size)}
+
+  def _advice(self, phases) -> list[str]:
+    """For each program that does not fit: what is too large, what to do."""
+    out = []
+    for phase in phases:
+      if phase.fits:
+        continue
+      name = max(phase.memory, key=phase.memory.get)
+      what = _ADVICE[name]
+      if name == 'temporaries' and phase.name in ('reference', 'update'):
+        looked_at = self.width + 2 * self.run.prompt_len
+        scores = self.width * looked_at * self.model.num_heads * 4
+        scores /= sharding.ways('N')
+        what += (
+          f' Attention scores of one row of {self.width} tokens, held whole in '
+          f'float32, are {scores / _GIB:.1f} GiB of it, several times over.'
+        )
+      out.append(
+        f'{phase.name} needs {phase.total / _GIB:.1f} GiB of '
+        f'{self.chip.memory / _GIB:.1f}: {name} are the largest part, '
+        f'{phase.memory[name] / _GIB:.1f} GiB; {what}'
+      )
+    return out
+
+
+def _other(size: int, most: int) -> int:
+  """A second size for the line: twice the first, or half."""
+  return 2 * size if 2 * size <= most else max(size // 2, 1)
+
+
+def lengths_of(number: int, mean: float, longest: int) -> np.ndarray:
+  """Lengths spread like an exponential cut at the longest, in any order."""
+  low, high = 0.0, 1e3 * longest
+  for _ in range(100):  # the cut one's mean is s (1 - exp(-longest / s))
+    scale = (low + high) / 2
+    if scale * -math.expm1(-longest / scale) < mean:
+      low = scale
+    else:
+      high = scale
+  quantiles = (np.arange(number) + 0.5) / number
+  lengths = np.minimum(-scale * np.log1p(-quantiles), longest)
+  lengths = np.maximum(np.rint(lengths), 1).astype(int)
+  return np.random.default_rng(0).permutation(lengths)
+
+
+def text(cfg: Config, report: dict[str, Any]) -> str:
+  """The report, for people."""
+  r = report
+  mesh = ' x '.join(f'{n} {axis}' for axis, n in r['mesh'].items())
+  rows, width = r['microbatch']
+  lines = [
+    f'{r["topology"]}: {r["devices"]} devices of '
+    f'{r["hbm_bytes"] / _GIB:.1f} GiB, {mesh} ({r["source"]})',
+    f'{r["parameters"] / 1e9:.2f}B parameters; completions of at most '
+    f'{r["max_len"]} tokens, {r["mean_len"]} assumed in the mean, prompts of '
+    f'{r["prompt_len"]}',
+    f'{r["slots"]} slots; microbatches of {rows} rows x {width} tokens',
+    '',
+  ]
+  terms = list(_ADVICE)
+  heads = ['GiB a device', *terms, 'total', 'fits']
+  table = [heads]
+  for p in r['phases']:
+    cells = [f'{p["memory"].get(t, 0) / _GIB:.2f}' for t in terms]
+    table.append(
+      [
+        p['name'],
+        *cells,
+        f'{p["total"] / _GIB:.2f}',
+        'no yes'.split()[p['fits']],
+      ]
+    )
+  lines += [*_aligned(table), '']
+  table = [
+    ['a call, a device', 'TFLOP', 'GB moved', 'GB received', 'roofline s',
+     'bound by', 'calls a step', 's a step'],
+  ]  # fmt: skip
+  for p in r['phases']:
+    numbers = p['flops'] / 1e12, p['moved'] / 1e9, p['received'] / 1e9
+    table.append(
+      [
+        p['name'],
+        *(f'{n:.4g}' for n in (*numbers, p['roofline_s'])),
+        p['bound'],
+        f'{p["calls"]:.4g}',
+        f'{p["step_s"]:.4g}',
+      ]
+    )
+  lines += [*_aligned(table), '']
+  lines.append(
+    f'A step takes {r["step_roofline_s"]:.1f} s at the roofline, '
+    f'{r["step_s"]:.1f} s at {r["efficiency"]:.0%} of it; {r["num_steps"]} '
+    f'steps are {r["hours"]:.0f} hours, {r["chip_hours"]:.0f} chip-hours'
+    + (f', {r["cost"]:,.0f} at {cfg.price:g} an hour.' if r['cost'] else '.')
+  )
+  for name, found in (r['largest'] or {}).items():
+    lines.append(
+      f'Largest {name} that fits: {found["size"]} '
+      f'({found["memory"] / _GIB:.1f} GiB).'
+      if found['size']
+      else f'No {name} fit, however few.'
+    )
+  return '\n'.join(lines + r['advice'])
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+  return [
+    '  '.join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in table
+  ]
+
+
+if __name__ == '__main__':
+  from rlzero import config, plan
+
+  config.main(plan, [*DEFAULTS, *sys.argv[1:]])

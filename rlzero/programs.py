@@ -1,0 +1,172 @@
+"""The programs of a GRPO run, made from shapes alone.
+
+The functions are those that `rlzero.grpo` runs. Only their inputs are shapes
+with places on a mesh, whose devices need not be there.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import pathlib
+import re
+import tempfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rlzero import grpo, hlo, packing, sharding
+from rlzero.learner import TrainState
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import engine, scheduler
+from rlzero.types import Params
+
+_EOS = (0,)  # as many as most tokenizers have; which one does not matter
+
+
+class Program(NamedTuple):
+  """What a call of one program needs of a device."""
+
+  memory: float  # bytes: inputs, outputs and temporaries
+  moved: float  # bytes read from and written to memory
+  received: float  # bytes from other devices
+  known: bool = True  # False: the compiler ran out of memory and said how much
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run's shapes on the current mesh.
+
+  Args:
+    cfg: its settings.
+    model: as the run computes it.
+    prompt_len: tokens of the longest prompt.
+  """
+
+  cfg: grpo.Config
+  model: ModelConfig
+  prompt_len: int
+
+  @functools.cached_property
+  def state(self) -> TrainState:
+    shapes = jax.eval_shape(
+      lambda: transformer.init(self.model, jax.random.key(0))
+    )
+    return self.cfg.make_learner(self.model).abstract(shapes)
+
+  @property
+  def num_prompts(self) -> int:
+    """Of a rollout."""
+    return self.cfg.num_prompts * self.cfg.steps_per_rollout
+
+  @property
+  def reference(self) -> Params:
+    return self.state.params if self.cfg.kl_coef else {}
+
+  @property
+  def widest(self) -> int:
+    """Tokens of the rows that the longest completions are packed into."""
+    return self.micro(self.cfg.micro_tokens).tokens.ids.shape[1]
+
+  def slots(self, num_slots: int) -> engine.Slots:
+    num_slots, _, capacity = scheduler.sizes(
+      self._sampling(num_slots),
+      self.num_prompts * self.cfg.group_size,
+      self.prompt_len,
+    )
+    return engine.abstract(self.model, num_slots, capacity, self.cfg.max_len)
+
+  def micro(self, micro_tokens: int) -> packing.Micro:
+    """The first microbatch where every completion is as long as may be."""
+    rows = self._longest()
+    return next(
+      packing.microbatches(
+        rows,
+        np.arange(len(rows.completions)),
+        micro_tokens,
+        self.cfg.max_len,
+        sharding.ways('B'),
+      )
+    )[1]
+
+  def rollout(self, num_slots: int) -> dict[str, jax.stages.Lowered]:
+    """Prefill and decode."""
+    return scheduler.lower(
+      self.model,
+      self.state.params,
+      self.num_prompts,
+      self.cfg.group_size,
+      self.prompt_len,
+      self._sampling(num_slots),
+      _EOS,
+    )
+
+  def update(self, micro_tokens: int) -> dict[str, jax.stages.Lowered]:
+    """Reference, update and apply."""
+    cfg = dataclasses.replace(self.cfg, micro_tokens=micro_tokens)
+    return cfg.make_learner(self.model).lower(self.state, self._longest())
+
+  def _sampling(self, num_slots: int) -> scheduler.Sampling:
+    cfg = dataclasses.replace(self.cfg, num_slots=num_slots)
+    return cfg.sampling(cfg.temperature, 1.0)
+
+  def _longest(self) -> packing.Rows:
+    cfg = self.cfg
+    return rows_of(
+      np.full((cfg.num_prompts, cfg.group_size), cfg.max_len), self.prompt_len
+    )
+
+
+def rows_of(lengths: np.ndarray, prompt_len: int) -> packing.Rows:
+  """Completions of these lengths, [P, G], with nothing in them."""
+  flat = lengths.reshape(-1)
+
+  def of_length(value):
+    return [np.broadcast_to(value, (n,)) for n in flat]
+
+  return packing.Rows(
+    prompts=[[1] * prompt_len] * len(lengths),
+    prompt_index=np.repeat(np.arange(len(lengths)), lengths.shape[1]),
+    completions=of_length(np.int32(1)),
+    old_logprobs=of_length(np.float32(0)),
+    ref_logprobs=None,
+    advantages=np.ones(flat.size, np.float32),
+  )
+
+
+def compile_all(
+  lowered: Mapping[Any, jax.stages.Lowered],
+) -> dict[Any, Program]:
+  """Compiles two at a time; what does not fit the device says how much."""
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    return dict(zip(lowered, pool.map(_compile, lowered.values()), strict=True))
+
+
+def _compile(lowered: jax.stages.Lowered) -> Program:
+  # The text comes from a dump: `as_text()` of a TPU's executable can fail on
+  # asynchronous collectives.
+  with tempfile.TemporaryDirectory() as folder:
+    options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+    try:
+      compiled = lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+      needed = re.search(r'temporaries \(([\d.]+)([KMGT])\)', str(error))
+      if 'RESOURCE_EXHAUSTED' not in str(error) or not needed:
+        raise
+      temporaries = float(needed[1]) * 2 ** (10 * ' KMGT'.index(needed[2]))
+      inputs = sharding.held(lowered.in_avals)
+      return Program(inputs + temporaries, math.nan, math.nan, False)
+    (path,) = pathlib.Path(folder).glob('*after_optimizations.txt')
+    traffic = hlo.traffic(path.read_text())
+  m = compiled.memory_analysis()
+  return Program(
+    m.argument_size_in_bytes
+    + m.output_size_in_bytes
+    - m.alias_size_in_bytes
+    + m.temp_size_in_bytes,
+    traffic.memory,
+    traffic.received,
+  )
