@@ -16,6 +16,7 @@ Differences from the paper:
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,10 @@ class Example(NamedTuple):
 
   ids: np.ndarray  # [n]
   prompt_len: int  # tokens, at least 1
+
+  @property
+  def size(self) -> int:
+    return self.ids.size
 
   @property
   def completion(self) -> np.ndarray:
@@ -93,39 +98,21 @@ def load(
   Raises:
     ValueError: a record that is no example, or a source that has none.
   """
-  found: list[Example] = []
-  sizes, counts = [], []
-  for source in records.sources(cfg.data):
-    before, longer, num_tokens = len(found), 0, 0
-    for record in records.read(source):
-      example = encode(tokenizer, cfg.template, record)
-      if example.ids.size > cfg.max_len:
-        longer += 1
-        if cfg.too_long == 'drop' or example.prompt_len >= cfg.max_len:
-          continue
-        example = example._replace(ids=example.ids[: cfg.max_len])
-      found.append(example)
-      num_tokens += example.ids.size
-    size = len(found) - before
-    print(
-      f'{source.path}: {size} examples, {num_tokens:,} tokens, '
-      f'{longer} longer than {cfg.max_len}'
-      + {'drop': ' and dropped', 'truncate': ' and cut'}[cfg.too_long],
-      flush=True,
-    )
-    if not size:
-      raise ValueError(
-        f'All {longer} examples of {source.path} are longer than max_len = '
-        f"{cfg.max_len} tokens; raise it, or set too_long to 'truncate'."
-      )
-    sizes.append(size)
-    counts.append(source.num_examples)
-  order = supervised.Order(sizes, counts, cfg.seed, cfg.batch_size)
-  return found, order
+
+  def shorten(example):
+    if example.prompt_len >= cfg.max_len:
+      return None
+    return example._replace(ids=example.ids[: cfg.max_len])
+
+  found = supervised.load(
+    cfg, functools.partial(encode, tokenizer, cfg.template), shorten
+  )
+  order = supervised.order(cfg, [len(examples) for examples in found])
+  return list(itertools.chain(*found)), order
 
 
 def encode(
-  tokenizer: Tokenizer, template: Template, record: tuple[str, dict[str, Any]]
+  tokenizer: Tokenizer, template: Template, record: records.Record
 ) -> Example:
   """Token ids of a record: the prompt as the model is asked, the completion.
 

@@ -162,14 +162,73 @@ class Order:
     return rng.permutation(self._sizes[source])
 
 
+def load(
+  cfg: Config,
+  encode: Callable[[records.Record], Any],
+  shorten: Callable[[Any], Any | None],
+) -> list[list[Any]]:
+  """The examples of each source, in its order.
+
+  Args:
+    cfg: says what is read, and what is too long.
+    encode: a record as an example, whose `size` is in tokens.
+    shorten: an example of at most max_len tokens, or None if it cannot be
+      one; for `too_long = 'truncate'`.
+
+  Raises:
+    ValueError: a record that is no example, or a source that has none.
+  """
+  found = []
+  for source in records.sources(cfg.data):
+    examples, longer = [], 0
+    for record in records.read(source):
+      example = encode(record)
+      if example.size > cfg.max_len:
+        longer += 1
+        example = shorten(example) if cfg.too_long == 'truncate' else None
+      if example is not None:
+        examples.append(example)
+    print(
+      f'{source.path}: {len(examples)} examples, '
+      f'{sum(e.size for e in examples):,} tokens; {longer} were longer than '
+      f'{cfg.max_len} and '
+      + {'drop': 'left out', 'truncate': 'cut'}[cfg.too_long],
+      flush=True,
+    )
+    if not examples:
+      raise ValueError(
+        f'All {longer} examples of {source.path} are longer than max_len = '
+        f'{cfg.max_len} tokens; raise it, or take other examples.'
+      )
+    found.append(examples)
+  return found
+
+
+def order(cfg: Config, sizes: Sequence[int]) -> Order:
+  """Of the batches, from sources with so many examples."""
+  counts = [source.num_examples for source in records.sources(cfg.data)]
+  return Order(sizes, counts, cfg.seed, cfg.batch_size)
+
+
 def pack(
-  cfg: Config, pieces: Sequence[packing.Piece]
+  cfg: Config, pieces: Sequence[packing.Piece], max_len: int | None = None
 ) -> Iterable[packing.Packed]:
-  """Packed microbatches of the pieces, on the devices."""
+  """Packed microbatches of the pieces, on the devices.
+
+  Args:
+    cfg: says how many tokens a microbatch has.
+    pieces: what is packed.
+    max_len: of a piece, in tokens; cfg's by default.
+  """
   for _, packed in packing.pack(
-    pieces, cfg.micro_tokens, cfg.max_len, sharding.ways('B')
+    pieces, cfg.micro_tokens, max_len or cfg.max_len, sharding.ways('B')
   ):
-    yield jax.tree.map(lambda x: sharding.place(x, 'BT'), packed)
+    yield place(packed)
+
+
+def place(packed: packing.Packed) -> packing.Packed:
+  """A microbatch on the devices, its rows cut over them."""
+  return jax.tree.map(lambda x: sharding.place(x, 'BT'), packed)
 
 
 def gradient(

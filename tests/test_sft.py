@@ -253,7 +253,8 @@ def test_longer_examples_are_dropped_or_cut(base, tmp_path, capsys):
     return [e.ids.tolist() for e in sft.load(cfg, tokenizer())[0]]
 
   assert load('drop') == [[2, 3, 4, EOS]]
-  assert '1 examples, 4 tokens, 2 longer than 5' in capsys.readouterr().out
+  said = '1 examples, 4 tokens; 2 were longer than 5 and left out'
+  assert said in capsys.readouterr().out
   # What is cut does not end; a prompt that leaves no room has no completion.
   assert load('truncate') == [[2, 3, 4, EOS], [2, 3, 4, 5, 6]]
   cfg = make_config(base, tmp_path, data, max_len=3)

@@ -114,3 +114,17 @@ def test_reflective_words():
   text = 'Wait, that is wrong. But checks awaited: CHECK, re-evaluate; error'
   assert template.reflective_words(text) == 6  # not 'checks', not 'awaited'
   assert template.reflective_words('等等，错了。但是再检查一下：wait') == 5
+
+
+@pytest.mark.parametrize(
+  ('completion', 'expected'),
+  [
+    ('<think> a </think> <answer> b </answer>', '<answer> b </answer>'),
+    ('a </think>\n\nb\n', 'b'),  # the prompt may have opened the thought
+    ('<think> a </think> b </think> c', 'c'),
+    ('no thought', 'no thought'),
+    ('<think> for ever', ''),
+  ],
+)
+def test_summary_is_what_follows_the_thought(completion, expected):
+  assert template.summary(completion) == expected

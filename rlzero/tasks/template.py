@@ -125,6 +125,18 @@ def parse(completion: str) -> Parsed:
   return Parsed(think, answer, well_formed)
 
 
+def summary(completion: str) -> str:
+  """What follows the thought, as a user would read it.
+
+  All of a completion that does not think; nothing of one whose thought never
+  ends.
+  """
+  _, end, after = completion.rpartition('</think>')
+  if not end:
+    return '' if '<think>' in completion else completion.strip()
+  return after.strip()
+
+
 def reflective_words(text: str) -> int:
   """Number of the paper's reflective words, such as 'wait', in a text."""
   return len(_REFLECTIVE.findall(text))

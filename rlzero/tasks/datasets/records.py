@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
+Record = tuple[str, dict[str, Any]]  # its place, for errors, and its columns
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -38,7 +40,7 @@ def sources(data: str | Sequence[Source]) -> tuple[Source, ...]:
   return (Source(path=data),) if isinstance(data, str) else tuple(data)
 
 
-def read(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+def read(source: Source) -> Iterator[Record]:
   """The records of a source in its order, each with its place for errors.
 
   Raises:
@@ -66,7 +68,7 @@ def read(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     raise ValueError(f'{path} has no records; give a file that has some.')
 
 
-def field(record: tuple[str, dict[str, Any]], name: str, kind: type) -> Any:
+def field(record: Record, name: str, kind: type) -> Any:
   """A column of a record that must be there, and not empty.
 
   Raises:
