@@ -5,7 +5,7 @@
 Each problem is completed several times. Kept is what is right, ends, can be
 read (`tasks/readability.py`), is not there already and has no n-gram in common
 with an evaluation set. `WORKDIR/samples.jsonl` is what `rlzero.sft` reads: a
-line says where it comes from (model, hash of its weights, seed, draw, sample)
+line says where it comes from (model, fingerprint, seed, draw, sample)
 and what it scored. All that was drawn is in `WORKDIR/parts`, written a part at
 a time: a run that was killed goes on from there and ends with the same bytes.
 
@@ -18,28 +18,24 @@ Differences from the paper:
 
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import jax
 import numpy as np
 
-from rlzero import checkpoint, config, evaluate, metrics, sharding
+from rlzero import checkpoint, config, evaluate, metrics, rewards, sharding
 from rlzero.rollout import scheduler
 from rlzero.tasks import (
   base,
   contamination,
   countdown,
-  language,
   readability,
   sandbox,
 )
 from rlzero.tasks.template import Template
-from rlzero.types import Params
 
 # Why a completion is not kept, in the order of the questions.
 REASONS = (
@@ -68,7 +64,7 @@ class Config:
   num_samples: int = 4  # completions a problem
   num_kept: int = 1  # completions of a problem that are kept, at most
   sampling: scheduler.Sampling = scheduler.Sampling()
-  language: Literal['prompt', 'en', 'zh'] = 'prompt'  # of the thought
+  language: rewards.Target = 'prompt'  # of the thought
   limits: readability.Limits = readability.Limits()
   against: tuple[base.Task, ...] = ()  # evaluation sets, by their test split
   num_words: int = 10  # n of the n-grams shared with these
@@ -152,7 +148,7 @@ def sample(cfg: Config, examples: Sequence[base.Example]) -> dict[str, Any]:
     source = {
       # The name alone: the bytes shall not depend on where a run stands.
       'checkpoint': os.path.basename(os.path.normpath(cfg.checkpoint)),
-      'sha256': fingerprint(loaded.params),
+      'fingerprint': f'{checkpoint.fingerprint(loaded.params):08x}',
       'seed': cfg.seed,
       'temperature': cfg.sampling.temperature,
     }
@@ -176,7 +172,7 @@ def sample(cfg: Config, examples: Sequence[base.Example]) -> dict[str, Any]:
       )
       for i, record in enumerate(records):
         own, record['sample'] = divmod(i, cfg.num_samples)
-        record['draw'], record['task'] = part[own][0], cfg.task.name
+        record['draw'] = part[own][0]
       _write(cfg, _part(cfg, number), ''.join(map(_json, records)))
       rate = usage.tokens / (time.perf_counter() - began)
       right = np.mean([r['accuracy'] > 0 for r in records])
@@ -209,13 +205,11 @@ def choose(
   return kept, reasons
 
 
-def consistency(record: dict[str, Any], target: str) -> float:
+def consistency(record: dict[str, Any], target: rewards.Target) -> float:
   """Share of the thought's words that are of the language; 1 of no words."""
   if not any(record['words'].values()):
     return 1.0  # a formula is in no language, and easily read
-  if target == 'prompt':
-    target = language.detect(record['question'])
-  return language.share(record['words'], target)
+  return rewards.consistency(record, target)
 
 
 def _fault(cfg, record, index, seen) -> str | None:
@@ -322,17 +316,6 @@ def page(statistics: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
       '',
     ]
   )
-
-
-def fingerprint(params: Params) -> str:
-  """SHA-256 of the weights, whatever kind of file they come from."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    array = np.asarray(leaf)
-    digest.update(f'{jax.tree_util.keystr(path)} {array.dtype}'.encode())
-    digest.update(f' {array.shape}'.encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
-  return digest.hexdigest()
 
 
 def _num_parts(cfg: Config, examples: Sequence[base.Example]) -> int:

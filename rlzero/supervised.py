@@ -6,9 +6,11 @@ microbatches. A loss is a sum and a count: gradients are added over the
 microbatches of a step and divided once, so that the cut changes nothing.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,7 +20,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from rlzero import checkpoint, metrics, packing, sharding
+from rlzero import checkpoint, metrics, packing, process, sharding
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer
@@ -292,6 +294,7 @@ def fit(
 
   Raises:
     ValueError: a loss that is not finite.
+    SystemExit: SIGTERM came, and the run is saved.
   """
   transform = cfg.optimizer.transform(num_steps)
   rate = cfg.optimizer.rate(num_steps)
@@ -310,11 +313,13 @@ def fit(
 
   opt_state = transform.init(params)
   store = checkpoint.Store(cfg.workdir)
-  start = store.latest() or 0
-  if start:
-    params, opt_state, _ = store.restore(start, params, opt_state)
+  start = 0
+  if saved := store.restore(params, opt_state):
+    start, params, opt_state = saved.step, saved.params, saved.rest
     print(f'going on from the checkpoint of step {start}', flush=True)
   with (
+    contextlib.closing(store),
+    process.preemption() as preempted,
     metrics.MetricsWriter(cfg.workdir, start) as writer,
     metrics.Progress(num_steps, stage, start) as progress,
   ):
@@ -347,7 +352,9 @@ def fit(
       progress.show(
         step + 1, loss=row['loss/mean'], tokens_per_s=real / seconds
       )
-      if (step + 1) % cfg.save_every == 0 or step + 1 == num_steps:
+      done, stop = step + 1 == num_steps, preempted()
+      if (step + 1) % cfg.save_every == 0 or done or stop:
         store.save(step + 1, params, opt_state)
-  store.close()
+      if stop and not done:
+        sys.exit(process.PREEMPTED)
   return params
