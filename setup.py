@@ -37,6 +37,7 @@ setuptools.setup(
     'reasoning-gym>=0.1.23',
     'rich>=13.0',
     'safetensors>=0.5',
+    'scipy>=1.14',
     'tensorboardX>=2.6.2',
     'tensorflow-datasets>=4.9.9',
     'tokenizers>=0.21',

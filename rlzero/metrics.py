@@ -1,5 +1,6 @@
 """Numbers that are counted, estimated, written down and shown."""
 
+import itertools
 import json
 import math
 import numbers
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rich.progress
+import scipy.optimize
+import scipy.stats
 import tensorboardX
 
 JSONL = 'metrics.jsonl'  # in the workdir
@@ -91,22 +94,130 @@ def cons_at_k(classes: Any, correct: Any) -> float:
   return float(np.mean([correct[classes == a].mean() for a in tied]))
 
 
+def has_tie(classes: Any) -> bool:
+  """Whether the vote of `cons_at_k` has more than one winner."""
+  classes = np.asarray(classes)
+  votes = np.unique(classes[classes >= 0], return_counts=True)[1]
+  return bool(votes.size and (votes == votes.max()).sum() > 1)
+
+
 def clustered_interval(per_problem_means: Any) -> tuple[float, float]:
   """The 95% confidence interval of the mean over problems, (low, high).
 
-  Samples of a problem are not independent, so each problem counts once: the
-  normal interval with the standard error of the per-problem means (arXiv
-  2411.00640, section 2.2). It has no width when all problems agree, and may
-  reach past [0, 1]. NaN for fewer than two problems.
+  Samples of a problem are not independent, so each problem counts once (arXiv
+  2411.00640, section 2.2). The normal interval fails where accuracy is near 0
+  or 1, or problems are few; this is Wilson's, with the number of independent
+  samples that would have the same variance, p (1 - p) / v, in place of n and
+  Student's t in place of 1.96. The variance counts one problem more than there
+  are, with the widest spread p (1 - p), for problems that agree by chance.
+  NaN for fewer than two problems.
 
   Args:
-    per_problem_means: [Q], the mean score of each problem's samples.
+    per_problem_means: [Q], the mean score of each problem's samples, in
+      [0, 1].
   """
   means = np.asarray(per_problem_means, np.float64)
-  if means.size < 2:
+  size = means.size
+  if size < 2:
     return math.nan, math.nan
-  half = 1.96 * means.std(ddof=1) / math.sqrt(means.size)
-  return float(means.mean() - half), float(means.mean() + half)
+  p = means.mean()
+  widest = p * (1 - p)
+  spread = np.sum((means - p) ** 2) + widest  # over size - 1 + 1 problems
+  n = size * size * widest / spread if widest > 0 else size
+  t = scipy.stats.t.ppf(0.975, size - 1)
+  middle = p + t * t / (2 * n)
+  half = t * math.sqrt(widest / n + t * t / (4 * n * n))
+  # Rounding alone could put either end past the possible.
+  low, high = ((middle + side) / (1 + t * t / n) for side in (-half, half))
+  return max(float(low), 0.0), min(float(high), 1.0)
+
+
+class Difference(NamedTuple):
+  """Second less first, paired by problem."""
+
+  mean: float
+  interval: tuple[float, float]  # 95%
+  p_value: float  # of no difference
+  num_problems: int
+
+  @property
+  def is_noise(self) -> bool:
+    """Whether chance alone would make such a difference often enough."""
+    return self.p_value >= 0.05
+
+
+def paired_difference(first: Any, second: Any) -> Difference:
+  """Whether two evaluations of the same problems differ by more than noise.
+
+  The interval is Student's, of the differences by problem. The p-value is
+  that of the sign test on their mean: how often signs drawn at random would
+  make it as large; all signs of up to 14 problems, 20,000 draws of more.
+
+  Args:
+    first: [Q], the mean score of each problem's samples.
+    second: [Q], of the other evaluation, the same problems.
+
+  Raises:
+    ValueError: fewer than two problems.
+  """
+  gains = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+  size = gains.size
+  if size < 2:
+    raise ValueError(
+      f'A paired comparison has {size} problems in common; it needs at least '
+      'two, so evaluate both on the same problems.'
+    )
+  half = scipy.stats.t.ppf(0.975, size - 1) * gains.std(ddof=1) / size**0.5
+  if size <= 14:
+    signs = np.array(list(itertools.product((-1, 1), repeat=size)))
+  else:
+    signs = np.random.default_rng(0).choice((-1, 1), (20_000, size))
+    signs[0] = 1  # what was seen is one of the draws
+  mean = gains.mean()
+  extreme = np.abs(signs @ gains) / size >= abs(mean) - 1e-12
+  return Difference(
+    float(mean),
+    (float(mean - half), float(mean + half)),
+    float(extreme.mean()),
+    size,
+  )
+
+
+def elo_rating(
+  problem_ratings: Any, solved: Any
+) -> tuple[float, tuple[float, float]]:
+  """Rating of a contestant from problems solved, with its 95% interval.
+
+  A contestant of rating r solves a problem of rating d with probability
+  1 / (1 + 10^((d - r) / 400)). The likelihood is largest where as many are
+  expected to be solved as were: infinite if all were, or none. The interval
+  counts each problem once, as `clustered_interval` does.
+
+  Args:
+    problem_ratings: [Q].
+    solved: [Q], share of the problem's samples that solve it.
+  """
+  ratings = np.asarray(problem_ratings, np.float64)
+  solved = np.asarray(solved, np.float64)
+
+  def expected(r):
+    return 1 / (1 + 10 ** ((ratings - r) / 400))
+
+  if not 0 < solved.sum() < solved.size:
+    end = math.inf if solved.sum() else -math.inf
+    return end, (end, end)
+  # So far below the easiest problem, or above the hardest, too few or too many
+  # would be expected, all problems being at least as far away.
+  rarer = min(solved.sum(), (1 - solved).sum())
+  margin = 400 * math.log10(solved.size / rarer) + 1
+  low, high = ratings.min() - margin, ratings.max() + margin
+  rating = scipy.optimize.brentq(
+    lambda r: expected(r).sum() - solved.sum(), low, high
+  )
+  chance = expected(rating)
+  slope = (chance * (1 - chance)).sum() * math.log(10) / 400
+  error = math.sqrt(((solved - chance) ** 2).sum()) / slope
+  return float(rating), (rating - 1.96 * error, rating + 1.96 * error)
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:

@@ -1,3 +1,4 @@
+import collections
 import json
 import math
 
@@ -60,11 +61,117 @@ def test_cons_at_k():
   assert metrics.cons_at_k([-1, -1], [0, 0]) == 0
 
 
+def test_cons_at_k_is_the_vote_of_a_simulation():
+  """A brute force over the ways that a tie may fall."""
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    classes = rng.integers(-1, 3, 6)
+    right = classes == 1
+    wins = []
+    for _ in range(2000):
+      votes = collections.Counter(c for c in classes.tolist() if c >= 0)
+      order = rng.permutation(3)  # the first of equals wins
+      best = max(votes, key=lambda c: (votes[c], order[c]), default=None)
+      wins.append(best == 1)
+    assert abs(np.mean(wins) - metrics.cons_at_k(classes, right)) < 0.05
+    tied = sorted(collections.Counter(classes[classes >= 0].tolist()).values())
+    assert metrics.has_tie(classes) == (len(tied) > 1 and tied[-1] == tied[-2])
+
+
 def test_clustered_interval_by_hand():
-  # Means 0, 1: variance 1/2, standard error sqrt(1/2 / 2) = 1/2.
+  # Means 0, 1: p = 1/2, sum of squares 1/2, one more of 1/4: spread 3/4;
+  # n = 4 (1/4) / (3/4) = 4/3; t of one degree of freedom = 12.706.
   low, high = metrics.clustered_interval([0, 1])
-  assert (low, high) == pytest.approx((0.5 - 0.98, 0.5 + 0.98))
+  t2_n = 12.7062047**2 / (4 / 3)
+  half = 12.7062047 * (0.25 / (4 / 3) + t2_n / (4 * 4 / 3)) ** 0.5
+  assert high - 0.5 == pytest.approx(half / (1 + t2_n))
+  assert low + high == pytest.approx(1)
+  # All right of three: n = 3, t of two degrees = 4.3027: 1 / (1 + t^2 / n).
+  low, high = metrics.clustered_interval([1, 1, 1])
+  assert (low, high) == pytest.approx((1 / (1 + 4.30265273**2 / 3), 1))
   assert all(map(math.isnan, metrics.clustered_interval([1.0])))
+
+
+@pytest.mark.parametrize('num_problems', [30, 198])
+@pytest.mark.parametrize('accuracy', [0.15, 0.5, 0.9])
+@pytest.mark.parametrize('num_samples, alike', [(64, 0.6), (16, 0.5), (4, 0.3)])
+def test_interval_covers_in_95_of_100_benchmarks(
+  num_problems, accuracy, num_samples, alike
+):
+  """2,000 benchmarks whose problems' difficulty is drawn from a beta
+  distribution; `alike` is the correlation of two samples of a problem."""
+  rng = np.random.default_rng(0)
+  size = 1 / alike - 1
+  chance = rng.beta(
+    accuracy * size, (1 - accuracy) * size, (2000, num_problems)
+  )
+  means = rng.binomial(num_samples, chance) / num_samples
+  covered = [
+    low <= accuracy <= high
+    for low, high in map(metrics.clustered_interval, means)
+  ]
+  assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_paired_difference_by_hand():
+  # Gains 1, 0, 1: mean 2/3, deviation 1/sqrt(3), error 1/3, t of 2 = 4.3027;
+  # of the eight signs, two pairs of extremes reach 2/3, whatever the zero has.
+  found = metrics.paired_difference([0, 1, 0], [1, 1, 1])
+  assert found.mean == pytest.approx(2 / 3)
+  half = 4.30265273 / 3
+  assert found.interval == pytest.approx((2 / 3 - half, 2 / 3 + half))
+  assert found.p_value == 0.5 and found.is_noise
+  assert metrics.paired_difference([0.5] * 9, [0.5] * 9).p_value == 1
+
+
+def test_paired_difference_finds_what_is_there_and_no_more():
+  rng = np.random.default_rng(0)
+  chance = rng.beta(1, 1, (200, 60))
+
+  def means(p):
+    return rng.binomial(16, p) / 16
+
+  false = [
+    not metrics.paired_difference(a, b).is_noise
+    for a, b in zip(means(chance), means(chance), strict=True)
+  ]
+  assert np.mean(false) < 0.09  # 5% within what 200 trials allow
+  better = chance + 0.3 * (1 - chance)
+  found = [
+    not metrics.paired_difference(a, b).is_noise
+    for a, b in zip(means(chance)[:20], means(better)[:20], strict=True)
+  ]
+  assert all(found)
+
+
+def test_paired_difference_of_one_problem():
+  with pytest.raises(ValueError, match='has 1 problems in common'):
+    metrics.paired_difference([0.5], [0.7])
+
+
+def test_elo_rating_by_hand():
+  # One problem solved half of the time: equals. Ten times as often as not:
+  # 400 above. Of two at 1000 and 1800, one solved: right between them.
+  assert metrics.elo_rating([1500], [0.5])[0] == pytest.approx(1500)
+  assert metrics.elo_rating([1500], [10 / 11])[0] == pytest.approx(1900)
+  rating, (low, high) = metrics.elo_rating([1000, 1800], [1, 0])
+  assert rating == pytest.approx(1400)
+  # Chances 10/11 and 1/11; residuals 1/11 twice: sqrt(2)/11; slope
+  # 2 (10/121) ln(10)/400.
+  error = 2**0.5 / 11 / (20 / 121 * math.log(10) / 400)
+  assert high - rating == pytest.approx(1.96 * error)
+  assert rating - low == pytest.approx(1.96 * error)
+  assert metrics.elo_rating([1200, 1500], [1, 1])[0] == math.inf
+  assert metrics.elo_rating([1200, 1500], [0, 0])[0] == -math.inf
+
+
+def test_elo_rating_finds_a_known_contestant():
+  rng = np.random.default_rng(0)
+  ratings = rng.uniform(800, 3000, 200)
+  solved = rng.binomial(16, 1 / (1 + 10 ** ((ratings - 2029) / 400))) / 16
+  rating, (low, high) = metrics.elo_rating(ratings, solved)
+  assert low < 2029 < high and high - low < 60
+  assert abs(rating - 2029) < 30
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path):
