@@ -566,6 +566,8 @@ def _render(cfg: Any) -> tuple[dict[str, str], set[str], set[str]]:
 def _quoted(text: str, hint: Any) -> str:
   """The text after `--name=` as gin text: strings come without quotes."""
   options = typing.get_args(hint) or (hint,)
+  if typing.get_origin(hint) in (dict, list, tuple):  # of these, not one
+    options = (hint,)
   if text == 'None' and types.NoneType in options:
     return text
   if str in options or text in options:  # the second for a Literal

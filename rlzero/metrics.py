@@ -108,8 +108,8 @@ def clustered_interval(per_problem_means: Any) -> tuple[float, float]:
   2411.00640, section 2.2). The normal interval fails where accuracy is near 0
   or 1, or problems are few; this is Wilson's, with the number of independent
   samples that would have the same variance, p (1 - p) / v, in place of n and
-  Student's t in place of 1.96. The variance counts one problem more than there
-  are, with the widest spread p (1 - p), for problems that agree by chance.
+  Student's t in place of 1.96. The variance counts half a problem more than
+  there are, of the widest spread p (1 - p), for problems that agree by chance.
   NaN for fewer than two problems.
 
   Args:
@@ -122,8 +122,8 @@ def clustered_interval(per_problem_means: Any) -> tuple[float, float]:
     return math.nan, math.nan
   p = means.mean()
   widest = p * (1 - p)
-  spread = np.sum((means - p) ** 2) + widest  # over size - 1 + 1 problems
-  n = size * size * widest / spread if widest > 0 else size
+  spread = np.sum((means - p) ** 2) + widest / 2  # over size - 1 + 1/2
+  n = size * (size - 0.5) * widest / spread if widest > 0 else size
   t = scipy.stats.t.ppf(0.975, size - 1)
   middle = p + t * t / (2 * n)
   half = t * math.sqrt(widest / n + t * t / (4 * n * n))

@@ -79,11 +79,11 @@ def test_cons_at_k_is_the_vote_of_a_simulation():
 
 
 def test_clustered_interval_by_hand():
-  # Means 0, 1: p = 1/2, sum of squares 1/2, one more of 1/4: spread 3/4;
-  # n = 4 (1/4) / (3/4) = 4/3; t of one degree of freedom = 12.706.
+  # Means 0, 1: p = 1/2, sum of squares 1/2 and half of 1/4: spread 5/8;
+  # n = 2 (3/2) (1/4) / (5/8) = 6/5; t of one degree of freedom = 12.706.
   low, high = metrics.clustered_interval([0, 1])
-  t2_n = 12.7062047**2 / (4 / 3)
-  half = 12.7062047 * (0.25 / (4 / 3) + t2_n / (4 * 4 / 3)) ** 0.5
+  t2_n = 12.7062047**2 / (6 / 5)
+  half = 12.7062047 * (0.25 / (6 / 5) + t2_n / (4 * 6 / 5)) ** 0.5
   assert high - 0.5 == pytest.approx(half / (1 + t2_n))
   assert low + high == pytest.approx(1)
   # All right of three: n = 3, t of two degrees = 4.3027: 1 / (1 + t^2 / n).
