@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 import time
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 
 import rlzero
-from rlzero import checkpoint, evaluate, learner, metrics
+from rlzero import checkpoint, evaluate, learner, metrics, provenance
 from rlzero.step import Loop
 
 
@@ -24,7 +23,8 @@ class Run:
     self.stream = prompt_stream
     self.store = checkpoint.Store(cfg.workdir)
     self.wall_s, self.began = 0.0, time.monotonic()
-    self.commit = _commit()  # of the code that runs, not of a later one
+    # Of the code that runs, not of a later one.
+    self.commit = provenance.commit()
     self._restore()
     checkpoint.write_description(
       cfg.workdir, self.loop.model, self.loop.tokenizer
@@ -154,14 +154,3 @@ class Run:
       os.path.join(self.cfg.workdir, 'run.json'), 'w', encoding='utf-8'
     ) as file:
       json.dump(facts, file, indent=2)
-
-
-def _commit() -> str | None:
-  """Commit of the source, where it is a checkout."""
-  found = subprocess.run(
-    ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  return found.stdout.strip() or None

@@ -7,8 +7,9 @@ a template share the template's words: give those a longer n-gram than it.
 """
 
 import dataclasses
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlzero.tasks import base
@@ -124,6 +125,44 @@ class Decontaminated:
     getattr(self.task, 'warm_up', lambda: None)()
 
 
+def read(path: str) -> Iterator[tuple[str, str]]:
+  """Items of a JSONL file: uid, and all text that stands in the line.
+
+  Raises:
+    ValueError: a line that is no JSON.
+  """
+  with open(path, encoding='utf-8') as file:
+    for number, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
+      try:
+        item = json.loads(line)
+      except json.JSONDecodeError as error:
+        raise ValueError(
+          f'{path}:{number} is not JSON ({error.msg}); remove or correct the '
+          'line.'
+        ) from error
+      uid = item.get('uid') if isinstance(item, dict) else None
+      yield str(uid or f'line {number}'), '\n'.join(_strings(item))
+
+
+def text(result: Mapping[str, Any]) -> str:
+  """A report in lines: counts, and the first overlaps of each set."""
+  lines = [
+    f'{result["num_train_overlapping"]} of {result["num_train"]} training '
+    f'items share {result["num_words"]} words in a row with a problem'
+  ]
+  for name, found in result['sets'].items():
+    lines.append(
+      f'{name}: {found["num_overlapping"]} of {found["num_problems"]} problems'
+    )
+    lines += [
+      f'  {o["train"]} has {o["evaluation"]}: {o["ngram"]}'
+      for o in found['overlaps'][:5]
+    ]
+  return '\n'.join(lines)
+
+
 def report(
   training: Iterable[tuple[str, str]],
   evaluation: Mapping[str, Sequence[base.Example]],
@@ -162,6 +201,15 @@ def report(
       for name, some in overlaps.items()
     },
   }
+
+
+def _strings(item: Any) -> Iterator[str]:
+  """Every string in a JSON value, keys aside."""
+  if isinstance(item, str):
+    yield item
+  elif isinstance(item, (list, dict)):
+    for one in item.values() if isinstance(item, dict) else item:
+      yield from _strings(one)
 
 
 def _words(text: str) -> list[str]:

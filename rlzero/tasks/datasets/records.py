@@ -1,5 +1,6 @@
-"""Examples to learn from: JSONL, Hugging Face parquet or a TFDS folder."""
+"""Records of JSONL, Hugging Face parquet, CSV or a TFDS folder."""
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -21,7 +22,7 @@ class Source:
     ValueError: a number below 0.
   """
 
-  path: str  # .jsonl, .parquet or a folder of them, or a folder of TFDS
+  path: str  # .jsonl, .parquet, .csv or a folder of them, or a folder of TFDS
   split: str = 'train'  # of a folder of TFDS
   num_examples: int = 0  # an epoch, the next ones in each; 0 takes all
   # Columns by their names in the source: {'problem': 'prompt'}.
@@ -57,8 +58,8 @@ def read(source: Source) -> Iterator[Record]:
     if not path.exists() or not files or files[0].suffix not in _READERS:
       raise FileNotFoundError(
         f'{path} {"holds no examples" if path.exists() else "does not exist"}; '
-        'give a .jsonl or .parquet file, a folder of these, or the folder of '
-        'a TFDS dataset.'
+        'give a .jsonl, .parquet or .csv file, a folder of these, or the '
+        'folder of a TFDS dataset.'
       )
     found = itertools.chain(*(_READERS[file.suffix](file) for file in files))
   place = None
@@ -120,7 +121,13 @@ def _parquet(path: pathlib.Path):
     ) from error
 
 
-_READERS = {'.jsonl': _jsonl, '.parquet': _parquet}
+def _csv(path: pathlib.Path):
+  with open(path, encoding='utf-8', newline='') as file:
+    for number, row in enumerate(csv.DictReader(file), start=1):
+      yield f'{path}, row {number}', row
+
+
+_READERS = {'.jsonl': _jsonl, '.parquet': _parquet, '.csv': _csv}
 
 
 def _tfds(path: pathlib.Path, split: str):

@@ -1,0 +1,45 @@
+"""Where figures come from: versions, commit, hardware."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+import rlzero
+
+_PACKAGES = ('jax', 'flax', 'numpy', 'math-verify', 'reasoning-gym')
+
+
+def commit() -> str | None:
+  """Commit of the source, where it is a checkout."""
+  found = subprocess.run(
+    ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return found.stdout.strip() or None
+
+
+def hardware() -> str:
+  """Devices and cores of this host."""
+  return (
+    f'{jax.device_count()} x {jax.devices()[0].device_kind} '
+    f'({os.cpu_count()} cores, {platform.machine()})'
+  )
+
+
+def facts() -> dict[str, Any]:
+  """All of it, for a file of figures."""
+  return {
+    'versions': {
+      'rlzero': rlzero.__version__,
+      'python': platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    },
+    'commit': commit(),
+    'hardware': hardware(),
+  }

@@ -1,0 +1,332 @@
+"""Any model through one interface: questions in, samples out.
+
+A model is a checkpoint that runs here (`Local`) or an endpoint that speaks
+OpenAI's protocol (`Endpoint`). Either hands each sample over as it ends, so
+that it can be kept (`Kept`) and a killed evaluation loses nothing.
+"""
+
+import concurrent.futures
+import hashlib
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from rlzero import checkpoint, metrics, sharding
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import scheduler
+from rlzero.tasks.template import Template
+from rlzero.tokenizer import Tokenizer
+from rlzero.types import Params
+
+
+class Sample(NamedTuple):
+  """What a model wrote."""
+
+  text: str
+  num_tokens: int
+  truncated: bool  # cut at the longest length
+
+
+@runtime_checkable
+class Sampler(Protocol):
+  """A model that can be asked."""
+
+  def about(self) -> dict[str, Any]:
+    """What the model is, for the record."""
+
+  def sample(
+    self,
+    questions: Sequence[str],
+    template: Template,
+    num_samples: int,
+    sampling: scheduler.Sampling,
+    seed: int,
+    finished: Mapping[int, Sample],
+    on_finished: Callable[[int, Sample], None],
+  ) -> list[Sample]:
+    """Asks each question `num_samples` times; samples of one are adjacent.
+
+    Those of `finished`, by their index in the result, are taken as they are.
+    """
+
+
+class Local:
+  """A model on the devices of the mesh in use."""
+
+  def __init__(
+    self, config: ModelConfig, params: Params, tokenizer: Tokenizer, path: str
+  ):
+    self._config, self._params, self._tokenizer = config, params, tokenizer
+    self._path = path
+
+  def about(self) -> dict[str, Any]:
+    return {'checkpoint': self._path, 'sha256': digest(self._params)}
+
+  def sample(
+    self,
+    questions,
+    template,
+    num_samples,
+    sampling,
+    seed,
+    finished,
+    on_finished,
+  ) -> list[Sample]:
+    samples = dict(finished)
+
+    def hand_over(index: int, completion: scheduler.Completion) -> None:
+      samples[index] = of_completion(self._tokenizer, completion)
+      on_finished(index, samples[index])
+
+    nothing = scheduler.Completion(
+      np.zeros(0, np.int32), np.zeros(0, np.float32), scheduler.Finish.EOS
+    )
+    scheduler.generate(
+      self._config,
+      self._params,
+      prompts(self._tokenizer, template, list(enumerate(questions))),
+      num_samples,
+      sampling,
+      eos_ids=self._tokenizer.eos_ids,
+      seed=seed,
+      finished=dict.fromkeys(finished, nothing),
+      on_finished=hand_over,
+    )
+    return [samples[i] for i in range(len(questions) * num_samples)]
+
+
+class Endpoint:
+  """A model behind a URL, by /chat/completions or /completions.
+
+  What is refused for now (429), broken (5xx), slow or gone is asked again,
+  after waits that double; OPENAI_API_KEY, where set, is the key.
+
+  Args:
+    url: http://host/v1#model.
+    max_tries: of one sample.
+    first_wait_s: before the second try.
+  """
+
+  def __init__(self, url: str, max_tries: int = 8, first_wait_s: float = 1.0):
+    self._base, _, self._model = url.partition('#')
+    if not self._model:
+      raise ValueError(
+        f'{url} names no model; write it after the address, as in '
+        'http://host:8000/v1#model.'
+      )
+    self._max_tries, self._first_wait_s = max_tries, first_wait_s
+
+  def about(self) -> dict[str, Any]:
+    return {'endpoint': self._base, 'model': self._model}
+
+  def sample(
+    self,
+    questions,
+    template,
+    num_samples,
+    sampling,
+    seed,
+    finished,
+    on_finished,
+  ) -> list[Sample]:
+    samples = dict(finished)
+    missing = [
+      i for i in range(len(questions) * num_samples) if i not in samples
+    ]
+    requests = {
+      i: self._request(
+        template.render(questions[i // num_samples], json.dumps),
+        template,
+        sampling,
+        # Of its own, for servers that heed it; few take more than 31 bits.
+        (seed * 1_000_003 + i) % (1 << 31),
+      )
+      for i in missing
+    }
+    pool = concurrent.futures.ThreadPoolExecutor(sampling.num_slots)
+    try:
+      asked = {pool.submit(self._ask, *requests[i]): i for i in missing}
+      failure = None
+      for done in concurrent.futures.as_completed(asked):
+        if done.cancelled():
+          continue
+        if error := done.exception():
+          # The others under way may still end well, and are kept.
+          failure = failure or error
+          pool.shutdown(wait=False, cancel_futures=True)
+          continue
+        samples[asked[done]] = done.result()
+        on_finished(asked[done], done.result())
+      if failure:
+        raise failure
+    finally:
+      pool.shutdown(cancel_futures=True)
+    return [samples[i] for i in range(len(questions) * num_samples)]
+
+  def _request(
+    self, prompt: str, template: Template, sampling, seed: int
+  ) -> tuple[str, dict[str, Any]]:
+    body = {
+      'model': self._model,
+      'temperature': sampling.temperature,
+      'top_p': sampling.top_p,
+      'max_tokens': sampling.max_len,
+      'seed': seed,
+    }
+    if template.kind == 'chat':
+      return 'chat/completions', body | {'messages': json.loads(prompt)}
+    return 'completions', body | {'prompt': prompt}
+
+  def _ask(self, path: str, body: dict[str, Any]) -> Sample:
+    url = f'{self._base.rstrip("/")}/{path}'
+    headers = {'Content-Type': 'application/json'}
+    if key := os.environ.get('OPENAI_API_KEY'):
+      headers['Authorization'] = f'Bearer {key}'
+    wait_s = self._first_wait_s
+    for tries_left in reversed(range(self._max_tries)):
+      request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+      try:
+        with urllib.request.urlopen(request, timeout=3600) as response:
+          return _read_reply(url, response.read())
+      except urllib.error.HTTPError as error:
+        if error.code != 429 and error.code < 500:
+          raise ValueError(
+            f'{url} refuses the request ({error.code}: '
+            f'{error.read(500).decode(errors="replace")}); correct the '
+            'model, the key or the sampling settings.'
+          ) from error
+        why, asked_s = f'status {error.code}', error.headers['Retry-After']
+      except (OSError, http.client.HTTPException) as error:
+        why, asked_s = str(error) or type(error).__name__, None
+      if tries_left:
+        asked_s = float(asked_s) if (asked_s or '').isdigit() else 0.0
+        time.sleep(min(max(wait_s, asked_s), 60.0))
+        wait_s *= 2
+    raise ConnectionError(
+      f'{url} gave no answer in {self._max_tries} tries (last: {why}); what '
+      'has been answered is kept in the workdir, and the same command goes on '
+      'from there.'
+    )
+
+
+class Kept:
+  """Samples on disk, a line each, so that they outlive the process.
+
+  Args:
+    path: JSONL; its first line says what the samples were drawn with.
+    settings: what they are drawn with now.
+
+  Raises:
+    ValueError: the file holds samples of other settings.
+  """
+
+  def __init__(self, path: str, settings: dict[str, Any]):
+    self.samples: dict[tuple[str, int], Sample] = {}
+    settings = json.loads(json.dumps(settings))
+    lines = metrics.read_lines(path)
+    if lines:
+      for name, value in settings.items():
+        if (found := lines[0].get(name)) != value:
+          raise ValueError(
+            f'{path} holds samples with {name} {found!r}, and now it is '
+            f'{value!r}; set it back or choose another workdir.'
+          )
+    for line in lines[1:]:
+      *place, text, num_tokens, truncated = line
+      self.samples[tuple(place)] = Sample(text, num_tokens, truncated)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # Written anew, without the line that a killed process left half done.
+    with open(path + '.part', 'w', encoding='utf-8') as file:
+      for line in lines or [settings]:
+        file.write(json.dumps(line) + '\n')
+    os.replace(path + '.part', path)
+    self._file = open(path, 'a', encoding='utf-8')
+
+  def keep(self, uid: str, index: int, sample: Sample) -> None:
+    """Writes a sample: number `index` of the problem."""
+    self.samples[uid, index] = sample
+    self._file.write(json.dumps([uid, index, *sample]) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def load(path: str) -> Sampler:
+  """A model by its checkpoint or by its URL.
+
+  Raises:
+    FileNotFoundError, ValueError: nothing usable there; one sentence.
+  """
+  if path.startswith(('http://', 'https://')):
+    return Endpoint(path)
+  loaded = checkpoint.load_model(path)
+  params = sharding.place_params(transformer.AXES, loaded.params)
+  return Local(loaded.config, params, loaded.tokenizer, path)
+
+
+def prompts(
+  tokenizer: Tokenizer, template: Template, drawn: Sequence[tuple[int, str]]
+) -> list[scheduler.Prompt]:
+  """Token ids of the questions under the template."""
+  return [
+    scheduler.Prompt(
+      draw,
+      tokenizer.encode(
+        template.render(question, tokenizer.apply_chat_template)
+      ),
+    )
+    for draw, question in drawn
+  ]
+
+
+def of_completion(
+  tokenizer: Tokenizer, completion: scheduler.Completion
+) -> Sample:
+  """A completion as text."""
+  return Sample(
+    tokenizer.decode(completion.tokens.tolist()),
+    len(completion.tokens),
+    completion.finish is scheduler.Finish.LENGTH,
+  )
+
+
+def digest(params: Params) -> str:
+  """SHA-256 of parameters: names, types, shapes and bits, in order."""
+  found = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(leaf)
+    name = jax.tree_util.keystr(path)
+    found.update(f'{name} {array.dtype} {array.shape};'.encode())
+    found.update(np.ascontiguousarray(array).view(np.uint8).data)
+  return found.hexdigest()
+
+
+def _read_reply(url: str, body: bytes) -> Sample:
+  try:
+    reply = json.loads(body)
+    (choice,) = reply['choices']
+    message = choice.get('message', choice)
+    text = message.get('content', message.get('text'))
+    if thought := message.get('reasoning_content'):
+      text = f'<think>{thought}</think>{text or ""}'
+    return Sample(
+      str(text or ''),
+      int(reply['usage']['completion_tokens']),
+      choice['finish_reason'] == 'length',
+    )
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise ValueError(
+      f'{url} answers with what is not a completion: '
+      f'{body[:200].decode(errors="replace")!r}; give the address of a server '
+      "that speaks OpenAI's protocol, up to and with /v1."
+    ) from error

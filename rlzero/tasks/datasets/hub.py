@@ -1,0 +1,129 @@
+"""Data sets by name from the Hugging Face hub, or from files put in place.
+
+What has been fetched is written once as a TFDS dataset (array_record) and is
+read from there afterwards, without the network.
+"""
+
+import fnmatch
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import huggingface_hub
+import tensorflow_datasets as tfds
+from huggingface_hub import errors
+
+from rlzero.tasks import base
+from rlzero.tasks.datasets import materialise, records
+
+Row = tuple[str, dict[str, Any]]  # where it stands, and its columns
+
+
+class _Source:
+  """A task that has nothing but examples, to be written by TFDS."""
+
+  def __init__(self, name: str, found: Sequence[base.Example]):
+    self.name, self._found = name, found
+
+  def examples(self, split: str) -> Sequence[base.Example]:
+    return self._found if split == 'test' else []
+
+
+def examples(
+  name: str,
+  data_dir: str,
+  repo: str,
+  files: Sequence[str],
+  convert: Callable[[Iterable[Row]], Iterable[base.Example]],
+) -> list[base.Example]:
+  """The problems of an evaluation set, from disk or from the hub.
+
+  Args:
+    name: of the task; files by hand are looked for in DATA_DIR/NAME/raw.
+    data_dir: folder of TFDS datasets.
+    repo: of the data set on the hub.
+    files: patterns of the files to read there: JSONL, parquet or CSV.
+    convert: makes examples of rows.
+
+  Raises:
+    FileNotFoundError: the data is neither there nor to be had; says how to
+      bring it by hand.
+    ValueError: a file that is damaged, or lacks a column.
+  """
+  root = pathlib.Path(data_dir).expanduser()
+  folder = root / 'problems' / name / str(materialise.Problems.VERSION)
+  if not (folder / 'dataset_info.json').exists():
+    rows = _rows(root / name / 'raw', repo, files)
+    found = list(convert(rows))
+    materialise.materialise(_Source(name, found), str(root))
+  source = tfds.builder_from_directory(folder).as_data_source('test')
+  return [
+    base.Example(**{field: value.decode() for field, value in row.items()})
+    for row in source
+  ]
+
+
+def column(row: Row, name: str) -> Any:
+  """A column of a row.
+
+  Raises:
+    ValueError: it is missing.
+  """
+  place, columns = row
+  if name not in columns:
+    raise ValueError(
+      f'{place} has no column {name!r}; it has '
+      f'{", ".join(map(repr, columns))}. Bring a version of the data set that '
+      'has it.'
+    )
+  return columns[name]
+
+
+def check_split(name: str, split: str) -> None:
+  """Evaluation sets have one split.
+
+  Raises:
+    ValueError: another one.
+  """
+  if split != 'test':
+    raise ValueError(f'{name} has the split test alone, not {split!r}.')
+
+
+def _rows(
+  by_hand: pathlib.Path, repo: str, files: Sequence[str]
+) -> Iterable[Row]:
+  paths = sorted(p for p in by_hand.glob('*') if p.is_file())
+  if not paths:
+    paths = _fetch(by_hand, repo, files)
+  for path in paths:
+    yield from records.read(records.Source(path=str(path)))
+
+
+def _fetch(
+  by_hand: pathlib.Path, repo: str, files: Sequence[str]
+) -> list[pathlib.Path]:
+  try:
+    folder = huggingface_hub.snapshot_download(
+      repo, repo_type='dataset', allow_patterns=list(files)
+    )
+  except errors.GatedRepoError:
+    why = 'its owner asks you to accept terms first; do so and set HF_TOKEN'
+  except errors.RepositoryNotFoundError:
+    why = 'there is no such data set; private ones need HF_TOKEN'
+  except (errors.LocalEntryNotFoundError, OSError):
+    why = 'the hub cannot be reached and the data is not in its cache'
+  else:
+    root = pathlib.Path(folder)
+    found = sorted(
+      path
+      for path in root.rglob('*')
+      if any(fnmatch.fnmatch(str(path.relative_to(root)), f) for f in files)
+    )
+    if found:
+      return found
+    why = f'it has no file {" or ".join(files)}'
+  raise FileNotFoundError(
+    f'The data set {repo} cannot be loaded: {why}. To bring it by hand, put '
+    f'{" and ".join(files)} of https://huggingface.co/datasets/{repo} into '
+    f'{by_hand} and run this again.'
+  )
