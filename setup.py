@@ -27,7 +27,7 @@ setuptools.setup(
     'importlib_resources>=6.0',  # tensorflow-datasets needs it, undeclared
     'jax>=0.10',
     'jaxtyping>=0.3',
-    'jinja2>=3.1',
+    'jinja2>=3.1.6',  # the sandbox of earlier ones leaks
     'math-verify>=0.9',
     'matplotlib>=3.9',
     'numpy>=2.0',

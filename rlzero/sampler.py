@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from rlzero import checkpoint, metrics, sharding
-from rlzero.models import transformer
+from rlzero import checkpoint, metrics
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import scheduler
 from rlzero.tasks.template import Template
@@ -270,19 +269,24 @@ def load(path: str) -> Sampler:
   if path.startswith(('http://', 'https://')):
     return Endpoint(path)
   loaded = checkpoint.load_model(path)
-  params = sharding.place_params(transformer.AXES, loaded.params)
-  return Local(loaded.config, params, loaded.tokenizer, path)
+  return Local(loaded.config, loaded.params, loaded.tokenizer, path)
 
 
 def prompts(
   tokenizer: Tokenizer, template: Template, drawn: Sequence[tuple[int, str]]
 ) -> list[scheduler.Prompt]:
-  """Token ids of the questions under the template."""
+  """Token ids of the questions under the template.
+
+  A text starts as the model expects it to; a chat template does so itself.
+  """
   return [
     scheduler.Prompt(
       draw,
       tokenizer.encode(
-        template.render(question, tokenizer.apply_chat_template)
+        template.render(
+          tokenizer.as_text(question), tokenizer.apply_chat_template
+        ),
+        add_special=template.kind != 'chat',
       ),
     )
     for draw, question in drawn

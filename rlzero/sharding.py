@@ -191,7 +191,7 @@ def of_array(
 ) -> jax.sharding.Sharding:
   """Where an array lies: on the current mesh, or else on the one device."""
   if not _sizes():
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return NamedSharding(jax.sharding.get_mesh(), spec(axes, shape, name))
 
 

@@ -1,45 +1,31 @@
-"""Text to token ids and back: tokenizer.json, GGUF metadata, whole words."""
+"""Text to token ids and back, and the chat templates around the text.
+
+A control token is one that the tokenizer marks as special or that the chat
+template writes, such as the end of a turn. Text that comes from outside never
+becomes one: `as_text` marks those that are written in a question, and `encode`
+spells what is marked in ordinary tokens. What the template itself writes, and
+what the model has written, become the ids of control tokens.
+"""
 
 import datetime
 import functools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
 import jinja2.sandbox
 import tokenizers
-from tokenizers import (
-  AddedToken,
-  Regex,
-  decoders,
-  models,
-  normalizers,
-  pre_tokenizers,
-  processors,
-)
+from tokenizers import models, pre_tokenizers
 
-# How text is cut before merging, by the name GGUF files give it. A vocabulary
-# only makes sense with the cut its merges were learned on.
-_GPT2 = (
-  r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
-  r'|\s+(?!\S)|\s+'
-)
-_LLAMA3 = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-)
-_GGUF_SPLITS = {
-  'gpt-2': (_GPT2,),
-  'smollm': (r'\p{N}', _GPT2),
-  'qwen2': (_LLAMA3.replace('{1,3}', ''),),
-  'llama-bpe': (_LLAMA3,),
-  'default': (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', r'[0-9]{3}'),
-}
-_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4  # entries of token_type
+# Cuts a control token that is meant as text. It is no character: no text that
+# is valid Unicode for interchange holds it.
+_CUT = '\ufdd0'
 
 
 class Tokenizer:
@@ -102,6 +88,11 @@ class Tokenizer:
     """Number of ids, added tokens included; the model may have more rows."""
     return self._backend.get_vocab_size(with_added_tokens=True)
 
+  def beyond(self, num_ids: int) -> set[str]:
+    """Tokens whose ids are not below `num_ids`."""
+    vocabulary = self._backend.get_vocab(with_added_tokens=True)
+    return {token for token, i in vocabulary.items() if i >= num_ids}
+
   @classmethod
   def load(cls, folder: str | os.PathLike[str]) -> 'Tokenizer':
     """Reads the tokenizer of a Hugging Face folder.
@@ -109,7 +100,8 @@ class Tokenizer:
     Args:
       folder: holds tokenizer.json and, where they exist,
         tokenizer_config.json, special_tokens_map.json,
-        generation_config.json and chat_template.jinja.
+        generation_config.json, config.json and chat_template.jinja. Each id
+        that one of them names as EOS ends a completion.
 
     Raises:
       FileNotFoundError: no tokenizer.json.
@@ -148,11 +140,10 @@ class Tokenizer:
       return token_id
 
     eos = special('eos_token')
-    more = _read_json(folder / 'generation_config.json').get('eos_token_id')
-    if more is None:
-      more = []
-    elif isinstance(more, int):
-      more = [more]
+    more = []
+    for file in ('generation_config.json', 'config.json'):
+      ids = _read_json(folder / file).get('eos_token_id')
+      more += [ids] if isinstance(ids, int) else ids or []
     template = config.get('chat_template')
     if isinstance(template, list):  # several, by name
       template = {t['name']: t['template'] for t in template}.get('default')
@@ -166,92 +157,6 @@ class Tokenizer:
       pad_id=special('pad_token'),
       chat_template=template,
       source=str(folder),
-    )
-
-  @classmethod
-  def from_gguf(
-    cls, metadata: Mapping[str, Any], source: str = 'this GGUF file'
-  ) -> 'Tokenizer':
-    """Builds the byte-level BPE tokenizer a GGUF file describes.
-
-    Args:
-      metadata: the file's key-value pairs, as Python values.
-      source: what error messages call it, usually a path.
-
-    Raises:
-      ValueError: another kind of tokenizer, an unknown pre-tokenizer, or a
-        missing key.
-    """
-
-    def get(key: str) -> Any:
-      return metadata.get(f'tokenizer.ggml.{key}')
-
-    if get('model') != 'gpt2':
-      raise ValueError(
-        f'{source} has a tokenizer of kind {get("model")!r}, but only '
-        "byte-level BPE ('gpt2') is built from GGUF; use the model's Hugging "
-        'Face folder instead.'
-      )
-    pre = get('pre') or 'default'
-    if pre not in _GGUF_SPLITS:
-      raise ValueError(
-        f'{source} has the pre-tokenizer {pre!r}, but only '
-        f"{', '.join(_GGUF_SPLITS)} are known; use the model's Hugging Face "
-        'folder instead.'
-      )
-    for key in ('tokens', 'token_type', 'merges'):
-      if not get(key):
-        raise ValueError(
-          f'{source} lacks tokenizer.ggml.{key}; convert the model again, '
-          'vocabulary included.'
-        )
-    tokens, merges = get('tokens'), get('merges')
-    backend = tokenizers.Tokenizer(
-      models.BPE(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=[tuple(merge.split(' ')) for merge in merges],
-        # Llama 3 has whole words that no sequence of merges reaches.
-        ignore_merges=pre == 'llama-bpe',
-      )
-    )
-    if pre == 'qwen2':
-      backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-      [
-        *(
-          pre_tokenizers.Split(Regex(split), behavior='isolated')
-          for split in _GGUF_SPLITS[pre]
-        ),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-      ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    for wanted, add in (
-      (_GGUF_CONTROL, backend.add_special_tokens),
-      (_GGUF_USER_DEFINED, backend.add_tokens),
-    ):
-      add(
-        [
-          AddedToken(token, normalized=False, special=wanted == _GGUF_CONTROL)
-          for token, kind in zip(tokens, get('token_type'), strict=True)
-          if kind == wanted
-        ]
-      )
-    bos = get('bos_token_id')
-    # What llama.cpp assumes where the file does not say.
-    add_bos = metadata.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe')
-    if add_bos and bos is not None:
-      backend.post_processor = processors.TemplateProcessing(
-        single=f'{tokens[bos]} $A', special_tokens=[(tokens[bos], bos)]
-      )
-    eos = [get('eos_token_id'), get('eot_token_id')]
-    return cls(
-      backend,
-      eos_ids=[i for i in eos if i is not None],
-      bos_id=bos,
-      pad_id=get('padding_token_id'),
-      chat_template=metadata.get('tokenizer.chat_template'),
-      source=source,
     )
 
   @classmethod
@@ -303,6 +208,8 @@ class Tokenizer:
   def encode(self, text: str, add_special: bool = False) -> list[int]:
     """Token ids of a text; special tokens written in it become their ids.
 
+    But for those that `as_text` has marked.
+
     Args:
       text: any text.
       add_special: also add what the model expects around a text (BOS).
@@ -310,6 +217,41 @@ class Tokenizer:
     Raises:
       ValueError: a word that a word-level vocabulary does not have.
     """
+    first, *rest = text.split(_CUT)
+    ids = self._encode(first, add_special)
+    for piece in rest:
+      ids += self._encode_on(piece)
+    return ids
+
+  def as_text(self, text: str) -> str:
+    """The text, for `encode` to spell its control tokens like other words."""
+    return self._control.sub(
+      lambda found: found[0][0] + _CUT + found[0][1:], text.replace(_CUT, '')
+    )
+
+  @functools.cached_property
+  def _control(self) -> re.Pattern:
+    added = self._backend.get_added_tokens_decoder().values()
+    names = [
+      t.content
+      for t in added
+      if len(t.content) > 1
+      and (t.special or t.content in (self.chat_template or ''))
+    ]
+    # The longest first, as the tokenizer matches them; (?!) matches nothing.
+    names.sort(key=len, reverse=True)
+    return re.compile('|'.join(map(re.escape, names)) or '(?!)')
+
+  def _encode_on(self, piece: str) -> list[int]:
+    """Ids of a text that goes on inside a word."""
+    start = self._backend.id_to_token(self._encode('|', False)[0])
+    if not start.startswith('▁'):
+      return self._encode(piece, False)
+    # SentencePiece puts a space before a text, but none after a newline.
+    newline = self._encode('\n', False)
+    return self._encode('\n' + piece, False)[len(newline) :]
+
+  def _encode(self, text: str, add_special: bool) -> list[int]:
     try:
       return self._backend.encode(text, add_special_tokens=add_special).ids
     except Exception as error:  # the library raises nothing narrower
@@ -339,7 +281,8 @@ class Tokenizer:
     """The prompt text of a conversation, as transformers renders it.
 
     Args:
-      messages: each with `role` and `content`.
+      messages: each with `role` and `content`; what the assistant has not
+        said goes through `as_text`.
       add_generation_prompt: end with the opening of the model's turn.
 
     Raises:
@@ -352,7 +295,7 @@ class Tokenizer:
       )
     try:
       return _compile(self.chat_template).render(
-        messages=[dict(m) for m in messages],
+        messages=[self._from_outside(m) for m in messages],
         add_generation_prompt=add_generation_prompt,
         tools=None,
         documents=None,
@@ -363,6 +306,12 @@ class Tokenizer:
         f'The chat template of {self._source} does not accept the messages '
         f'({error}); change their roles or order.'
       ) from error
+
+  def _from_outside(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get('content')
+    if message.get('role') == 'assistant' or not isinstance(content, str):
+      return dict(message)
+    return {**message, 'content': self.as_text(content)}
 
   def _special_tokens(self) -> dict[str, str]:
     ids = {
@@ -377,20 +326,42 @@ class Tokenizer:
     }
 
 
+class _Generation(jinja2.ext.Extension):
+  """{% generation %} marks what the model says, for training; text here."""
+
+  tags = {'generation'}
+
+  def parse(self, parser):
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return jinja2.nodes.Scope(body).set_lineno(line)
+
+
 @functools.lru_cache(maxsize=8)
 def _compile(template: str) -> jinja2.Template:
   """Compiles in a sandbox: templates come with weights, from anyone."""
   env = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
-    extensions=[jinja2.ext.loopcontrols],
+    extensions=[_Generation, jinja2.ext.loopcontrols],
   )
 
   def raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
+  def tojson(
+    value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+  ):
+    return json.dumps(
+      value,
+      ensure_ascii=ensure_ascii,
+      indent=indent,
+      separators=separators,
+      sort_keys=sort_keys,
+    )
+
   # Jinja's own filter escapes HTML, which would change the prompt.
-  env.filters['tojson'] = functools.partial(json.dumps, ensure_ascii=False)
+  env.filters['tojson'] = tojson
   env.globals['raise_exception'] = raise_exception
   env.globals['strftime_now'] = lambda f: datetime.datetime.now().strftime(f)
   return env.from_string(template)

@@ -1,6 +1,7 @@
 """The same numbers and tokens as transformers, on CPU torch.
 
-Needs torch, transformers and SmolLM2 (`bash launch/get_smollm2.sh`).
+Needs torch, transformers, SmolLM2 (`bash launch/get_smollm2.sh`) and Gemma 3
+(`bash launch/get_gemma3.sh`).
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from rlzero.weights import hf, mapping
 
 pytestmark = pytest.mark.parity
 
-SMOLLM2 = pathlib.Path(__file__).parents[1] / 'data' / 'smollm2'
+DATA = pathlib.Path(__file__).parents[1] / 'data'
 NUM_NEW = 16  # greedy tokens after each prompt
 TEXTS = (
   'Hello, world!',
@@ -58,28 +59,33 @@ def theirs():
   return torch, transformers
 
 
-@pytest.fixture(scope='module')
-def smollm2():
-  if not list(SMOLLM2.glob('*.gguf')):
-    pytest.skip('no SmolLM2; run bash launch/get_smollm2.sh')
-  return weights.load(SMOLLM2)
+@pytest.fixture(scope='module', params=['smollm2', 'gemma3'])
+def real(request):
+  """A model with real weights, and its folder."""
+  folder = DATA / request.param
+  if not list(folder.glob('*.gguf')):
+    pytest.skip(f'no {folder}; run bash launch/get_{request.param}.sh')
+  return weights.load(folder), folder
 
 
 @pytest.fixture(scope='module')
-def their_smollm2(theirs, smollm2):
+def their_real(theirs, real):
   torch, transformers = theirs
-  (file,) = SMOLLM2.glob('*.gguf')
+  _, folder = real
+  (file,) = folder.glob('*.gguf')
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     model = transformers.AutoModelForCausalLM.from_pretrained(
-      SMOLLM2,
+      folder,
       gguf_file=file.name,
       dtype=torch.float32,
       quantization_config=transformers.GgufConfig(dequantize=True),
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(
-      SMOLLM2, gguf_file=file.name
+      folder, gguf_file=file.name
     )
+  if folder.name != 'smollm2':
+    return model.eval(), tokenizer
   # The published tokenizer.json also cuts digits off one by one; the reader
   # of GGUF files leaves that out, which shows on numerals such as ½ and ².
   tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -94,7 +100,8 @@ def their_smollm2(theirs, smollm2):
 def random_texts():
   """Strings that mix scripts, digits, white space and special tokens."""
   rng = random.Random(0)
-  parts = [*' \n\t0123456789abcXYZ.,!?\'"-+=<>|éß日本🙂', "'re", '<|im_end|>']
+  parts = [*' \n\t0123456789abcXYZ.,!?\'"-+=<>|éß日本🙂▁', "'re"]
+  parts += ['<|im_end|>', '<end_of_turn>', '<b>']
   return [''.join(rng.choices(parts, k=40)) for _ in range(200)]
 
 
@@ -174,91 +181,112 @@ def test_their_folder_here(config, tmp_path, theirs):
   )
 
 
-def test_dequantised_weights_are_equal(smollm2, their_smollm2):
-  model, _ = their_smollm2
-  ours = as_dict(mapping.tensors_from_params(smollm2.config, smollm2.params))
+def test_dequantised_weights_are_equal(real, their_real):
+  model, _ = their_real
+  loaded, _ = real
+  ours = as_dict(mapping.tensors_from_params(loaded.config, loaded.params))
   state = state_of(model)
   assert ours.keys() == state.keys()
   for name, array in state.items():
     np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
-def test_config_is_equal(smollm2, their_smollm2):
-  model, _ = their_smollm2
+def test_config_is_equal(real, their_real):
+  model, _ = their_real
   settings = {**model.config.to_dict(), 'quantization_config': None}
   described = mapping.model_config_from_hf(settings)
   rounded = round(described.rms_norm_eps, 12)  # a float32 on their side
-  assert dataclasses.replace(described, rms_norm_eps=rounded) == smollm2.config
+  described = dataclasses.replace(described, rms_norm_eps=rounded)
+  assert described == real[0].config
 
 
-def test_token_ids_are_equal(smollm2, their_smollm2, tmp_path):
-  _, tokenizer = their_smollm2
-  smollm2.tokenizer.save(tmp_path)
+def test_token_ids_are_equal(real, their_real, tmp_path):
+  _, tokenizer = their_real
+  ours = real[0].tokenizer
+  ours.save(tmp_path)
   saved = Tokenizer.load(tmp_path)
   for text in (*TEXTS, *random_texts()):
-    ids = smollm2.tokenizer.encode(text)
+    ids = ours.encode(text)
     assert ids == tokenizer.encode(text, add_special_tokens=False), text
     assert saved.encode(text) == ids
-    assert smollm2.tokenizer.decode(ids, skip_special=False) == text
-  assert smollm2.tokenizer.eos_ids == (tokenizer.eos_token_id,)
+    if '▁' not in text:  # which is how SentencePiece spells a space
+      assert ours.decode(ids, skip_special=False) == text
+  assert ours.eos_ids == (tokenizer.eos_token_id,)
+  beginning = tokenizer.encode('a')
+  assert saved.encode('a', add_special=True) == beginning
 
 
 @pytest.mark.parametrize('messages', CHATS)
-def test_chat_prompt_is_equal(messages, smollm2, their_smollm2):
-  _, tokenizer = their_smollm2
+@pytest.mark.parametrize('real', ['smollm2'], indirect=True)
+def test_chat_prompt_is_equal(messages, real, their_real):
+  _, tokenizer = their_real
   for prompting in (True, False):
     expected = tokenizer.apply_chat_template(
       messages, tokenize=False, add_generation_prompt=prompting
     )
-    ours = smollm2.tokenizer.apply_chat_template(messages, prompting)
+    ours = real[0].tokenizer.apply_chat_template(messages, prompting)
     assert ours == expected
 
 
-def test_our_smollm2_folder_in_transformers(smollm2, theirs, tmp_path):
-  _, transformers = theirs
-  hf.write_folder(tmp_path, smollm2.config, smollm2.params, smollm2.tokenizer)
+def test_our_folder_of_real_weights(real, their_real, theirs, tmp_path):
+  torch, transformers = theirs
+  loaded, folder = real
+  hf.write_folder(tmp_path, loaded.config, loaded.params, loaded.tokenizer)
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
   for text in (*TEXTS, *random_texts()):
-    ids = smollm2.tokenizer.encode(text)
+    ids = loaded.tokenizer.encode(text)
     assert tokenizer.encode(text, add_special_tokens=False) == ids
-  expected = smollm2.tokenizer.apply_chat_template(CHATS[0])
-  assert expected == tokenizer.apply_chat_template(
-    CHATS[0], tokenize=False, add_generation_prompt=True
+  if folder.name == 'smollm2':
+    expected = loaded.tokenizer.apply_chat_template(CHATS[0])
+    assert expected == tokenizer.apply_chat_template(
+      CHATS[0], tokenize=False, add_generation_prompt=True
+    )
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+  ids = loaded.tokenizer.encode('The old clock maker counted', True)
+  np.testing.assert_allclose(
+    their_logprobs(torch, model.eval(), [ids]),
+    their_logprobs(torch, their_real[0], [ids]),
+    atol=1e-6,  # the same weights, and eps read from a float32 or as written
+    rtol=1e-5,
   )
 
 
 def prompts(tokenizer):
   """Twenty prompts of as many lengths, chats and plain text."""
   story = 'The old clock maker counted: one, two, three, 17 + 25 = 42. ' * 9
-  ids = tokenizer.encode(story)
-  plain = [ids[: 3 + 6 * i] for i in range(12)]
-  chats = [
-    tokenizer.encode(
-      tokenizer.apply_chat_template(
-        [{'role': 'user', 'content': ' '.join(['What is 3 + 4?'] * n)}]
+  ids = tokenizer.encode(story, add_special=True)
+  found = [ids[: 3 + 6 * i] for i in range(12)]
+  if tokenizer.chat_template is None:  # a base model
+    question = tokenizer.encode('Question: what is 3 + 4? Answer:', True)
+    found += [question + ids[1 : 2 * n] for n in range(1, 9)]
+  else:
+    found += [
+      tokenizer.encode(
+        tokenizer.apply_chat_template(
+          [{'role': 'user', 'content': ' '.join(['What is 3 + 4?'] * n)}]
+        )
       )
-    )
-    for n in range(1, 9)
-  ]
-  assert len({len(p) for p in plain + chats}) == 20
-  return plain + chats
+      for n in range(1, 9)
+    ]
+  assert len({tuple(p) for p in found}) == 20
+  return found
 
 
-def test_greedy_tokens_and_logprobs_are_equal(smollm2, theirs, their_smollm2):
+def test_greedy_tokens_and_logprobs_are_equal(real, theirs, their_real):
   torch, _ = theirs
-  model, _ = their_smollm2
-  questions = prompts(smollm2.tokenizer)
-  params = jax.tree.map(jnp.asarray, smollm2.params)
+  model, _ = their_real
+  loaded, _ = real
+  questions = prompts(loaded.tokenizer)
   completions, _ = scheduler.generate(
-    smollm2.config,
-    params,
+    loaded.config,
+    loaded.params,
     [scheduler.Prompt(i, ids) for i, ids in enumerate(questions)],
     1,
     scheduler.Sampling(temperature=0.0, max_len=NUM_NEW, num_slots=8),
-    eos_ids=smollm2.tokenizer.eos_ids,
+    eos_ids=loaded.tokenizer.eos_ids,
     seed=0,
   )
-  forward = jax.jit(functools.partial(logprobs, smollm2.config))
+  forward = jax.jit(functools.partial(logprobs, loaded.config))
   for prompt, completion in zip(questions, completions, strict=True):
     row = np.array([*prompt, *completion.tokens])
     expected = their_logprobs(torch, model, row[None])[0]
@@ -270,5 +298,5 @@ def test_greedy_tokens_and_logprobs_are_equal(smollm2, theirs, their_smollm2):
     np.testing.assert_allclose(completion.logprobs, drawn, atol=1e-3, rtol=0)
     # One compiled shape for all; causal, so what follows does not matter.
     padded = np.pad(row, (0, 128 - len(row)))[None]
-    ours = np.asarray(forward(params, padded))[0, : len(row)]
+    ours = np.asarray(forward(loaded.params, padded))[0, : len(row)]
     np.testing.assert_allclose(ours, expected, atol=1e-3, rtol=0)

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from rlzero.tokenizer import Tokenizer
+from rlzero.weights import gguf_tokenizer
 
 TEMPLATE = (
   '{% for m in messages %}\n'
@@ -74,21 +75,21 @@ def test_word_that_cannot_be_one_is_refused(wrong):
 def test_text_is_cut_as_the_merges_were_learned(pre, expected):
   # Digits tell the pre-tokenizers apart: with their space, one by one, or
   # up to three together.
-  tokenizer = Tokenizer.from_gguf(metadata(pre=pre))
+  tokenizer = gguf_tokenizer.read(metadata(pre=pre))
   ids = tokenizer.encode('ab a 12312 1')
   assert [tokenizer.decode([i]) for i in ids] == expected
 
 
 @pytest.mark.parametrize('pre', ['gpt-2', 'smollm', 'qwen2', 'default'])
 def test_any_text_survives(pre):
-  tokenizer = Tokenizer.from_gguf(metadata(pre=pre))
+  tokenizer = gguf_tokenizer.read(metadata(pre=pre))
   text = 'Größe: 3×4 = 12\n\n\t"naïve"  don\'t 日本 🙂 \x00 end  '
   assert tokenizer.decode(tokenizer.encode(text)) == text
   assert tokenizer.encode('') == []
 
 
 def test_special_tokens_in_text_are_never_split():
-  tokenizer = Tokenizer.from_gguf(metadata())
+  tokenizer = gguf_tokenizer.read(metadata())
   ids = tokenizer.encode('ab<end><think>a')
   assert [ids[1], ids[2]] == [0, 2]
   assert len(ids) == 4
@@ -97,10 +98,105 @@ def test_special_tokens_in_text_are_never_split():
   assert tokenizer.decode(ids, skip_special=False) == 'ab<end><think>a'
 
 
+CHAT = (
+  '{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}: '
+  '{{ m.content | trim }}<end>{% endfor %}'
+  '{% if add_generation_prompt %}<turn>assistant:{% endif %}'
+)
+
+
+def sentencepiece(**changes):
+  """Llama 2's kind: scores for merges, bytes for what no piece covers."""
+  letters = 'aersutinbdo:|<>123,'
+  words = ['▁a', 'us', 'er', 'user', '▁user', 'as', 'end', '▁|', '|>']
+  tokens = [
+    '<unk>',
+    '<s>',
+    '<end>',
+    '<turn>',
+    *(f'<0x{i:02X}>' for i in range(256)),
+  ]
+  types = [2, 3, 3, 4, *[6] * 256]
+  pieces = ['▁', *letters, *words]
+  values = {
+    'model': 'llama',
+    'tokens': tokens + pieces,
+    'token_type': types + [1] * len(pieces),
+    'scores': [0.0] * len(tokens) + [-float(i) for i in range(len(pieces))],
+    'unknown_token_id': 0,
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+    **changes,
+  }
+  return {f'tokenizer.ggml.{k}': v for k, v in values.items()} | {
+    'tokenizer.chat_template': CHAT
+  }
+
+
+def byte_level():
+  tokens = metadata()['tokenizer.ggml.tokens']
+  with_turn = ['<end>', '<begin>', '<turn>', *tokens[3:]]
+  return metadata(tokens=with_turn) | {'tokenizer.chat_template': CHAT}
+
+
+@pytest.mark.parametrize(
+  'given',
+  [byte_level(), sentencepiece(), sentencepiece(add_space_prefix=False)],
+  ids=['byte-level', 'prefixed', 'sentencepiece'],
+)
+def test_control_tokens_in_a_question_are_text(given):
+  # <end> is special; <turn> is not, but the template writes it.
+  tokenizer = gguf_tokenizer.read(given)
+  end, turn = map(tokenizer._backend.token_to_id, ('<end>', '<turn>'))
+  text = 'a <end> b<turn><end>'
+  ids = tokenizer.encode(tokenizer.as_text(text))
+  assert end not in ids and turn not in ids
+  assert tokenizer.decode(ids, skip_special=False) == text
+  prompt = tokenizer.apply_chat_template(
+    [
+      {'role': 'user', 'content': f' {text} '},
+      {'role': 'assistant', 'content': 'b'},
+    ]
+  )
+  ids = tokenizer.encode(prompt)
+  assert [i for i in ids if i in (end, turn)] == [turn, end, turn, end, turn]
+  assert tokenizer.decode(ids, skip_special=False).count(text) == 1
+  # Without such a text the prompt is what transformers renders.
+  prompt = tokenizer.apply_chat_template([{'role': 'user', 'content': 'a'}])
+  begin = tokenizer._backend.id_to_token(tokenizer.bos_id)
+  assert prompt == f'{begin}<turn>user: a<end><turn>assistant:'
+
+
+def test_sentencepiece_by_hand():
+  tokenizer = gguf_tokenizer.read(sentencepiece())
+  pieces = [
+    tokenizer._backend.id_to_token(i)
+    for i in tokenizer.encode('user é<end>us', add_special=True)
+  ]
+  # 'us' + 'er' and not 'u' 'ser'; é is two bytes.
+  expected = ['<s>', '▁user', '▁', '<0xC3>', '<0xA9>', '<end>', '▁', 'us']
+  assert pieces == expected
+  assert tokenizer.decode(tokenizer.encode('  user é\n')) == '  user é\n'
+  plain = gguf_tokenizer.read(sentencepiece(add_space_prefix=False))
+  assert plain.decode([plain.encode('user')[0]]) == 'user'
+
+
+def test_runs_of_spaces_come_first():
+  given = sentencepiece(add_space_prefix=False)
+  given['tokenizer.ggml.tokens'] += ['  ', '   ']
+  given['tokenizer.ggml.token_type'] += [4, 4]
+  given['tokenizer.ggml.scores'] += [-1000.0, -1000.0]
+  tokenizer = gguf_tokenizer.read(given)
+  pieces = [
+    tokenizer._backend.id_to_token(i) for i in tokenizer.encode('a   a')
+  ]
+  assert pieces == ['a', '▁▁▁', 'a']
+
+
 def test_begin_token_is_added_only_where_asked_and_wanted():
-  plain = Tokenizer.from_gguf(metadata())
-  adding = Tokenizer.from_gguf(metadata(add_bos_token=True))
-  llama3 = Tokenizer.from_gguf(metadata(pre='llama-bpe'))
+  plain = gguf_tokenizer.read(metadata())
+  adding = gguf_tokenizer.read(metadata(add_bos_token=True))
+  llama3 = gguf_tokenizer.read(metadata(pre='llama-bpe'))
   assert plain.encode('a', add_special=True) == plain.encode('a')
   assert adding.encode('a') == plain.encode('a')
   assert adding.encode('a', add_special=True) == [1, *plain.encode('a')]
@@ -108,15 +204,16 @@ def test_begin_token_is_added_only_where_asked_and_wanted():
 
 
 def test_end_of_turn_also_ends_and_pads_by_default():
-  assert Tokenizer.from_gguf(metadata(eot_token_id=2)).eos_ids == (0, 2)
-  assert Tokenizer.from_gguf(metadata(eot_token_id=2)).pad_id == 0
-  assert Tokenizer.from_gguf(metadata(padding_token_id=2)).pad_id == 2
+  assert gguf_tokenizer.read(metadata(eot_token_id=2)).eos_ids == (0, 2)
+  assert gguf_tokenizer.read(metadata(eot_token_id=2)).pad_id == 0
+  assert gguf_tokenizer.read(metadata(padding_token_id=2)).pad_id == 2
 
 
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'model': 'llama'}, "tokenizer of kind 'llama'"),
+    ({'model': 'rwkv'}, "tokenizer of kind 'rwkv'"),
+    ({'model': 'llama'}, 'lacks tokenizer.ggml.scores'),
     ({'pre': 'tekken'}, "pre-tokenizer 'tekken'"),
     ({'tokens': None}, 'lacks tokenizer.ggml.tokens'),
     ({'token_type': None}, 'lacks tokenizer.ggml.token_type'),
@@ -126,15 +223,15 @@ def test_end_of_turn_also_ends_and_pads_by_default():
 )
 def test_gguf_tokenizer_that_cannot_be_built(changes, message):
   with pytest.raises(ValueError, match=message):
-    Tokenizer.from_gguf(metadata(**changes), 'm.gguf')
+    gguf_tokenizer.read(metadata(**changes), 'm.gguf')
 
 
 @pytest.mark.parametrize(
   'tokenizer',
   [
     words(),
-    Tokenizer.from_gguf(metadata(pre='qwen2', eot_token_id=2)),
-    Tokenizer.from_gguf(metadata(add_bos_token=True)),
+    gguf_tokenizer.read(metadata(pre='qwen2', eot_token_id=2)),
+    gguf_tokenizer.read(metadata(add_bos_token=True)),
   ],
 )
 def test_folder_round_trip(tokenizer, tmp_path):
@@ -173,6 +270,8 @@ def test_folder_as_others_write_it(tmp_path):
   (tmp_path / 'chat_template.jinja').write_text('newer')
   loaded = Tokenizer.load(tmp_path)
   assert loaded.eos_ids == (4, 1)
+  edit(tmp_path / 'config.json', eos_token_id=[1, 2])
+  assert Tokenizer.load(tmp_path).eos_ids == (4, 1, 2)
   assert loaded.chat_template == 'newer'
 
 
@@ -211,7 +310,7 @@ def test_folder_that_cannot_be_read(tmp_path):
 
 
 def test_chat_template_trims_blocks():
-  tokenizer = Tokenizer.from_gguf(metadata())
+  tokenizer = gguf_tokenizer.read(metadata())
   messages = [{'role': 'user', 'content': 'a < b'}]
   # Neither the newline after a block nor the space before one is text.
   text = '<user>a < b<end>'
@@ -233,6 +332,8 @@ def test_chat_template_has_the_functions_templates_use():
     ('{% for i in [1, 2] %}{{ i }}{% break %}{% endfor %}', '1'),
     ('{% if tools %}no{% endif %}{{ pad_token }}', '<pad>'),
     ('{% if bos_token is defined %}no{% endif %}yes', 'yes'),
+    ('{{ [1] | tojson(indent=1) }}', '[\n 1\n]'),
+    ('{% generation %}a{% set x = 1 %}{% endgeneration %}{{ x }}', 'a'),
   ):
     assert with_template(source).apply_chat_template(messages) == expected
 
@@ -242,7 +343,7 @@ def test_chat_template_that_refuses():
   with pytest.raises(ValueError, match='has no chat template'):
     words().apply_chat_template(messages)
   with pytest.raises(ValueError, match=r'does not accept .*\(who\?\)'):
-    Tokenizer.from_gguf(metadata()).apply_chat_template(messages)
+    gguf_tokenizer.read(metadata()).apply_chat_template(messages)
   # The sandbox: templates come from strangers.
   with pytest.raises(ValueError, match='does not accept'):
     with_template('{{ messages.append(1) }}').apply_chat_template(messages)

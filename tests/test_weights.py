@@ -534,7 +534,7 @@ def test_what_is_no_model(tmp_path):
   with pytest.raises(FileNotFoundError, match='nowhere does not exist'):
     weights.load(tmp_path / 'nowhere')
   with pytest.raises(FileNotFoundError, match='x.gguf does not exist'):
-    weights.read_gguf(tmp_path / 'x.gguf')
+    weights.open_gguf(tmp_path / 'x.gguf')
   with pytest.raises(FileNotFoundError, match='exactly one .gguf file'):
     weights.load(tmp_path)
   for name in ('a.gguf', 'b.gguf', 'c.bin'):

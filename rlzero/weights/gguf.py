@@ -8,19 +8,18 @@ import gguf
 import numpy as np
 
 from rlzero.tokenizer import Tokenizer
-from rlzero.weights import mapping
+from rlzero.weights import gguf_tokenizer, mapping
 from rlzero.weights.facts import WeightsError
 from rlzero.weights.rows import Index, Stored
 
 
-def read_gguf(
-  path: str | os.PathLike[str], dtype: str = 'float32'
+def open_gguf(
+  path: str | os.PathLike[str],
 ) -> tuple[mapping.Read, Tokenizer]:
-  """Reads a model and its tokenizer, dequantised a tensor at a time.
+  """A model, to be dequantised where it is read, and its tokenizer.
 
   Args:
     path: a .gguf file of a family in `families.GGUF_FAMILIES`.
-    dtype: of the parameters.
 
   Raises:
     FileNotFoundError: no such file.
@@ -42,9 +41,9 @@ def read_gguf(
     ) from error
   tied = all(tensor.name != 'output.weight' for tensor in reader.tensors)
   config = mapping.model_config_from_gguf(metadata, tied, str(path))
-  tokenizer = Tokenizer.from_gguf(metadata, str(path))
+  tokenizer = gguf_tokenizer.read(metadata, str(path))
   read = mapping.params_from_tensors(
-    config, _tensors(reader, path), 'gguf', str(path), dtype
+    config, _tensors(reader, path), 'gguf', str(path)
   )
   return read, tokenizer
 

@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import ml_dtypes  # noqa: F401  teaches NumPy bfloat16
 import numpy as np
@@ -27,11 +27,16 @@ _SHARD_BYTES = 5_000_000_000  # at most in a file; a larger tensor has its own
 def read_folder(
   folder: str | os.PathLike[str], dtype: str = 'float32'
 ) -> mapping.Read:
-  """Reads config.json and the weights, in one file or in shards.
+  """`open_folder`, with the parameters on the devices of the current mesh."""
+  read = open_folder(folder)
+  return read._replace(params=mapping.place(read.params, dtype))
+
+
+def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
+  """Checks config.json against the weights, in one file or in shards.
 
   Args:
     folder: as transformers' save_pretrained writes it.
-    dtype: of the parameters.
 
   Raises:
     FileNotFoundError: no config.json, or a weight file missing.
@@ -51,7 +56,7 @@ def read_folder(
       'as safetensors.'
     )
   return mapping.params_from_tensors(
-    config, _tensors(folder, files), 'hf', str(folder), dtype
+    config, _tensors(folder, files), 'hf', str(folder)
   )
 
 
@@ -62,6 +67,7 @@ def write_folder(
   tokenizer: Tokenizer,
   dtype: str = 'float32',
   shard_bytes: int = _SHARD_BYTES,
+  on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
   """Writes a folder that `read_folder`, and transformers, load.
 
@@ -71,11 +77,12 @@ def write_folder(
   Args:
     folder: made if it does not exist.
     config: the model.
-    params: its parameters, of any floating type.
+    params: its parameters, arrays or `Lazy`, of any floating type.
     tokenizer: saved beside them.
     dtype: of the weights in the files, 'float32' or 'bfloat16'.
     shard_bytes: the most a file of weights holds; more makes several files
       and an index.
+    on_progress: told bytes written and bytes in all, after each file.
 
   Raises:
     WeightsError: parameters that do not match the config, or a config that
@@ -90,7 +97,7 @@ def write_folder(
   with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as draft:
     draft = pathlib.Path(draft)
     tokenizer.save(draft)
-    _save(draft, tensors, dtype, shard_bytes)
+    _save(draft, tensors, dtype, shard_bytes, on_progress)
     (draft / 'config.json').write_text(
       json.dumps(description, indent=2) + '\n', encoding='utf-8'
     )
@@ -108,6 +115,7 @@ def _save(
   tensors: Iterable[mapping.Written],
   dtype: str,
   shard_bytes: int,
+  on_progress: Callable[[int, int], None] | None,
 ) -> None:
   """Writes the tensors into one file, or into shards with an index."""
   shards: list[list[mapping.Written]] = [[]]
@@ -120,7 +128,7 @@ def _save(
     shards[-1].append(tensor)
     size += num_bytes
     total += num_bytes
-  places = {}
+  places, done = {}, 0
   for number, shard in enumerate(shards, 1):
     file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
     if len(shards) == 1:
@@ -131,6 +139,9 @@ def _save(
       arrays, folder / file, metadata={'format': 'pt'}
     )
     places |= dict.fromkeys(arrays, file)
+    done += sum(array.nbytes for array in arrays.values())
+    if on_progress is not None:
+      on_progress(done, total)
   if len(shards) > 1:
     index = {'metadata': {'total_size': total}, 'weight_map': places}
     (folder / _INDEX).write_text(

@@ -21,7 +21,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.types import Params
 from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.families import FAMILIES, GGUF_FAMILIES, llama
-from rlzero.weights.rows import Row, Stored, sizes
+from rlzero.weights.rows import Lazy, Row, Stored, sizes
 
 _BLOCK_BYTES = 256 * 2**20  # of a parameter that the host holds at a time
 
@@ -122,7 +122,7 @@ class Read(NamedTuple):
   """A model's configuration and parameters, and what was passed over."""
 
   config: ModelConfig
-  params: Params
+  params: Params  # of `Lazy` or `jax.Array`
   left_out: tuple[str, ...]  # a sentence for each pattern of the family
 
 
@@ -131,16 +131,14 @@ def params_from_tensors(
   tensors: Iterable[tuple[str, Stored]],
   naming: str,
   source: str,
-  dtype: str = 'float32',
 ) -> Read:
-  """Parameters on the current mesh from the tensors of a model's files.
+  """Parameters, not read yet, from the tensors of a model's files.
 
   Args:
     config: the model they must be.
     tensors: each name in the files, and what is there.
     naming: 'hf' or 'gguf'.
     source: what an error calls the whole, usually a path.
-    dtype: of the parameters.
 
   Raises:
     WeightsError: names every tensor that is unknown, missing, there twice,
@@ -148,10 +146,20 @@ def params_from_tensors(
   """
   found, left_out = _checked(config, tensors, naming, source)
   flat = {
-    row.path: _load(row, found, naming, sizes(config), np.dtype(dtype))
-    for row in table(config)
+    row.path: Lazy(row, found, naming, sizes(config)) for row in table(config)
   }
   return Read(config, _nested(flat), left_out)
+
+
+def place(params: Params, dtype: str) -> Params:
+  """Parameters on the current mesh; those that are `Lazy` are read."""
+
+  def read(leaf: Any) -> jax.Array:
+    if isinstance(leaf, Lazy):
+      return _load(leaf, np.dtype(dtype))
+    return leaf.astype(dtype)
+
+  return jax.tree.map(read, params)
 
 
 class Written(NamedTuple):
@@ -208,13 +216,12 @@ def tensors_from_params(
 
 def _part(array: Any, place: tuple[int | slice, ...]) -> Any:
   """array[place]; of an array on devices with one program for all places."""
+  if not isinstance(array, jax.Array):
+    return array[place]
   for number in place:
     if isinstance(number, slice):
       break
-    if isinstance(array, jax.Array):
-      array = jax.lax.dynamic_index_in_dim(array, number, keepdims=False)
-    else:
-      array = array[number]
+    array = jax.lax.dynamic_index_in_dim(array, number, keepdims=False)
   return array
 
 
@@ -306,19 +313,13 @@ def _equal(first: Stored, second: Stored) -> bool:
   return all(np.array_equal(first.read(b), second.read(b)) for b in blocks)
 
 
-def _load(
-  row: Row,
-  tensors: Mapping[str, Stored],
-  naming: str,
-  lengths: Mapping[str, int],
-  dtype: np.dtype,
-) -> jax.Array:
+def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
   """One parameter where it lies on the current mesh.
 
   Stacked layers that do not fit into a block together are written into the
   array, which is on the devices from the start, one block after another.
   """
-  shape = row.shape(lengths)
+  row, shape = lazy.row, lazy.shape
 
   def block(start: int, stop: int) -> jax.Array:
     """parameter[start:stop]; each device reads what it keeps."""
@@ -326,8 +327,7 @@ def _load(
     def part(index):
       first, *rest = index
       low, high, _ = first.indices(stop - start)
-      index = (slice(start + low, start + high), *rest)
-      return row.read(tensors, naming, lengths, index, dtype)
+      return lazy.read((slice(start + low, start + high), *rest), dtype)
 
     size = (stop - start, *shape[1:])
     where = sharding.of_array(row.letters, size, f'Parameter {row.path}')

@@ -27,6 +27,29 @@ class Stored(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Lazy:
+  """A parameter in files, read where and when it is indexed."""
+
+  row: 'Row'
+  tensors: Mapping[str, Stored]
+  naming: str
+  sizes: Mapping[str, int]  # of the axes, by letter
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.row.shape(self.sizes)
+
+  def read(self, index: Index, dtype: np.dtype | None = None) -> np.ndarray:
+    """The part that a slice of each axis gives; their type by default."""
+    return self.row.read(self.tensors, self.naming, self.sizes, index, dtype)
+
+  def __getitem__(self, place: tuple[int | slice, ...]) -> np.ndarray:
+    index = tuple(slice(i, i + 1) if isinstance(i, int) else i for i in place)
+    part = self.read(index)
+    return part[tuple(0 if isinstance(i, int) else slice(None) for i in place)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
   """One parameter: where it lives here, and its name and layout in files.
 
@@ -102,7 +125,7 @@ class Row:
     naming: str,
     sizes: Mapping[str, int],
     index: Index,
-    dtype: np.dtype,
+    dtype: np.dtype | None = None,
   ) -> np.ndarray:
     """`parameter[index]`, from those parts of the tensors that it takes."""
     bounds = self._bounds(sizes, index)
@@ -110,7 +133,7 @@ class Row:
     inner = {a: bounds[a] for dim in dims for a in dim}
     order = [a for a in self.letters if a in inner]
     theirs = ''.join(dims)
-    out = np.empty([b - a for a, b in bounds.values()], dtype)
+    out = None
     for name, place in self.parts(naming, sizes, index):
       wanted, rest = [], []
       for dim in dims:
@@ -132,6 +155,9 @@ class Row:
           for i, a in enumerate(dim)
         ]
       )[tuple(rest)]
+      if out is None:
+        shape = [b - a for a, b in bounds.values()]
+        out = np.empty(shape, dtype or array.dtype)
       out[place] = array.transpose([theirs.index(a) for a in order])
     return out
 

@@ -8,7 +8,8 @@ A family says, for its `model_type`s,
   table(config)            its parameters, a `Row` each,
   LEFT_OUT                 tensors that are passed over: pattern -> what it is,
   RENAMED                  other beginnings of names in files -> those of the
-                           table.
+                           table,
+  EXTRA_TOKENS             of the tokenizer, which the model does not have.
 
 That is all there is to a family besides its parts of the one model
 (`rlzero/models`).

@@ -25,6 +25,8 @@ RENAMED = {
   'language_model.lm_head.': 'lm_head.',
   'model.language_model.': 'model.',
 }
+# Text models without its row have it in their tokenizer all the same.
+EXTRA_TOKENS = ('<image_soft_token>',)
 _NORMS = (
   ('attention_norm/scale', 'input_layernorm', 'attn_norm', 'D -> D'),
   (

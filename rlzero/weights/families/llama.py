@@ -12,6 +12,7 @@ from rlzero.weights.rows import Row, layer_rows
 
 LEFT_OUT = {'*.rotary_emb.inv_freq': 'a constant that is computed'}
 RENAMED: dict[str, str] = {}
+EXTRA_TOKENS: tuple[str, ...] = ()
 
 EMBEDDING = Row(
   'embed/embedding',

@@ -9,6 +9,7 @@ from rlzero.weights.rows import Row, layer_rows
 
 LEFT_OUT = llama.LEFT_OUT
 RENAMED = llama.RENAMED
+EXTRA_TOKENS = llama.EXTRA_TOKENS
 
 _BIAS = (
   ('attention/query_bias', 'self_attn.q_proj', 'attn_q', 'NH -> NH'),

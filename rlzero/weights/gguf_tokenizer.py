@@ -1,0 +1,189 @@
+"""Tokenizers from the metadata of GGUF files: byte-level BPE, SentencePiece.
+
+A SentencePiece vocabulary (kind 'llama': Llama 2, Gemma) has scores in place of
+merges: of all neighbours the pair with the best score of the whole is joined
+first. What no piece covers is spelled in bytes, <0x00> to <0xFF>.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import (
+  AddedToken,
+  Regex,
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+)
+
+from rlzero.tokenizer import Tokenizer
+
+# How text is cut before merging, by the name GGUF files give it. A vocabulary
+# only makes sense with the cut its merges were learned on.
+_GPT2 = (
+  r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+  r'|\s+(?!\S)|\s+'
+)
+_LLAMA3 = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+_SPLITS = {
+  'gpt-2': (_GPT2,),
+  'smollm': (r'\p{N}', _GPT2),
+  'qwen2': (_LLAMA3.replace('{1,3}', ''),),
+  'llama-bpe': (_LLAMA3,),
+  'default': (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', r'[0-9]{3}'),
+}
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # entries of token_type
+
+
+def read(
+  metadata: Mapping[str, Any], source: str = 'this GGUF file'
+) -> Tokenizer:
+  """Builds the tokenizer a GGUF file describes.
+
+  Args:
+    metadata: the file's key-value pairs, as Python values.
+    source: what error messages call it, usually a path.
+
+  Raises:
+    ValueError: another kind of tokenizer, an unknown pre-tokenizer, or a
+      missing key.
+  """
+
+  def get(key: str) -> Any:
+    return metadata.get(f'tokenizer.ggml.{key}')
+
+  kind = get('model')
+  if kind not in ('gpt2', 'llama'):
+    raise ValueError(
+      f'{source} has a tokenizer of kind {kind!r}, but only byte-level BPE '
+      "('gpt2') and SentencePiece ('llama') are built from GGUF; use the "
+      "model's Hugging Face folder instead."
+    )
+  for key in ('tokens', 'token_type', 'merges' if kind == 'gpt2' else 'scores'):
+    if not get(key):
+      raise ValueError(
+        f'{source} lacks tokenizer.ggml.{key}; convert the model again, '
+        'vocabulary included.'
+      )
+  tokens = get('tokens')
+  if kind == 'llama':  # a run of spaces is spelled as it is looked up
+    tokens = [t if t.strip(' ') else '▁' * len(t) for t in tokens]
+  if kind == 'gpt2':
+    backend = _byte_level(tokens, get('merges'), get('pre'), source)
+    adds_bos = get('pre') == 'llama-bpe'
+  else:
+    prefix = metadata.get('tokenizer.ggml.add_space_prefix', True)
+    unknown = get('unknown_token_id')
+    backend = _sentencepiece(
+      tokens,
+      get('scores'),
+      get('token_type'),
+      None if unknown is None else tokens[unknown],
+      prefix,
+    )
+    adds_bos = True
+  for wanted, add in (
+    (_CONTROL, backend.add_special_tokens),
+    (_USER_DEFINED, backend.add_tokens),
+  ):
+    add(
+      [
+        AddedToken(token, normalized=False, special=wanted == _CONTROL)
+        for token, type_ in zip(tokens, get('token_type'), strict=True)
+        if type_ == wanted and token.strip('▁')
+      ]
+    )
+  bos = get('bos_token_id')
+  # What llama.cpp assumes where the file does not say.
+  if metadata.get('tokenizer.ggml.add_bos_token', adds_bos) and bos is not None:
+    backend.post_processor = processors.TemplateProcessing(
+      single=f'{tokens[bos]} $A', special_tokens=[(tokens[bos], bos)]
+    )
+  eos = [get('eos_token_id'), get('eot_token_id')]
+  return Tokenizer(
+    backend,
+    eos_ids=[i for i in eos if i is not None],
+    bos_id=bos,
+    pad_id=get('padding_token_id'),
+    chat_template=metadata.get('tokenizer.chat_template'),
+    source=source,
+  )
+
+
+def _byte_level(
+  tokens: Sequence[str], merges: Sequence[str], pre: str | None, source: str
+) -> tokenizers.Tokenizer:
+  pre = pre or 'default'
+  if pre not in _SPLITS:
+    raise ValueError(
+      f'{source} has the pre-tokenizer {pre!r}, but only '
+      f"{', '.join(_SPLITS)} are known; use the model's Hugging Face folder "
+      'instead.'
+    )
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      vocab={token: i for i, token in enumerate(tokens)},
+      merges=[tuple(merge.split(' ')) for merge in merges],
+      # Llama 3 has whole words that no sequence of merges reaches.
+      ignore_merges=pre == 'llama-bpe',
+    )
+  )
+  if pre == 'qwen2':
+    backend.normalizer = normalizers.NFC()
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      *(
+        pre_tokenizers.Split(Regex(split), behavior='isolated')
+        for split in _SPLITS[pre]
+      ),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  backend.decoder = decoders.ByteLevel()
+  return backend
+
+
+def _sentencepiece(
+  tokens: Sequence[str],
+  scores: Sequence[float],
+  types: Sequence[int],
+  unknown: str | None,
+  prefix: bool,
+) -> tokenizers.Tokenizer:
+  ids = {token: i for i, token in enumerate(tokens)}
+  # A piece that is matched before all others joins first, in their order.
+  rank = {
+    token: (0.0, i) if kind == _USER_DEFINED else (1.0, -score)
+    for i, (token, score, kind) in enumerate(
+      zip(tokens, scores, types, strict=True)
+    )
+    if kind == _NORMAL or (kind == _USER_DEFINED and not token.strip('▁'))
+  }
+  merges = []
+  for token in sorted(rank, key=rank.get):
+    for at in reversed(range(1, len(token))):  # the longest left part first
+      if token[:at] in rank and token[at:] in rank:
+        merges.append((token[:at], token[at:]))
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      vocab=ids,
+      merges=merges,
+      unk_token=unknown,
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
+  space = normalizers.Replace(' ', '▁')
+  undo = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+  if prefix:  # a text starts like a word inside one
+    space = normalizers.Sequence([normalizers.Prepend('▁'), space])
+    undo.append(decoders.Strip(content=' ', left=1))
+  backend.normalizer = space
+  backend.decoder = decoders.Sequence(undo)
+  return backend
