@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rlzero.tasks import base, sandbox
-from rlzero.tasks.datasets import gsm8k, materialise, stream
+from rlzero.tasks.datasets import gsm8k, materialise, math, stream
 
 EXAMPLES = [base.Example(f'u{i}', f'{i} + 1 = é', str(i + 1)) for i in range(7)]
 
@@ -176,3 +176,33 @@ def test_stream_bad_input():
   ):
     with pytest.raises(ValueError, match='continue with the settings'):
       other.set_state(state)
+
+
+def test_math_from_its_files(tmp_path):
+  lines = [
+    {
+      'problem': f' What is {i}/2? ',
+      'answer': f'\\frac{{{i}}}{{2}}',
+      'level': 1,
+    }
+    for i in range(210)
+  ]
+  for name, part in (('train', lines[:200]), ('test', lines[200:])):
+    (tmp_path / f'{name}.jsonl').write_text(
+      ''.join(json.dumps(line) + '\n' for line in part)
+    )
+  task = math.MATH(str(tmp_path))
+  splits = {s: task.examples(s) for s in ('train', 'validation', 'test')}
+  assert [len(found) for found in splits.values()] == [196, 4, 10]
+  first = splits['test'][0]
+  assert first == base.Example(
+    'math-test-0', 'What is 200/2?', '\\frac{200}{2}'
+  )
+  answer = task.extract('It is \\boxed{\\dfrac{400}{4}}.')
+  assert task.verify(answer, first.target)
+  assert not task.verify('24', first.target)
+  (tmp_path / 'test.jsonl').write_text('{"problem": "?"}\n')
+  with pytest.raises(ValueError, match='test.jsonl.* has no answer'):
+    task.examples('test')
+  with pytest.raises(ValueError, match="no split 'dev'"):
+    task.examples('dev')

@@ -1,13 +1,17 @@
 """The named models of configs/: each is what its name says, by its shape."""
 
+import dataclasses
+import functools
 import math
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
-from rlzero import bench, config
+from rlzero import bench, config, grpo
 from rlzero.models import transformer
+from rlzero.types import Tokens
 from rlzero.weights import mapping
 from rlzero.weights import rows as rows_of
 
@@ -20,6 +24,9 @@ SIZES = {
   'deepseek_r1_distill_qwen_1p5b': 1_777,
   'deepseek_r1_distill_qwen_32b': 32_764,
   'deepseek_r1_distill_qwen_7b': 7_616,
+  'gemma3_1b': 1_000,
+  'gemma3_270m': 268,
+  'gemma3_4b': 3_880,
   'llama3p1_8b': 8_030,
   'llama3p2_1b': 1_236,
   'llama3p2_3b': 3_213,
@@ -34,6 +41,13 @@ SIZES = {
   'qwen2p5_math_7b': 7_616,
   'qwen3_0p6b': 596,
   'tiny': 1,
+}
+# Runs that a user with accelerators starts from, and their models.
+RUNS = {
+  'r1_zero_llama3p2_1b_gsm8k': 'llama3p2_1b',
+  'r1_zero_qwen2p5_1p5b_gsm8k': 'qwen2p5_1p5b',
+  'r1_zero_qwen2p5_3b_countdown': 'qwen2p5_3b',
+  'r1_zero_qwen3_0p6b_math': 'qwen3_0p6b',
 }
 
 
@@ -59,3 +73,32 @@ def test_named_models_have_their_size(name):
   # It can be written, and read back as the same model.
   hf = mapping.hf_config(cfg, [0])
   assert mapping.model_config_from_hf(hf) == cfg
+
+
+@pytest.mark.parametrize('run, name', RUNS.items())
+def test_runs_to_start_from(run, name, monkeypatch):
+  """Each builds, and its model is one whose shape is known here."""
+  monkeypatch.chdir(_MODELS.parents[1])
+  path = f'configs/runs/{run}.gin'
+  cfg = config.build(grpo, [f'--gin_file={path}', '--workdir=somewhere'])
+  text = (_MODELS.parents[1] / path).read_text()
+  assert f'configs/models/{name}.gin' in text and 'Not run yet' in text
+  assert cfg.checkpoint.startswith('hf://')
+  shape = dataclasses.replace(
+    model(_MODELS / f'{name}.gin'), dtype=cfg.dtype, remat=cfg.remat
+  )
+  assert cfg.max_prompt_len + cfg.max_len <= shape.max_position
+  # A microbatch of the update, and the cache of the rollout.
+  params = jax.eval_shape(lambda: transformer.init(shape, jax.random.key(0)))
+  tokens = Tokens(*[jax.ShapeDtypeStruct((4, 32), np.int32)] * 3)
+  hidden, _, own = jax.eval_shape(
+    functools.partial(transformer.forward, shape), params, tokens
+  )
+  assert hidden.shape == (4, 32, shape.width) and hidden.dtype == cfg.dtype
+  assert own.key.shape == (
+    shape.num_layers,
+    4,
+    shape.num_kv_heads,
+    32,
+    shape.head_dim,
+  )

@@ -13,6 +13,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax import numpy as jnp
 from test_weights import as_dict, each_config, random_params, words
 from tokenizers import pre_tokenizers
@@ -155,8 +156,8 @@ def test_our_folder_in_transformers(config, tmp_path, theirs):
   assert model.generation_config.eos_token_id == [1]
 
 
-@each_config
-def test_their_folder_here(config, tmp_path, theirs):
+def random_model(config, theirs):
+  """A model of transformers, random in all its parameters."""
   torch, transformers = theirs
   torch.manual_seed(0)
   settings = mapping.hf_config(config, [1])
@@ -165,20 +166,59 @@ def test_their_folder_here(config, tmp_path, theirs):
     model = transformers.AutoModelForCausalLM.from_config(
       transformers.AutoConfig.for_model(**settings)
     ).eval()
-    # Norms and biases start as ones and zeros, which would hide a mix-up.
-    for parameter in model.parameters():
-      torch.nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(tmp_path, max_shard_size='20KB')
+  # Norms and biases start as ones and zeros, which would hide a mix-up.
+  for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.5)
+  return model
+
+
+@each_config
+def test_their_folder_here(config, tmp_path, theirs):
+  torch, _ = theirs
+  model = random_model(config, theirs)
+  model.save_pretrained(tmp_path, max_shard_size='20KB')
   assert len(list(tmp_path.glob('model-*.safetensors'))) > 1
   loaded_config, params, _ = hf.read_folder(tmp_path)
   assert loaded_config == config
   ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 30))
+
+  @jax.jit
+  def loss(params):
+    found = logprobs(config, params, ids)
+    drawn = jnp.take_along_axis(found[:, :-1], ids[:, 1:, None], axis=-1)
+    return -drawn.mean(), found
+
+  grads, ours = jax.jit(jax.grad(loss, has_aux=True))(params)
+  expected = torch.log_softmax(model(torch.tensor(ids)).logits, dim=-1)
   np.testing.assert_allclose(
-    logprobs(config, params, ids),
-    their_logprobs(torch, model, ids),
-    atol=1e-4,
-    rtol=1e-5,
+    ours, expected.detach().numpy(), atol=1e-4, rtol=1e-5
   )
+  drawn = expected[:, :-1].gather(-1, torch.tensor(ids[:, 1:, None]))
+  (-drawn.mean()).backward()
+  theirs_by_name = {n: p.grad.numpy() for n, p in model.named_parameters()}
+  ours_by_name = as_dict(mapping.tensors_from_params(config, grads))
+  assert ours_by_name.keys() == theirs_by_name.keys()
+  for name, grad in theirs_by_name.items():
+    distance = np.linalg.norm(ours_by_name[name] - grad)
+    assert distance <= 1e-3 * np.linalg.norm(grad), name
+
+
+@each_config
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_their_folder_byte_for_byte(config, dtype, tmp_path, theirs):
+  torch, _ = theirs
+  model = random_model(config, theirs).to(getattr(torch, dtype))
+  model.save_pretrained(tmp_path / 'theirs')
+  read = hf.read_folder(tmp_path / 'theirs')
+  hf.write_folder(tmp_path / 'ours', config, read.params, words(), dtype)
+  theirs_by_name, ours_by_name = (
+    safetensors.numpy.load_file(tmp_path / name / 'model.safetensors')
+    for name in ('theirs', 'ours')
+  )
+  assert ours_by_name.keys() == theirs_by_name.keys()
+  for name, array in theirs_by_name.items():
+    assert ours_by_name[name].dtype.name == array.dtype.name == dtype
+    assert ours_by_name[name].tobytes() == array.tobytes(), name
 
 
 def test_dequantised_weights_are_equal(real, their_real):

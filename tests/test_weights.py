@@ -12,11 +12,11 @@ import pytest
 import safetensors.numpy
 from test_tokenizer import metadata as tokenizer_metadata
 
-from rlzero import weights
+from rlzero import checkpoint, sharding, weights
 from rlzero.models import transformer
 from rlzero.models.config import LinearScaling, ModelConfig, RopeScaling
 from rlzero.tokenizer import Tokenizer
-from rlzero.weights import hf, mapping
+from rlzero.weights import hf, mapping, rows
 from rlzero.weights.families import llama
 
 LLAMA = ModelConfig(
@@ -543,3 +543,133 @@ def test_what_is_no_model(tmp_path):
     weights.load(tmp_path)
   with pytest.raises(FileNotFoundError, match='c.bin is no model'):
     weights.load(tmp_path / 'c.bin')
+
+
+def test_the_text_model_of_one_that_sees_images(tmp_path, capsys):
+  hf.write_folder(tmp_path, GEMMA3, random_params(GEMMA3), words())
+  config = json.loads((tmp_path / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(
+    json.dumps({'model_type': 'gemma3', 'text_config': config})
+  )
+  plain = tensors_of(tmp_path)
+  for beginning in ('language_model.model.', 'model.language_model.'):
+    write_tensors(
+      tmp_path,
+      {
+        **{beginning + n.removeprefix('model.'): x for n, x in plain.items()},
+        'vision_tower.patch.weight': np.ones(2, np.float32),
+        'multi_modal_projector.weight': np.ones(2, np.float32),
+      },
+    )
+    loaded = weights.load(tmp_path)
+    assert loaded.config == GEMMA3
+    assert_same(loaded.params, random_params(GEMMA3))
+    assert loaded.left_out == (
+      '1 tensors *vision_tower.* are left out: the part that sees images',
+      '1 tensors *multi_modal_projector.* are left out: the part that sees '
+      'images',
+    )
+  checkpoint.load_model(str(tmp_path))
+  assert 'the part that sees images.' in capsys.readouterr().err
+
+
+def test_gemmas_as_the_hub_has_them():
+  # What google/gemma-3-4b-pt says of its text model, and no more.
+  text = {
+    'hidden_size': 2560,
+    'intermediate_size': 10240,
+    'model_type': 'gemma3_text',
+    'num_hidden_layers': 34,
+    'rope_scaling': {'factor': 8.0, 'rope_type': 'linear'},
+    'sliding_window': 1024,
+  }
+  config = mapping.model_config_from_hf(
+    {'model_type': 'gemma3', 'text_config': text}
+  )
+  assert (config.num_heads, config.num_kv_heads) == (8, 4)
+  assert (config.rope_theta, config.local_rope_theta) == (1e6, 1e4)
+  assert config.rope_scaling == LinearScaling(factor=8.0)
+  assert [i for i, x in enumerate(config.local_layers) if not x] == [
+    5, 11, 17, 23, 29,
+  ]  # fmt: skip
+  with pytest.raises(weights.WeightsError, match='layer_types'):
+    types = ['sliding_attention', 'full_attention', 'full_attention']
+    mapping.model_config_from_hf(
+      {**text, 'num_hidden_layers': 3, 'layer_types': types}
+    )
+  with pytest.raises(weights.WeightsError, match='final_logit_softcapping'):
+    mapping.model_config_from_hf({**text, 'final_logit_softcapping': 30.0})
+
+
+def test_tokenizer_that_is_too_large_for_the_embedding(folder):
+  many = Tokenizer.word_level([f'w{i}' for i in range(12)], '<eos>', '<pad>')
+  many.save(folder)
+  with pytest.raises(
+    weights.WeightsError,
+    match=f"{folder} has a tokenizer with ids past the 11 rows .* of 'w10'",
+  ):
+    weights.load(folder)
+
+
+def test_a_row_with_names_for_experts():
+  """Layers from the third on, an expert each in a tensor of its own."""
+  row = rows.Row(
+    'layers/up',
+    'model.layers.{L}.experts.{E}.up.weight',
+    'L E F D -> LEDF',
+    'blk.{L}.up_exps.weight',
+    range(2, 4),
+  )
+  lengths = {'E': 3, 'F': 4, 'D': 5}
+  whole = np.arange(2 * 3 * 5 * 4).reshape(2, 3, 5, 4)
+  names = row.names('hf', lengths)
+  assert names[:4:3] == [
+    'model.layers.2.experts.0.up.weight',
+    'model.layers.3.experts.0.up.weight',
+  ]
+  assert row.names('gguf', lengths) == [
+    'blk.2.up_exps.weight',
+    'blk.3.up_exps.weight',
+  ]
+  for naming in ('hf', 'gguf'):
+    tensors = {}
+    for name, place in row.parts(naming, lengths):
+      array = row.to_file(whole[place], naming, lengths)
+      assert array.shape == row.file_shape(naming, lengths)
+      tensors[name] = rows.Stored('f', array.shape, array.__getitem__)
+    lazy = rows.Lazy(row, tensors, naming, lengths)
+    index = (slice(1, 2), slice(1, 3), slice(0, 5), slice(2, 4))
+    np.testing.assert_array_equal(lazy.read(index), whole[index])
+    np.testing.assert_array_equal(
+      lazy[(1, 2, slice(None), slice(None))], whole[1, 2]
+    )
+
+
+@pytest.mark.parametrize('block_bytes', [1, 9000])
+def test_each_device_reads_its_own_part(folder, block_bytes, monkeypatch):
+  """Cut over a mesh, in blocks of a layer or so: the same numbers."""
+  monkeypatch.setattr(mapping, '_BLOCK_BYTES', block_bytes)
+  asked = []
+  read = rows.Lazy.read
+
+  def spy(self, index, dtype=None):
+    part = read(self, index, dtype)
+    asked.append(part.nbytes)
+    return part
+
+  monkeypatch.setattr(rows.Lazy, 'read', spy)
+  config = dataclasses.replace(LLAMA, vocab_size=12)
+  params = random_params(config)
+  hf.write_folder(folder, config, params, words())
+  with sharding.use(sharding.Mesh(fsdp=4, tensor=2)):
+    loaded = weights.load(folder)
+    where = sharding.of_params(transformer.AXES, loaded.params)
+    same = jax.tree.map(
+      lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), loaded.params, where
+    )
+    assert all(jax.tree.leaves(same))
+    query = loaded.params['layers']['attention']['query']
+    assert query.addressable_shards[0].data.shape == (2, 8, 2, 8)
+  assert_same(loaded.params, params)
+  # A layer of the MLP, in eight parts.
+  assert max(asked[8 * 2 :]) <= max(block_bytes, 32 * 64 * 4 // 8)

@@ -34,6 +34,17 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
   return _family(config).table(config)
 
 
+def shapes(config: ModelConfig) -> Params:
+  """The parameter tree of a model, a float32 shape for each."""
+  lengths = sizes(config)
+  return _nested(
+    {
+      row.path: jax.ShapeDtypeStruct(row.shape(lengths), np.float32)
+      for row in table(config)
+    }
+  )
+
+
 def model_config_from_hf(
   hf: Mapping[str, Any], source: str = 'config.json'
 ) -> ModelConfig:

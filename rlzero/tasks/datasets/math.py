@@ -1,0 +1,77 @@
+"""MATH (arXiv 2103.03874): competition problems with answers in LaTeX.
+
+Put two files of JSON lines, each with `problem` and `answer`, into a folder:
+train.jsonl and test.jsonl. The split of arXiv 2305.20050, 12,000 problems to
+learn from and 500 to test on, is published in this form.
+"""
+
+import dataclasses
+import pathlib
+
+from rlzero.tasks import base, verify
+from rlzero.tasks.datasets import records
+
+
+@dataclasses.dataclass(frozen=True)
+class MATH:
+  """The problems; answers are compared as mathematics.
+
+  'validation' is a twentieth of the training problems, by hash of the
+  question, and 'train' the rest.
+  """
+
+  data_dir: str = '~/math'  # folder of train.jsonl and test.jsonl
+  name: str = 'math'
+
+  def examples(self, split: str) -> list[base.Example]:
+    """The problems of a split.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no such split, or a record without problem or answer.
+    """
+    if split not in ('train', 'validation', 'test'):
+      raise ValueError(
+        f'math has no split {split!r}; choose train, validation or test.'
+      )
+    source = 'test' if split == 'test' else 'train'
+    path = pathlib.Path(self.data_dir).expanduser() / f'{source}.jsonl'
+    found = []
+    for index, (where, record) in enumerate(
+      records.read(records.Source(path=str(path)))
+    ):
+      for field in ('problem', 'answer'):
+        if not isinstance(record.get(field), str):
+          raise ValueError(
+            f'{where} has no {field}; each record needs a problem and an '
+            'answer, as text.'
+          )
+      question = record['problem'].strip()
+      held_out = base.bucket(question) < 5
+      if source == 'train' and held_out != (split == 'validation'):
+        continue
+      found.append(
+        base.Example(
+          uid=f'math-{source}-{index}',
+          question=question,
+          target=record['answer'].strip(),
+        )
+      )
+    return found
+
+  def extract(self, text: str) -> str | None:
+    return verify.last_answer(text, numeric=False)
+
+  def verify(self, answer: str, target: str) -> bool:
+    """Whether the two are equal as mathematics."""
+    return verify.equal(answer, target)
+
+  def same(self, first: str, second: str) -> bool:
+    return verify.equal(first, second)
+
+  def count_tries(self, text: str) -> int:
+    return verify.count_results(text)
+
+  def warm_up(self) -> None:
+    """Loads what `verify` needs."""
+    verify.warm_up()
