@@ -35,6 +35,7 @@ from rlzero import (
   config,
   metrics,
   packing,
+  sampler,
   sft,
   sharding,
   supervised,
@@ -276,8 +277,8 @@ def sequence(
   """Prompt, what is read of the completion, and end of sequence."""
   if reads == 'summary':
     completion = template.summary(completion)
-  asked = kind.render(prompt, tokenizer.apply_chat_template)
-  return sft.join(tokenizer, tokenizer.encode(asked), completion).ids
+  asked = sampler.asked(tokenizer, kind, prompt)
+  return sft.join(tokenizer, asked, completion).ids
 
 
 def piece(judgement: Judgement) -> packing.Piece:

@@ -275,22 +275,22 @@ def load(path: str) -> Sampler:
 def prompts(
   tokenizer: Tokenizer, template: Template, drawn: Sequence[tuple[int, str]]
 ) -> list[scheduler.Prompt]:
-  """Token ids of the questions under the template.
+  """Token ids of the questions under the template."""
+  return [
+    scheduler.Prompt(draw, asked(tokenizer, template, question))
+    for draw, question in drawn
+  ]
+
+
+def asked(tokenizer: Tokenizer, template: Template, question: str) -> list[int]:
+  """Token ids of a question under the template.
 
   A text starts as the model expects it to; a chat template does so itself.
   """
-  return [
-    scheduler.Prompt(
-      draw,
-      tokenizer.encode(
-        template.render(
-          tokenizer.as_text(question), tokenizer.apply_chat_template
-        ),
-        add_special=template.kind != 'chat',
-      ),
-    )
-    for draw, question in drawn
-  ]
+  return tokenizer.encode(
+    template.render(tokenizer.as_text(question), tokenizer.apply_chat_template),
+    add_special=template.kind != 'chat',
+  )
 
 
 def of_completion(

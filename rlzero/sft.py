@@ -30,6 +30,7 @@ from rlzero import (
   losses,
   metrics,
   packing,
+  sampler,
   sharding,
   supervised,
 )
@@ -129,7 +130,7 @@ def encode(
         f'{place} has messages that do not end with an answer of the '
         'assistant; put one last, after a message of the user.'
       )
-    prompt = tokenizer.apply_chat_template(messages[:-1])
+    prompt = tokenizer.encode(tokenizer.apply_chat_template(messages[:-1]))
     completion = messages[-1]['content']
     if not completion:
       raise ValueError(
@@ -137,11 +138,11 @@ def encode(
         'what the assistant should say.'
       )
   else:
-    prompt = template.render(
-      records.field(record, 'prompt', str), tokenizer.apply_chat_template
+    prompt = sampler.asked(
+      tokenizer, template, records.field(record, 'prompt', str)
     )
     completion = records.field(record, 'completion', str)
-  return join(tokenizer, tokenizer.encode(prompt), completion)
+  return join(tokenizer, prompt, completion)
 
 
 def join(
