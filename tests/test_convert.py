@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from test_weights import GGUF_CONFIGS, write_gguf
 
 from rlzero import checkpoint, convert, weights
 
@@ -92,4 +93,44 @@ def test_refusals(tmp_path):
   with pytest.raises(FileNotFoundError, match='does not exist'):
     convert.run(
       convert.Config(checkpoint=str(tmp_path / 'no'), output=str(tmp_path))
+    )
+
+
+def test_gguf_and_runs_become_folders(tmp_path, capsys):
+  config = GGUF_CONFIGS['gemma3']
+  file = write_gguf(tmp_path / 'm.gguf', config, 'gemma3')
+  loaded = weights.load(file)
+  run = tmp_path / 'run'
+  checkpoint.write_description(str(run), loaded.config, loaded.tokenizer)
+  store = checkpoint.Store(str(run))
+  store.save(3, loaded.params, {'step': np.int32(3)})
+  store.close()
+  for source in (file, run):
+    out = tmp_path / f'of_{source.name}'
+    convert.run(
+      convert.Config(
+        checkpoint=str(source),
+        output=str(out),
+        dtype='bfloat16',
+        compare_logprobs=False,
+      )
+    )
+    said = capsys.readouterr().out
+    assert 'is a gemma3_text of 42,752 par' in said
+    assert 'convert, MB' in said and 'differ' not in said
+    back = weights.load(out)
+    assert back.config == config
+    assert {f.name for f in out.iterdir()} == {
+      'config.json',
+      'generation_config.json',
+      'model.safetensors',
+      'tokenizer.json',
+      'tokenizer_config.json',
+    }
+    jax.tree.map(
+      lambda a, b: np.testing.assert_array_equal(
+        np.asarray(a.astype('bfloat16'), np.float32), b
+      ),
+      loaded.params,
+      back.params,
     )

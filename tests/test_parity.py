@@ -130,6 +130,42 @@ def state_of(model):
   return state
 
 
+# What chat templates of these families use, in one.
+TEMPLATE = """{%- set ns = namespace(system='', first=true) -%}
+{%- for m in messages if m.role == 'system' -%}
+  {%- set ns.system = m.content -%}
+{%- endfor -%}
+{{ bos_token }}{{ ns.system | trim }}
+{% for m in messages %}
+  {%- if m['role'] == 'system' %}{% continue %}{% endif -%}
+  {%- if m['role'] == 'assistant' -%}
+    {% generation %}{% set said = m.content.split('</think>')[-1] %}
+{{ said.lstrip('\n') }}{{ eos_token }}{% endgeneration %}
+  {% else %}
+    {{ '<' + m.role + '>' + (m.content | trim) + '\n' }}
+    {{- {'ü': [m.content, 1.5]} | tojson }}{{ m | tojson(indent=2) }}
+    {%- if loop.index > 9 %}{% break %}{% endif %}
+  {% endif %}
+{% endfor %}
+{{ strftime_now('%Y') }}
+{% if tools is none and documents is none %} no {% endif %}
+{% if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize('messages', CHATS)
+def test_templates_are_rendered_alike(messages, theirs, tmp_path):
+  _, transformers = theirs
+  ours = words()
+  ours.chat_template = TEMPLATE
+  ours.save(tmp_path)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  for prompting in (True, False):
+    expected = tokenizer.apply_chat_template(
+      messages, tokenize=False, add_generation_prompt=prompting
+    )
+    assert ours.apply_chat_template(messages, prompting) == expected
+
+
 @each_config
 def test_our_folder_in_transformers(config, tmp_path, theirs):
   torch, transformers = theirs

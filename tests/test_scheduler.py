@@ -1,12 +1,13 @@
 """Slots change the order of the work, not what is written."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import optax
 import pytest
-from test_transformer import noisy
+from test_transformer import GEMMA, noisy
 
 from rlzero import learner, packing
 from rlzero.models import transformer
@@ -362,3 +363,33 @@ def test_spans_are_few_and_not_much_too_wide():
   spans = {n: scheduler._span(n) for n in range(1, 4097)}
   assert all(n <= span <= n + max(31, n / 4) for n, span in spans.items())
   assert len(set(spans.values())) < 28
+
+
+def test_windows_reach_over_the_calls_of_decoding():
+  """A window of three tokens, five a call: log-probs of the full forward."""
+  config = dataclasses.replace(GEMMA, vocab_size=13)
+  params = noisy(config)
+  prompts = make_prompts(4)
+  completions, _ = scheduler.generate(
+    config,
+    params,
+    prompts,
+    1,
+    scheduler.Sampling(num_slots=3, **SHORT),
+    eos_ids=(EOS,),
+    seed=SEED,
+  )
+  assert max(len(c.tokens) for c in completions) > 5
+  for prompt, completion in zip(prompts, completions, strict=True):
+    whole = np.array([*prompt.tokens, *completion.tokens], np.int32)
+    ids = np.zeros((1, WIDTH), np.int32)
+    ids[0, : whole.size] = whole
+    places = np.arange(WIDTH, dtype=np.int32)[None]
+    logits = _logits(config, params, Tokens(ids, places, np.ones_like(ids)))
+    before = np.arange(len(prompt.tokens), whole.size) - 1
+    logprobs = jax.nn.log_softmax(logits[0, before])
+    np.testing.assert_allclose(
+      completion.logprobs,
+      np.asarray(logprobs)[np.arange(before.size), completion.tokens],
+      atol=1e-5,
+    )

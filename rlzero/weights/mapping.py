@@ -333,12 +333,16 @@ def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
   row, shape = lazy.row, lazy.shape
 
   def block(start: int, stop: int) -> jax.Array:
-    """parameter[start:stop]; each device reads what it keeps."""
+    """parameter[start:stop]; what a device keeps is read, and read once."""
+    parts: dict[str, np.ndarray] = {}
 
     def part(index):
       first, *rest = index
       low, high, _ = first.indices(stop - start)
-      return lazy.read((slice(start + low, start + high), *rest), dtype)
+      index = (slice(start + low, start + high), *rest)
+      if str(index) not in parts:  # slices have no hash
+        parts[str(index)] = lazy.read(index, dtype)
+      return parts[str(index)]
 
     size = (stop - start, *shape[1:])
     where = sharding.of_array(row.letters, size, f'Parameter {row.path}')
