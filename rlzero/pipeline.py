@@ -35,7 +35,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rlzero
-from rlzero import config
+from rlzero import config, process, provenance
 
 _late = {'changeable': True}
 MANIFEST = 'manifest.json'
@@ -232,9 +232,10 @@ def _make(plan: Plan, manifest: Manifest, lock: int, again: bool) -> None:
     'outputs': hashes(plan.folder),
     'wall_s': time.time() - began,  # of the process that finished it
     'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+    # The devices are the stage's to ask; a TPU has one process at a time.
     'hardware': f'{os.cpu_count()} cores, {platform.machine()}',
     'version': rlzero.__version__,
-    'commit': _commit(),
+    'commit': provenance.commit(),
   }
   manifest.write()
 
@@ -255,6 +256,8 @@ def _execute(command: Sequence[str], name: str, lock: int) -> None:
     raise
   finally:
     signal.signal(signal.SIGTERM, previous)
+  if status == process.PREEMPTED:  # it has saved its state
+    sys.exit(status)
   if status:
     raise config.UserError(
       f'Stage {name!r} ended with status {status}; what it said stands above. '
@@ -368,17 +371,6 @@ def chosen(value: Any) -> Any:
   if isinstance(value, dict):
     return {str(k): chosen(v) for k, v in value.items()}
   return value if isinstance(value, str | int | float | None) else repr(value)
-
-
-def _commit() -> str | None:
-  """Commit of the source, where it is a checkout."""
-  found = subprocess.run(
-    ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  return found.stdout.strip() or None
 
 
 def flags(argv: Sequence[str]) -> list[str]:

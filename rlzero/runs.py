@@ -10,7 +10,14 @@ import jax
 import numpy as np
 
 import rlzero
-from rlzero import checkpoint, evaluate, learner, metrics, provenance
+from rlzero import (
+  checkpoint,
+  evaluate,
+  learner,
+  metrics,
+  provenance,
+  rewards,
+)
 from rlzero.step import Loop
 
 
@@ -57,6 +64,7 @@ class Run:
         )
         if loop.step % cfg.save_every == 0 or loop.step == cfg.num_steps:
           self._save()
+          self._warn()
     checkpoint.write_model(
       cfg.workdir, loop.model, loop.state.params, loop.tokenizer
     )
@@ -74,6 +82,13 @@ class Run:
       f'good state (step {self.store.latest()}). Lower learning_rate or '
       'max_grad_norm and start again from it with --checkpoint.'
     )
+
+  def _warn(self) -> None:
+    """Says so if the reward models of the run are being gamed."""
+    if any(scenario.preferences for scenario in self.cfg.scenarios):
+      found = rewards.hacking(metrics.read_metrics(self.cfg.workdir))
+      if found:
+        print(f'warning: {found}', flush=True)
 
   def _evaluate_once(self, name: str, step: int) -> None:
     """Evaluates the final split at a step, unless that has been done."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -221,3 +222,51 @@ def test_every_manifest_builds(path, tmp_path, monkeypatch, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == len(cfg.stages)
   assert all(line.startswith('rlzero.') for line in lines)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_with_the_same_hashes(tmp_path):
+  """RLZERO_KILLS_SEED draws the moments; the whole process group dies."""
+  command = [
+    *(sys.executable, '-m', 'rlzero.pipeline'),
+    '--gin_file=configs/runs/r1_tiny_short.gin',
+  ]
+
+  def start(name):
+    return subprocess.Popen(
+      [*command, f'--workdir={tmp_path / name}'],
+      cwd=_ROOT,
+      start_new_session=True,
+    )
+
+  began = time.monotonic()
+  assert start('whole').wait() == 0
+  seconds = time.monotonic() - began
+  rng = random.Random(int(os.environ.get('RLZERO_KILLS_SEED', '0')))
+  moments = sorted(rng.uniform(0, 1) * seconds for _ in range(10))
+  waits = [b - a for a, b in zip([0.0, *moments], moments, strict=False)]
+  killed_in = []
+  for wait in waits:
+    process = start('cut')
+    try:
+      # A process that goes on spends its first seconds on starting.
+      process.wait(wait + 3.0)
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+      manifest = tmp_path / 'cut' / 'manifest.json'
+      killed_in.append(
+        len(json.loads(manifest.read_text())['stages'])
+        if manifest.exists()
+        else 0
+      )
+  assert start('cut').wait() == 0
+  print(f'killed in stages {killed_in} of a run of {seconds:.0f} s')
+  assert len(killed_in) == 10 and len({*killed_in}) > 3
+  whole, cut = (
+    json.loads((tmp_path / name / 'manifest.json').read_text())['stages']
+    for name in ('whole', 'cut')
+  )
+  assert list(whole) == list(cut)
+  for name in whole:
+    assert whole[name]['outputs'] == cut[name]['outputs'], name
