@@ -13,7 +13,7 @@ import safetensors.numpy
 from test_tokenizer import metadata as tokenizer_metadata
 
 from rlzero import checkpoint, sharding, weights
-from rlzero.models import transformer
+from rlzero.models import rope, transformer
 from rlzero.models.config import LinearScaling, ModelConfig, RopeScaling
 from rlzero.tokenizer import Tokenizer
 from rlzero.weights import hf, mapping, rows
@@ -393,7 +393,13 @@ def write_gguf(path, config, kind, quantised=None, drop=(), **changes):
   writer.add_float32(f'{kind}.rope.freq_base', config.rope_theta)
   if config.window:
     writer.add_uint32(f'{kind}.attention.sliding_window', config.window)
-  if config.rope_scaling:
+  if isinstance(config.rope_scaling, RopeScaling):
+    plain, scaled = (
+      rope.frequencies(config.head_dim, config.rope_theta, scaling)
+      for scaling in (None, config.rope_scaling)
+    )
+    writer.add_tensor('rope_freqs.weight', plain / scaled)
+  elif config.rope_scaling:
     writer.add_string(f'{kind}.rope.scaling.type', 'linear')
     writer.add_float32(
       f'{kind}.rope.scaling.factor', config.rope_scaling.factor
@@ -439,9 +445,11 @@ GGUF_CONFIGS = {
     config, vocab_size=len(tokenizer_metadata()['tokenizer.ggml.tokens'])
   )
   for name, config in CONFIGS.items()
-  # GGUF has the stretch of Llama 3 as a tensor, which is refused.
-  if not isinstance(config.rope_scaling, RopeScaling)
 }
+# Only the stretches of the published models are known there.
+GGUF_CONFIGS['llama3'] = dataclasses.replace(
+  GGUF_CONFIGS['llama3'], rope_scaling=RopeScaling(factor=32.0)
+)
 # What llama.cpp knows by heart.
 for name, config in GGUF_CONFIGS.items():
   if config.family == 'gemma3_text':
@@ -456,7 +464,9 @@ for name, config in GGUF_CONFIGS.items():
 @pytest.mark.parametrize('name', GGUF_CONFIGS)
 def test_gguf_is_read(name, tmp_path):
   config = GGUF_CONFIGS[name]
-  write_gguf(tmp_path / 'm.gguf', config, name.split('_')[0])
+  write_gguf(
+    tmp_path / 'm.gguf', config, name.split('_')[0].replace('llama3', 'llama')
+  )
   loaded = weights.load(tmp_path)
   assert loaded.config == config
   expected = random_params(config)
@@ -469,6 +479,14 @@ def test_gguf_is_read(name, tmp_path):
   else:
     assert_same(loaded.params, expected)
   assert loaded.tokenizer.decode(loaded.tokenizer.encode('ab 12')) == 'ab 12'
+
+
+def test_gguf_with_an_unknown_stretch(tmp_path):
+  scaling = RopeScaling(factor=5.0)
+  config = dataclasses.replace(GGUF_CONFIGS['llama'], rope_scaling=scaling)
+  write_gguf(tmp_path / 'm.gguf', config, 'llama')
+  with pytest.raises(weights.WeightsError, match='rope_freqs.weight in a way'):
+    weights.load(tmp_path)
 
 
 def test_quantised_gguf_is_close(tmp_path):

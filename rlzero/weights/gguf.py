@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import gguf
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from rlzero.tokenizer import Tokenizer
 from rlzero.weights import gguf_tokenizer, mapping
 from rlzero.weights.facts import WeightsError
+from rlzero.weights.families import llama
 from rlzero.weights.rows import Index, Stored
 
 
@@ -39,19 +40,25 @@ def open_gguf(
     raise WeightsError(
       f'{path} is damaged or cut short ({error}); copy or download it again.'
     ) from error
-  tied = all(tensor.name != 'output.weight' for tensor in reader.tensors)
+  tensors = {tensor.name: tensor for tensor in reader.tensors}
+  if metadata.get('general.architecture') == 'llama':
+    # The stretch of Llama 3's rotary embedding is said by a tensor alone.
+    stretch = tensors.pop(llama.GGUF_STRETCH, None)
+    if stretch is not None:
+      metadata[llama.GGUF_STRETCH] = np.array(stretch.data)
+  tied = 'output.weight' not in tensors
   config = mapping.model_config_from_gguf(metadata, tied, str(path))
   tokenizer = gguf_tokenizer.read(metadata, str(path))
   read = mapping.params_from_tensors(
-    config, _tensors(reader, path), 'gguf', str(path)
+    config, _tensors(tensors.values(), path), 'gguf', str(path)
   )
   return read, tokenizer
 
 
 def _tensors(
-  reader: gguf.GGUFReader, path: pathlib.Path
+  tensors: Iterable[gguf.ReaderTensor], path: pathlib.Path
 ) -> Iterator[tuple[str, Stored]]:
-  for tensor in reader.tensors:
+  for tensor in tensors:
     try:  # on one row, to know before the first tensor is read
       gguf.dequantize(tensor.data[:1], tensor.tensor_type)
     except NotImplementedError as error:

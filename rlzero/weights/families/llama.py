@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from rlzero.models.config import ModelConfig
-from rlzero.weights.facts import Facts
+from rlzero.models.config import ModelConfig, RopeScaling
+from rlzero.models.rope import frequencies
+from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.families import rope
 from rlzero.weights.rows import Row, layer_rows
 
+GGUF_STRETCH = 'rope_freqs.weight'  # what each frequency is divided by
 LEFT_OUT = {'*.rotary_emb.inv_freq': 'a constant that is computed'}
 RENAMED: dict[str, str] = {}
 EXTRA_TOKENS: tuple[str, ...] = ()
@@ -70,7 +72,13 @@ def hf_from_config(config: ModelConfig) -> dict[str, Any]:
 
 def config_from_gguf(facts: Facts) -> ModelConfig:
   """The model the head of a GGUF file describes."""
-  return ModelConfig(**gguf_dense(facts), family='llama')
+  values = gguf_dense(facts)
+  divisors = facts.values.get(GGUF_STRETCH)
+  if divisors is not None:
+    values['rope_scaling'] = _stretch(
+      divisors, values['head_dim'], values['rope_theta'], facts
+    )
+  return ModelConfig(**values, family='llama')
 
 
 def dense(
@@ -177,6 +185,25 @@ def unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
   """
   pairs = weight.reshape(num_heads, -1, 2, weight.shape[-1])
   return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def _stretch(
+  divisors: np.ndarray, head_dim: int, theta: float, facts: Facts
+) -> RopeScaling:
+  """Which of Llama 3's stretches divides the frequencies by these numbers."""
+  plain = frequencies(head_dim, theta, None)
+  for factor in (8.0, 32.0):  # of 3.1 and 3.3, and of 3.2
+    scaling = RopeScaling(factor=factor)
+    expected = plain / frequencies(head_dim, theta, scaling)
+    if divisors.shape == plain.shape and np.allclose(
+      divisors, expected, rtol=1e-4
+    ):
+      return scaling
+  raise WeightsError(
+    f'{facts.source} stretches the rotary embedding by {GGUF_STRETCH} in a way '
+    "that is neither Llama 3.1's nor 3.2's; use the model's Hugging Face "
+    'folder instead.'
+  )
 
 
 def _paired(row: Row, num_heads: int | None) -> Row:
