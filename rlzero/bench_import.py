@@ -117,9 +117,9 @@ def measure(path: str, dtype: str) -> dict[str, float | str]:
 
   watcher = threading.Thread(target=watch)
   watcher.start()
-  began = time.monotonic()
+  began, cpu = time.monotonic(), time.process_time()
   loaded = jax.block_until_ready(checkpoint.load_model(path, dtype).params)
-  seconds = time.monotonic() - began
+  seconds, cpu = time.monotonic() - began, time.process_time() - cpu
   done.set()
   watcher.join()
   held = sum(x.nbytes for x in jax.tree.leaves(loaded))
@@ -133,6 +133,7 @@ def measure(path: str, dtype: str) -> dict[str, float | str]:
     f'{jax.devices()[0].device_kind}',
     'seconds': round(seconds, 2),
     'mb_per_s': round(stored / 1e6 / seconds),
+    'mb_per_cpu_s': round(stored / 1e6 / cpu),  # whatever else runs
     'peak_mb': round((peak - before) / 1e6),
     'beside_parameters_mb': round((peak - before - on_host) / 1e6),
   }

@@ -629,8 +629,10 @@ def test_tokenizer_that_is_too_large_for_the_embedding(folder):
     weights.load(folder)
 
 
-def test_a_row_with_names_for_experts():
+@pytest.mark.parametrize('piece', [1, 9, 10**6])
+def test_a_row_with_names_for_experts(piece, monkeypatch):
   """Layers from the third on, an expert each in a tensor of its own."""
+  monkeypatch.setattr(rows, '_PIECE', piece)
   row = rows.Row(
     'layers/up',
     'model.layers.{L}.experts.{E}.up.weight',

@@ -16,6 +16,7 @@ import numpy as np
 from rlzero.models.config import ModelConfig
 
 Index = tuple[slice, ...]
+_PIECE = 16 * 2**20  # numbers of a tensor that are read at a time
 
 
 class Stored(NamedTuple):
@@ -127,39 +128,59 @@ class Row:
     index: Index,
     dtype: np.dtype | None = None,
   ) -> np.ndarray:
-    """`parameter[index]`, from those parts of the tensors that it takes."""
+    """`parameter[index]`, from those parts of the tensors that it takes.
+
+    A tensor is read in pieces: beside the result there is a piece in memory.
+    """
     bounds = self._bounds(sizes, index)
     dims = self._dims(naming)
-    inner = {a: bounds[a] for dim in dims for a in dim}
-    order = [a for a in self.letters if a in inner]
     theirs = ''.join(dims)
+    order = [theirs.index(a) for a in self.letters if a in theirs]
+    along = dims[0][0]  # the axis that the file has slowest
+    low, high = bounds[along]
+    step = max(high - low, 1)
+    undo = self.from_gguf if naming == 'gguf' else None
+    if undo is None:
+      numbers = math.prod(self.file_shape(naming, sizes))
+      step = max(1, _PIECE * self._size(sizes, along) // numbers)
     out = None
     for name, place in self.parts(naming, sizes, index):
-      wanted, rest = [], []
-      for dim in dims:
-        # Axes written together are cut along the first, if at all.
-        block = math.prod(self._size(sizes, a) for a in dim[1:])
-        start, stop = inner[dim[0]]
-        wanted.append(slice(start * block, stop * block))
-        rest += [slice(None), *(slice(*inner[a]) for a in dim[1:])]
-      stored = tensors[name]
-      if naming == 'gguf' and self.from_gguf is not None:
-        whole = tuple(slice(0, size) for size in stored.shape)
-        array = self.from_gguf(stored.read(whole))[tuple(wanted)]
-      else:
-        array = stored.read(tuple(wanted))
-      array = array.reshape(
-        [
-          np.diff(inner[a])[0] if i == 0 else self._size(sizes, a)
-          for dim in dims
-          for i, a in enumerate(dim)
-        ]
-      )[tuple(rest)]
-      if out is None:
-        shape = [b - a for a, b in bounds.values()]
-        out = np.empty(shape, dtype or array.dtype)
-      out[place] = array.transpose([theirs.index(a) for a in order])
+      for start in range(low, high, step):
+        stop = min(start + step, high)
+        inner = {a: bounds[a] for a in theirs} | {along: (start, stop)}
+        array = self._piece(tensors[name], dims, sizes, inner, undo)
+        if out is None:
+          shape = [b - a for a, b in bounds.values()]
+          out = np.empty(shape, dtype or array.dtype)
+        here = list(place)
+        here[self.letters.index(along)] = slice(start - low, stop - low)
+        out[tuple(here)] = array.transpose(order)
     return out
+
+  def _piece(
+    self,
+    stored: Stored,
+    dims: Sequence[str],
+    sizes: Mapping[str, int],
+    inner: Mapping[str, tuple[int, int]],
+    undo: Callable[[np.ndarray], np.ndarray] | None,
+  ) -> np.ndarray:
+    """A part of a tensor, in the order of the file, an axis a letter."""
+    wanted, shape, rest = [], [], []
+    for first, *others in dims:
+      # Axes written together are cut along the first; the rest comes whole.
+      start, stop = inner[first]
+      lengths = [self._size(sizes, a) for a in others]
+      block = math.prod(lengths)
+      wanted.append(slice(start * block, stop * block))
+      shape += [stop - start, *lengths]
+      rest += [slice(None), *(slice(*inner[a]) for a in others)]
+    if undo is None:
+      array = stored.read(tuple(wanted))
+    else:
+      whole = tuple(slice(0, size) for size in stored.shape)
+      array = undo(stored.read(whole))[tuple(wanted)]
+    return array.reshape(shape)[tuple(rest)]
 
   def to_file(
     self, array: np.ndarray, naming: str, sizes: Mapping[str, int]
