@@ -307,19 +307,19 @@ def test_chat_prompt_is_equal(messages, real, their_real):
     assert ours == expected
 
 
+@pytest.mark.parametrize('real', ['smollm2'], indirect=True)
 def test_our_folder_of_real_weights(real, their_real, theirs, tmp_path):
   torch, transformers = theirs
-  loaded, folder = real
+  loaded, _ = real
   hf.write_folder(tmp_path, loaded.config, loaded.params, loaded.tokenizer)
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
   for text in (*TEXTS, *random_texts()):
     ids = loaded.tokenizer.encode(text)
     assert tokenizer.encode(text, add_special_tokens=False) == ids
-  if folder.name == 'smollm2':
-    expected = loaded.tokenizer.apply_chat_template(CHATS[0])
-    assert expected == tokenizer.apply_chat_template(
-      CHATS[0], tokenize=False, add_generation_prompt=True
-    )
+  expected = loaded.tokenizer.apply_chat_template(CHATS[0])
+  assert expected == tokenizer.apply_chat_template(
+    CHATS[0], tokenize=False, add_generation_prompt=True
+  )
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
   ids = loaded.tokenizer.encode('The old clock maker counted', True)
   np.testing.assert_allclose(
