@@ -208,19 +208,11 @@ def _moved(op: _Op, around: dict[str, _Op], computations) -> float:
   if op.kind != 'fusion':
     return op.in_memory + sum(one.in_memory for one in operands)
   fused = computations[_called(op, 'calls')]
-  users = collections.defaultdict(list)
-  for one in fused.values():
-    for name in one.operands:
-      users[name].append(one)
-  parameters = {
-    int(one.inside[1:-1]): one.name
-    for one in fused.values()
-    if one.kind == 'parameter'
-  }
-  total = 0.0
-  for i, operand in enumerate(operands):
-    if operand.in_memory:
-      total += min(operand.in_memory, _read(parameters[i], fused, users))
+  total = sum(
+    min(operand.in_memory, _read(i, fused, computations))
+    for i, operand in enumerate(operands)
+    if operand.in_memory
+  )
   # What is updated in place is written in part.
   updates = [
     (one, fused[one.operands[1]].size)
@@ -231,16 +223,26 @@ def _moved(op: _Op, around: dict[str, _Op], computations) -> float:
   return total + max(op.in_memory - kept, 0) + sum(n for _, n in updates)
 
 
-def _read(name: str, fused: dict[str, _Op], users) -> float:
+def _read(number: int, fused: dict[str, _Op], computations) -> float:
   """Bytes that a fusion reads of a parameter: its slices, or all of it."""
-  total = 0.0
-  for user in users[name]:
-    if user.kind in _SLICES:
-      total += user.size
-    elif user.kind == 'bitcast':
-      total += _read(user.name, fused, users)
-    elif user.kind == 'dynamic-update-slice' and user.operands[0] == name:
-      pass  # stays where it is
-    else:
-      return fused[name].size
-  return total
+  (whole,) = (
+    op
+    for op in fused.values()
+    if op.kind == 'parameter' and op.inside == f'({number})'
+  )
+  total, names = 0.0, {whole.name}
+  for op in fused.values():  # in their order, users after what they use
+    if not names.intersection(op.operands):
+      continue
+    if op.kind in _SLICES:
+      total += op.size
+    elif op.kind == 'bitcast':
+      names.add(op.name)
+    elif op.kind == 'fusion':
+      inner = computations[_called(op, 'calls')]
+      for i, name in enumerate(op.operands):
+        if name in names:
+          total += _read(i, inner, computations)
+    elif op.kind != 'dynamic-update-slice' or op.operands[0] not in names:
+      return whole.size
+  return min(total, whole.size)

@@ -149,7 +149,9 @@ def plan(cfg: Config) -> dict[str, Any]:
 
 
 def _topology(name: str, shape: str):
+  # No TPU is asked for, and other processes may plan as well.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   from jax.experimental import topologies
 
   try:

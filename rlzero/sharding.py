@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rlzero.types import Params
@@ -86,11 +87,12 @@ class Mesh:
     """The mesh over these devices, all by default."""
     devices = jax.devices() if devices is None else devices
     sizes = self.sizes(len(devices))
-    return jax.make_mesh(
-      tuple(sizes.values()),
-      tuple(sizes),
-      axis_types=(AxisType.Auto,) * len(sizes),
-      devices=devices,
+    # 8 x 8 on a torus of 4 x 4 x 4 takes half an axis of it.
+    grid = mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(
+      grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
     )
 
 

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Runs a command, and again each time it exits with 75: saved after a SIGTERM
+# that was not for this script (a preemption). A SIGTERM to this script is
+# handed on, and ends it. Usage: bash launch/restart.sh COMMAND...
+set -uo pipefail
+
+stopping=
+child=
+trap 'stopping=1; [[ -z "$child" ]] || kill -TERM "$child"' TERM INT
+
+while [[ -z "$stopping" ]]; do
+  "$@" &
+  child=$!
+  # A trapped signal ends `wait` while the command is still saving.
+  while :; do
+    status=0
+    wait "$child" || status=$?
+    kill -0 "$child" 2>/dev/null || break
+  done
+  [[ "$status" == 75 ]] || break
+  echo "$1 was preempted and has saved." >&2
+  # In the background, so that a signal need not wait for its end.
+  sleep "${RESTART_DELAY_S:-10}" &
+  child=$!
+  [[ -n "$stopping" ]] || wait "$child"
+done
+exit "${status:-0}"

@@ -1,0 +1,311 @@
+"""The launch scripts: what they would run, and what they do on a preemption."""
+
+import math
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_LAUNCH = _ROOT / 'launch'
+_WHERE = ['--name=zero', '--zone=us-east5-a']
+_BUCKET = ['--bucket=my-bucket', '--run=zero 32b']
+_FLAGS = ['--', '--gin_file=configs/runs/r1_zero_qwen2p5_32b.gin', '--seed=1']
+_TPU = 'gcloud compute tpus tpu-vm'
+_QUEUE = 'gcloud compute tpus queued-resources'
+
+
+def _bash(script, *args, check=True, **env):
+  return subprocess.run(
+    ['bash', _LAUNCH / script, *args],
+    capture_output=True,
+    text=True,
+    check=check,
+    env={**os.environ, **env},
+    timeout=60,
+  )
+
+
+def _commands(*args):
+  """What a dry run prints, each command split as a shell would."""
+  out = _bash('tpu_vm.sh', *args, *_WHERE, '--dry-run').stdout
+  return [shlex.split(line) for line in _joined(out) if line[0] != '#']
+
+
+def _joined(out):
+  """Lines; bash quotes what holds a newline as $'...'."""
+  return [
+    re.sub(r"\$'((?:[^'\\]|\\.)*)'", _plain, line) for line in out.splitlines()
+  ]
+
+
+def _plain(match):
+  text = match[1].replace(r'\n', '\n').replace(r'\'', "'")
+  return shlex.quote(text).replace('\n', '\\n')
+
+
+def test_create():
+  (create,) = _commands('create', '--type=v5p-128', '--spot')
+  assert create == [
+    *_QUEUE.split(),
+    'create',
+    'zero',
+    '--node-id=zero',
+    '--zone=us-east5-a',
+    '--accelerator-type=v5p-128',
+    '--runtime-version=v2-alpha-tpuv5',
+    '--spot',
+  ]
+  (create,) = _commands(
+    'create', '--type=v6e-64', '--reserved', '--project=p', '--version=special'
+  )
+  assert create[7:] == [
+    '--zone=us-east5-a',
+    '--project=p',
+    '--accelerator-type=v6e-64',
+    '--runtime-version=special',
+    '--reserved',
+  ]
+  (create,) = _commands('create', '--type=v5litepod-16', '--on-demand')
+  assert create[-1] == '--runtime-version=v2-alpha-tpuv5-lite'
+
+
+def test_setup_of_every_worker():
+  archive, copy, install = _commands('setup', *_BUCKET)
+  assert archive[3:] == [
+    'archive',
+    '--format=tar.gz',
+    f'--output={copy[5]}',
+    'HEAD',
+  ]
+  assert copy[:5] == [*_TPU.split(), 'scp']
+  assert copy[6:] == ['zero:rlzero.tar.gz', '--zone=us-east5-a', '--worker=all']
+  assert install[:7] == [
+    *_TPU.split(),
+    'ssh',
+    'zero',
+    '--zone=us-east5-a',
+  ]
+  script = install[-1].removeprefix('--command=').replace('\\n', '\n')
+  assert 'gcsfuse --implicit-dirs my-bucket ~/bucket' in script
+  assert "pip install --quiet --python .venv/bin/python -e '.[tpu]'" in script
+  subprocess.run(['bash', '-n'], input=script, text=True, check=True)
+
+
+def test_run_logs_stop_delete():
+  (run,) = _run()
+  command = run[-1].removeprefix('--command=')
+  assert '--worker=all' in run
+  words = shlex.split(command)
+  start = words.index('launch/restart.sh')
+  assert words[start + 1 : words.index('>>')] == [
+    '.venv/bin/python',
+    '-m',
+    'rlzero.grpo',
+    '--distributed',
+    '--gin_file=configs/runs/r1_zero_qwen2p5_32b.gin',
+    '--seed=1',
+    '--workdir=$HOME/bucket/zero 32b',
+  ]
+  subprocess.run(['bash', '-n'], input=command, text=True, check=True)
+  (logs,) = _commands('logs')
+  assert logs[-2:] == ['--worker=0', '--command=tail -n 100 -f ~/rlzero.log']
+  (stop,) = _commands('stop')
+  assert stop[-2:] == [
+    '--worker=all',
+    '--command=kill -TERM "$(cat ~/rlzero.pid)"',
+  ]
+  (delete,) = _commands('delete')
+  assert delete == [
+    *_QUEUE.split(),
+    'delete',
+    'zero',
+    '--zone=us-east5-a',
+    '--force',
+    '--quiet',
+  ]
+
+
+def _run(command='run', *more):
+  out = _bash(
+    'tpu_vm.sh', command, *_WHERE, *_BUCKET, *more, '--dry-run', *_FLAGS
+  ).stdout
+  return [shlex.split(line) for line in _joined(out) if line[0] != '#']
+
+
+def test_keep_makes_everything_anew():
+  kinds = [
+    ' '.join(words[:4] if words[0] == 'git' else words[:5])
+    for words in _run('keep', '--type=v5p-128', '--spot')
+  ]
+  assert [kind.split()[-1] for kind in kinds] == [
+    'delete',
+    'create',
+    'archive',
+    'scp',
+    'ssh',
+    'ssh',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('args', 'sentence'),
+  [
+    (['create', *_WHERE], 'create needs --type=TYPE.'),
+    (['create', *_WHERE, '--type=v5p-8'], 'create needs --spot, --reserved'),
+    (['create', *_WHERE, '--type=v9-8', '--spot'], "type 'v9-8' is not known"),
+    (['setup', *_WHERE], 'setup needs --bucket=BUCKET.'),
+    (['run', *_WHERE, *_BUCKET], 'run needs -- --gin_file=FILE'),
+    (['logs'], 'give --name=NAME and --zone=ZONE.'),
+    (['dance', *_WHERE], "'dance' is not a command"),
+    (['logs', *_WHERE, '--seed=1'], "'--seed=1' is not an option"),
+  ],
+)
+def test_what_is_missing_is_named(args, sentence):
+  done = _bash('tpu_vm.sh', *args, '--dry-run', check=False)
+  assert done.returncode == 2
+  assert sentence in done.stderr
+
+
+def test_slurm_job_is_queued_again_when_it_has_saved(tmp_path):
+  flags = ['--', '--gin_file=a b.gin', '--workdir=/shared/run']
+  script = _bash(
+    'slurm.sh', '--nodes=4', '--gpus=8', '--account=me', '--dry-run', *flags
+  ).stdout
+  options = re.findall(r'^#SBATCH (.*)$', script, re.M)
+  for option in (
+    '--nodes=4',
+    '--gpus-per-node=8',
+    '--account=me',
+    '--signal=TERM@300',
+    '--requeue',
+  ):
+    assert option in options
+  assert not [o for o in options if o.startswith('--partition')]
+  # Stand-ins for Slurm's commands note how they are called.
+  for name in ('srun', 'scontrol'):
+    path = tmp_path / name
+    path.write_text(
+      '#!/usr/bin/env bash\n'
+      f'printf "%s\\n" {name} "$@" >> "$CALLS"\n'
+      + ('exit "$STATUS"\n' if name == 'srun' else '')
+    )
+    path.chmod(0o755)
+  for status, expected in ((75, 0), (3, 3), (0, 0)):
+    calls = tmp_path / f'calls{status}'
+    done = subprocess.run(
+      ['bash', '-c', script],
+      env={
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+        'CALLS': str(calls),
+        'STATUS': str(status),
+        'SLURM_JOB_ID': '7',
+      },
+      check=False,
+    )
+    assert done.returncode == expected
+    words = calls.read_text().split('\n')
+    assert words[2:8] == [
+      '.venv/bin/python',
+      '-m',
+      'rlzero.grpo',
+      '--distributed',
+      '--gin_file=a b.gin',
+      '--workdir=/shared/run',
+    ]
+    assert ('scontrol' in words) == (status == 75)
+
+
+def _counting(tmp_path, body):
+  """A program that notes its starts and then does something."""
+  path = tmp_path / 'program.py'
+  path.write_text(
+    'import pathlib, signal, sys, time\n'
+    f'starts = pathlib.Path({str(tmp_path / "starts")!r})\n'
+    "starts.write_text((starts.read_text() if starts.exists() else '') + '|')\n"
+    f'number = len(starts.read_text())\n{body}'
+  )
+  return [sys.executable, str(path)]
+
+
+def test_restarted_as_long_as_it_was_preempted(tmp_path):
+  program = _counting(tmp_path, 'sys.exit(75 if number < 3 else 4)\n')
+  done = _bash('restart.sh', *program, check=False, RESTART_DELAY_S='0')
+  assert done.returncode == 4
+  assert (tmp_path / 'starts').read_text() == '|||'
+
+
+def test_a_signal_is_handed_on_and_ends_it(tmp_path):
+  program = _counting(
+    tmp_path,
+    'def save(*_):\n'
+    '  time.sleep(0.5)\n'
+    "  starts.with_name('saved').touch()\n"
+    '  sys.exit(75)\n'
+    'signal.signal(signal.SIGTERM, save)\n'
+    "starts.with_name('ready').touch()\n"
+    'time.sleep(30)\n',
+  )
+  process = subprocess.Popen(['bash', _LAUNCH / 'restart.sh', *program])
+  deadline = time.monotonic() + 30
+  while not (tmp_path / 'ready').exists() and time.monotonic() < deadline:
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(30) == 75
+  assert (tmp_path / 'saved').exists()
+  assert (tmp_path / 'starts').read_text() == '|'
+
+
+def _names_files(words):
+  files = [w.partition('=')[2] for w in words if w.startswith('--gin_file=')]
+  assert files and all((_ROOT / file).exists() for file in files)
+
+
+def test_jobset_fills_its_slice():
+  jobset = yaml.safe_load((_LAUNCH / 'jobset.yaml').read_text())
+  assert jobset['kind'] == 'JobSet'
+  (job,) = jobset['spec']['replicatedJobs']
+  spec = job['template']['spec']
+  pod = spec['template']['spec']
+  (container,) = pod['containers']
+  topology = pod['nodeSelector']['cloud.google.com/gke-tpu-topology']
+  chips = math.prod(map(int, topology.split('x')))
+  assert spec['parallelism'] == spec['completions']
+  limits = container['resources']['limits']
+  assert spec['completions'] * limits['google.com/tpu'] == chips
+  assert container['command'][:2] == ['bash', 'launch/restart.sh']
+  _names_files(container['command'])
+  (mount,), (volume,) = container['volumeMounts'], pod['volumes']
+  assert mount['name'] == volume['name']
+  workdir = container['command'][-1]
+  assert workdir.startswith(f'--workdir={mount["mountPath"]}/')
+
+
+def test_sky_task_runs_from_its_bucket():
+  task = yaml.safe_load((_LAUNCH / 'sky.yaml').read_text())
+  words = shlex.split(task['run'])
+  assert words[:3] == ['bash', 'launch/restart.sh', '.venv/bin/python']
+  _names_files(words)
+  (mount,) = task['file_mounts']
+  assert words[-1].startswith(f'--workdir={mount}/')
+  subprocess.run(['bash', '-n'], input=task['setup'], text=True, check=True)
+
+
+def test_shellcheck_has_nothing_to_say():
+  tool = shutil.which('shellcheck', path=os.path.dirname(sys.executable))
+  tool = tool or shutil.which('shellcheck')
+  if tool is None:
+    pytest.skip('shellcheck is not installed (extra `test`)')
+  scripts = [*sorted(_LAUNCH.glob('*.sh')), _ROOT / '.ci' / 'run']
+  done = subprocess.run(
+    [tool, '-x', *scripts], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stdout
