@@ -161,12 +161,15 @@ def _compile(lowered: jax.stages.Lowered) -> Program:
       return Program(inputs + temporaries, math.nan, math.nan, False)
     (path,) = pathlib.Path(folder).glob('*after_optimizations.txt')
     traffic = hlo.traffic(path.read_text())
+  return Program(memory_of(compiled), traffic.memory, traffic.received)
+
+
+def memory_of(compiled: jax.stages.Compiled) -> int:
+  """Bytes of a device: inputs, outputs that are none of them, temporaries."""
   m = compiled.memory_analysis()
-  return Program(
+  return (
     m.argument_size_in_bytes
     + m.output_size_in_bytes
     - m.alias_size_in_bytes
-    + m.temp_size_in_bytes,
-    traffic.memory,
-    traffic.received,
+    + m.temp_size_in_bytes
   )

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -198,3 +201,57 @@ def test_plans_that_cannot_be(topology, changes, sentence):
   rest = {k: v for k, v in changes.items() if k != 'model'}
   with pytest.raises(ValueError, match=sentence):
     plan.plan(_plan(topology, run, **rest))
+
+
+_REAL = """
+import re, sys
+import jax
+from jax import numpy as jnp
+from rlzero import grpo, programs
+from rlzero.models.config import ModelConfig
+
+def memory(key):
+  with open('/proc/self/status') as file:
+    return 1024 * int(re.search(key + r':\\s+(\\d+)', file.read())[1])
+
+model = ModelConfig(
+  vocab_size=32768, num_layers=8, width=1024, mlp_width=4096, num_heads=16,
+  num_kv_heads=4, head_dim=64, max_position=4096, remat=True,
+)
+cfg = grpo.Config(
+  workdir='', model=model, num_prompts=2, group_size=4, max_len=512,
+  max_prompt_len=64, num_slots=64, decode_steps=2, micro_tokens=2048,
+)
+run = programs.Run(cfg, model, 64)
+name = sys.argv[1]
+lowered = {'update': run.update, 'decode': run.rollout}[name](
+  {'update': 2048, 'decode': 64}[name]
+)[name]
+compiled = lowered.compile()
+with open('/proc/self/clear_refs', 'w') as file:
+  file.write('5')  # the peak so far is forgotten
+before = memory('VmRSS')
+args, kwargs = jax.tree.map(
+  lambda x: jnp.ones(x.shape, x.dtype), lowered.in_avals
+)
+jax.block_until_ready(compiled(*args, **kwargs))
+print(programs.memory_of(compiled), memory('VmHWM') - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['update', 'decode'])
+def test_memory_is_what_a_process_takes(name):
+  """The figure of a program of over 2 GiB against the peak of its first call,
+  inputs included, in a fresh process and compiled before."""
+  done = subprocess.run(
+    [sys.executable, '-c', _REAL, name],
+    env={**os.environ, 'XLA_FLAGS': ''},  # one device
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  planned, taken = map(int, done.stdout.split())
+  print(f'{name}: {planned / 2**30:.2f} GiB planned, {taken / 2**30:.2f} taken')
+  assert planned > 2 * 2**30
+  assert taken == pytest.approx(planned, rel=0.15)
