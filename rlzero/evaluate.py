@@ -22,6 +22,7 @@ the number of samples by benchmark). Codeforces' rating is fitted to problems
 solved in Python, not to contests entered.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -176,45 +177,15 @@ def _measure_kept(
   about: dict[str, Any],
 ) -> dict[str, Any]:
   """Figures of a benchmark; its samples are kept in the workdir, if any."""
-  size = benchmark.num_samples
-  places = [(e.uid, i) for e in chosen for i in range(size)]
-  kept = None
   if cfg.workdir:
     kept = sampler.Kept(
       os.path.join(cfg.workdir, 'samples', f'{benchmark.name}.jsonl'),
       _settings(cfg, benchmark, model, about),
     )
-  found = kept.samples if kept else {}
-  finished = {i: found[p] for i, p in enumerate(places) if p in found}
-  show = progress(benchmark.name, len(finished))
-  counted = itertools.count(len(finished) + 1)
-
-  def on_finished(index: int, sample: sampler.Sample) -> None:
-    if kept:
-      kept.keep(*places[index], sample)
-    done = next(counted)
-    if not cfg.json:
-      show(done, len(places))
-
-  if model:
-    samples = model.sample(
-      [example.question for example in chosen],
-      benchmark.template,
-      size,
-      benchmark.sampling,
-      cfg.seed,
-      finished,
-      on_finished,
-    )
-  elif len(finished) == len(places):
-    samples = list(finished.values())
   else:
-    uid = next(p for p in places if p not in found)[0]
-    raise ValueError(
-      f'{cfg.workdir} holds {sum(p[0] == uid for p in found)} samples of '
-      f'problem {uid!r} of {benchmark.name}, and num_samples is {size}; give '
-      'a checkpoint to draw the others, or ask for fewer.'
-    )
+    kept = contextlib.nullcontext()
+  with kept:
+    samples = _draw(cfg, benchmark, chosen, model, kept)
   with sandbox.RewardPool(
     {benchmark.name: benchmark.task},
     benchmark.template.kind,
@@ -224,8 +195,7 @@ def _measure_kept(
   ) as pool:
     records = grade(pool, benchmark.task, chosen, samples)
     figures = _figures(pool, benchmark.task, chosen, records, benchmark)
-  if kept:
-    kept.close()
+  if cfg.workdir:
     lines = ''.join(json.dumps(record) + '\n' for record in records)
     _write_text(
       cfg.workdir,
@@ -234,6 +204,48 @@ def _measure_kept(
       lines,
     )
   return {**figures, 'seed': cfg.seed, 'template': benchmark.template.kind}
+
+
+def _draw(
+  cfg: Config,
+  benchmark: suites.Benchmark,
+  chosen: Sequence[base.Example],
+  model: sampler.Sampler | None,
+  kept: sampler.Kept | contextlib.nullcontext,
+) -> list[sampler.Sample]:
+  """The samples of a benchmark: those kept, and the others from the model."""
+  size = benchmark.num_samples
+  places = [(e.uid, i) for e in chosen for i in range(size)]
+  found = kept.samples if cfg.workdir else {}
+  finished = {i: found[p] for i, p in enumerate(places) if p in found}
+  show = progress(benchmark.name, len(finished))
+  counted = itertools.count(len(finished) + 1)
+
+  def on_finished(index: int, sample: sampler.Sample) -> None:
+    if cfg.workdir:
+      kept.keep(*places[index], sample)
+    done = next(counted)
+    if not cfg.json:
+      show(done, len(places))
+
+  if model:
+    return model.sample(
+      [example.question for example in chosen],
+      benchmark.template,
+      size,
+      benchmark.sampling,
+      cfg.seed,
+      finished,
+      on_finished,
+    )
+  if len(finished) < len(places):
+    uid = next(p for p in places if p not in found)[0]
+    raise ValueError(
+      f'{cfg.workdir} holds {sum(p[0] == uid for p in found)} samples of '
+      f'problem {uid!r} of {benchmark.name}, and num_samples is {size}; give '
+      'a checkpoint to draw the others, or ask for fewer.'
+    )
+  return list(finished.values())
 
 
 def _settings(cfg, benchmark, model, about) -> dict[str, Any]:

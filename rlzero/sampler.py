@@ -240,24 +240,31 @@ class Kept:
             f'{value!r}; set it back or choose another workdir.'
           )
     for line in lines[1:]:
-      *place, text, num_tokens, truncated = line
-      self.samples[tuple(place)] = Sample(text, num_tokens, truncated)
+      place = line.pop('uid'), line.pop('sample')
+      self.samples[place] = Sample(**line)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     # Written anew, without the line that a killed process left half done.
     with open(path + '.part', 'w', encoding='utf-8') as file:
-      for line in lines or [settings]:
-        file.write(json.dumps(line) + '\n')
+      file.write(json.dumps(settings) + '\n')
+      file.writelines(_line(*p, s) for p, s in self.samples.items())
     os.replace(path + '.part', path)
     self._file = open(path, 'a', encoding='utf-8')
 
   def keep(self, uid: str, index: int, sample: Sample) -> None:
     """Writes a sample: number `index` of the problem."""
     self.samples[uid, index] = sample
-    self._file.write(json.dumps([uid, index, *sample]) + '\n')
+    self._file.write(_line(uid, index, sample))
     self._file.flush()
 
-  def close(self) -> None:
+  def __enter__(self) -> 'Kept':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
     self._file.close()
+
+
+def _line(uid: str, index: int, sample: Sample) -> str:
+  return json.dumps({'uid': uid, 'sample': index, **sample._asdict()}) + '\n'
 
 
 def load(path: str) -> Sampler:

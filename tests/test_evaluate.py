@@ -1,11 +1,13 @@
 """Figures of an evaluation against the generations they come from."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from rlzero import checkpoint, evaluate
+from rlzero import checkpoint, evaluate, published, sampler, suites
 from rlzero.rollout import scheduler
 from rlzero.tasks import countdown, sandbox
 from rlzero.tasks.template import Template
@@ -133,3 +135,204 @@ def test_template_of_a_chat_model_on_one_without():
 def test_num_samples_out_of_range():
   with pytest.raises(ValueError, match='num_samples is 0'):
     _config(num_samples=0)
+
+
+_SUITE = tuple(
+  suites.Benchmark(
+    task=countdown.Countdown(name=name),
+    template=Template('short'),
+    num_samples=4,
+    num_problems=3,
+    sampling=scheduler.Sampling(
+      max_len=48, num_slots=12, temperature=0.6, top_p=0.95
+    ),
+  )
+  for name in ('first', 'second')
+)
+
+
+def _suite(workdir):
+  return json.loads((workdir / 'evaluations/suite.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def suite(tmp_path_factory):
+  """A suite of two benchmarks that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp('suite')
+  evaluate.run(_config(workdir=str(workdir), benchmarks=_SUITE, json=True))
+  return workdir
+
+
+def test_suite_says_what_it_measured_and_how(suite):
+  result = _suite(suite)
+  assert list(result['benchmarks']) == ['first', 'second']
+  for figures in result['benchmarks'].values():
+    assert figures['num_samples'] == 4 and figures['template'] == 'short'
+    assert figures['seed'] == 0
+    low, high = figures['pass@1_interval']
+    assert low <= figures['pass@1'] <= high
+    assert 0 <= figures['truncated'] <= 1 and 0 <= figures['unparsable'] <= 1
+    assert 0 <= figures['cons@k_ties'] <= 1
+    assert np.mean(list(figures['pass@1_by_problem'].values())) == (
+      pytest.approx(figures['pass@1'])
+    )
+  assert len(result['model']['sha256']) == 64
+  assert result['versions']['jax'] and 'commit' in result
+  # Without a suite the same figures, flat.
+  assert (
+    result['benchmarks']['first']['pass@1']
+    == (result['benchmarks']['second']['pass@1'])
+  )
+
+
+def test_killed_suite_goes_on_to_the_same_figures(suite, tmp_path, monkeypatch):
+  keep, calls = sampler.Kept.keep, []
+
+  def dies(self, uid, index, sample):
+    calls.append(uid)
+    if len(calls) == 18:
+      raise KeyboardInterrupt
+    keep(self, uid, index, sample)
+
+  cfg = _config(workdir=str(tmp_path), benchmarks=_SUITE, json=True)
+  with monkeypatch.context() as patched:
+    patched.setattr(sampler.Kept, 'keep', dies)
+    with pytest.raises(KeyboardInterrupt):
+      evaluate.run(cfg)
+  written = sum(
+    len(path.read_text().splitlines()) - 1
+    for path in (tmp_path / 'samples').iterdir()
+  )
+  assert written == 17
+  del calls[:]
+  monkeypatch.setattr(
+    sampler.Kept,
+    'keep',
+    lambda self, *what: calls.append(what) or keep(self, *what),
+  )
+  evaluate.run(cfg)
+  assert len(calls) == 24 - 17  # what was there is not drawn again
+  assert _suite(tmp_path) == _suite(suite)
+
+
+def test_samples_on_disk_are_scored_without_a_model(suite, tmp_path):
+  shutil.copytree(suite / 'samples', tmp_path / 'samples')
+  cfg = _config(
+    checkpoint='', workdir=str(tmp_path), benchmarks=_SUITE, json=True
+  )
+  evaluate.run(cfg)
+  assert _suite(tmp_path)['benchmarks'] == _suite(suite)['benchmarks']
+  more = tuple(dataclasses.replace(b, num_samples=8) for b in _SUITE)
+  with pytest.raises(
+    ValueError, match='4 samples of .* num_samples is 8; give'
+  ):
+    evaluate.run(dataclasses.replace(cfg, benchmarks=more))
+
+
+def test_samples_of_other_settings_are_not_mixed(suite):
+  cfg = _config(workdir=str(suite), benchmarks=_SUITE, seed=1)
+  with pytest.raises(ValueError, match='samples with seed 0, and now it is 1'):
+    evaluate.run(cfg)
+
+
+def test_compare_says_what_is_noise(suite, tmp_path, capsys):
+  better = _suite(suite)
+  figures = better['benchmarks']['second']
+  figures['pass@1_by_problem'] = {f'u{i}': 1.0 for i in range(20)}
+  worse = json.loads(json.dumps(better))
+  other = worse['benchmarks']['second']
+  other['pass@1_by_problem'] = {f'u{i}': 0.25 * (i % 3) for i in range(25)}
+  other['template'] = 'chat'
+  for name, content in {'a': worse, 'b': better}.items():
+    (tmp_path / f'{name}.json').write_text(json.dumps(content))
+  files = f'{tmp_path}/a.json,{tmp_path}/b.json'
+  evaluate.run(evaluate.Config(compare=files, json=True))
+  result = json.loads(capsys.readouterr().out)
+  assert result['first']['is_noise'] and result['first']['difference'] == 0
+  second = result['second']
+  assert second['num_problems'] == 20 and not second['is_noise']
+  assert second['difference'] > 0 and len(second['settings_that_differ']) == 1
+  evaluate.run(evaluate.Config(compare=files))
+  text = capsys.readouterr().out
+  assert 'first: pass@1' in text and 'no larger than its noise' in text
+  assert "template is 'chat' in the first and 'short' in the second" in text
+
+
+@pytest.mark.parametrize(
+  'files, message',
+  [
+    ('one.json', 'names 1 files; give two'),
+    ('bad.json,bad.json', 'holds no figures by problem'),
+    ('a.json,b.json', 'no benchmark in common: x, y and z, w'),
+  ],
+)
+def test_compare_refuses(tmp_path, monkeypatch, files, message):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'bad.json').write_text('[1]')
+  for name, benchmarks in {'a': 'xy', 'b': 'zw'}.items():
+    figures = {'pass@1_by_problem': {'u': 1.0, 'v': 0.0}}
+    (tmp_path / f'{name}.json').write_text(
+      json.dumps({'benchmarks': dict.fromkeys(benchmarks, figures)})
+    )
+  with pytest.raises(ValueError, match=message):
+    evaluate.run(evaluate.Config(compare=files))
+
+
+def test_contamination_of_a_training_file(tmp_path, capsys):
+  example = countdown.Countdown().examples('test')[0]
+  train = tmp_path / 'train.jsonl'
+  train.write_text(
+    json.dumps({'uid': 't0', 'messages': [{'content': 'nothing'}]})
+    + '\n'
+    + json.dumps({'messages': [{'content': f'So {example.question}?'}]})
+    + '\n'
+  )
+  cfg = evaluate.Config(
+    contamination=str(train), workdir=str(tmp_path), json=True
+  )
+  evaluate.run(cfg)
+  result = json.loads(capsys.readouterr().out)
+  (overlap,) = result['sets']['countdown']['overlaps']
+  assert overlap['train'] == 'line 2'
+  assert overlap['evaluation'] == example.uid
+  evaluate.run(dataclasses.replace(cfg, json=False))
+  assert '1 of 2 training items share 10 words' in capsys.readouterr().out
+  train.write_text('{"broken"')
+  with pytest.raises(ValueError, match='train.jsonl:1 is not JSON'):
+    evaluate.run(cfg)
+
+
+def test_settings_of_suites_that_make_no_sense():
+  with pytest.raises(ValueError, match="suite is 'r1' beside benchmarks"):
+    _config(suite='r1', benchmarks=_SUITE)
+  with pytest.raises(ValueError, match="checkpoint is ''; name a model"):
+    evaluate.Config()
+  with pytest.raises(ValueError, match="has 'first' twice"):
+    _config(benchmarks=_SUITE[:1] * 2).measured  # noqa: B018
+  with pytest.raises(ValueError, match='Benchmark.num_samples is 0'):
+    dataclasses.replace(_SUITE[0], num_samples=0)
+
+
+def test_table_sets_published_figures_apart():
+  figures = {
+    'pass@1': 0.5,
+    'pass@1_interval': [0.4, 0.6],
+    'cons@k': {'64': 0.75},
+    'cons@k_ties': 0.1,
+    'truncated': 0.02,
+    'unparsable': 0.01,
+    'num_problems': 30,
+    'num_samples': 64,
+  }
+  rated = figures | {'rating': 1234.4, 'cons@k': {'16': 0.6}}
+  text = published.table(
+    {'benchmarks': {'aime2024': figures, 'codeforces': rated}}
+  )
+  assert '| aime2024 | 50.0% [40.0%, 60.0%] | @64 75.0% (10%) | 2.0%' in text
+  assert '| measured here | 50.0 | 75.0 | – | – | – | 1234 |' in text
+  assert (
+    '| DeepSeek-R1-Zero (published) | 71.0 | 86.7 | 95.9 | 73.3 | 50.0 | 1444 |'
+    in text
+  )
+  assert text.count('(published)') == 11 and 'not measured here' in text
+  assert 'published' not in published.table({'benchmarks': {'own': figures}})

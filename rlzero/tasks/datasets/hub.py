@@ -19,16 +19,6 @@ from rlzero.tasks.datasets import materialise, records
 Row = tuple[str, dict[str, Any]]  # where it stands, and its columns
 
 
-class _Source:
-  """A task that has nothing but examples, to be written by TFDS."""
-
-  def __init__(self, name: str, found: Sequence[base.Example]):
-    self.name, self._found = name, found
-
-  def examples(self, split: str) -> Sequence[base.Example]:
-    return self._found if split == 'test' else []
-
-
 def examples(
   name: str,
   data_dir: str,
@@ -53,9 +43,8 @@ def examples(
   root = pathlib.Path(data_dir).expanduser()
   folder = root / 'problems' / name / str(materialise.Problems.VERSION)
   if not (folder / 'dataset_info.json').exists():
-    rows = _rows(root / name / 'raw', repo, files)
-    found = list(convert(rows))
-    materialise.materialise(_Source(name, found), str(root))
+    found = list(convert(_rows(root / name / 'raw', repo, files)))
+    materialise.write(name, {'test': found}, str(root))
   source = tfds.builder_from_directory(folder).as_data_source('test')
   return [
     base.Example(**{field: value.decode() for field, value in row.items()})

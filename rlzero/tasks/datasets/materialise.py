@@ -64,18 +64,29 @@ def materialise(task: base.Task, data_dir: str) -> pathlib.Path:
       'another data_dir.'
     )
   splits = {split: task.examples(split) for split in _SPLITS}
+  write(task.name, splits, data_dir)
+  return folder
+
+
+def write(
+  name: str, splits: Mapping[str, Sequence[base.Example]], data_dir: str
+) -> None:
+  """Writes the splits that have problems under the name of a task.
+
+  Raises:
+    ValueError: no problems.
+  """
   splits = {split: examples for split, examples in splits.items() if examples}
   if not splits:
     raise ValueError(
-      f'The task {task.name} has no problems to write; ask it for more than 0.'
+      f'The task {name} has no problems to write; ask it for more than 0.'
     )
   Problems(
     splits=splits,
-    config=tfds.core.BuilderConfig(name=task.name),
+    config=tfds.core.BuilderConfig(name=name),
     data_dir=data_dir,
     file_format='array_record',
   ).download_and_prepare()
-  return folder
 
 
 @dataclasses.dataclass(frozen=True)
