@@ -6,7 +6,7 @@ a count, divided once when every microbatch has been added.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -104,6 +104,37 @@ def _summed_terms_backward(terms, temperature, chunk, gradients, cotangents):
 summed_terms.defvjp(_summed_terms_forward, _summed_terms_backward)
 
 
+def distillation_kl(
+  hidden: Float[Array, 'B T D'],
+  head: Float[Array, 'D V'],
+  teacher_hidden: Float[Array, 'B T E'],
+  teacher_head: Float[Array, 'E V'],
+  direction: Literal['forward', 'reverse'],
+  chunk: int = 512,
+) -> Float[Array, 'B T']:
+  """KL between teacher p and student q at each token, nats, >= 0.
+
+  'forward' is KL(p || q) = sum p log(p / q) (arXiv 1503.02531, at T = 1), which
+  makes the student cover all that the teacher may say; 'reverse' KL(q || p)
+  (arXiv 2306.08543, eq. 1), which makes it say only what the teacher would.
+  Logits of both exist for at most `chunk` tokens a device at a time, and are
+  computed again going back. The teacher has no gradient.
+  """
+
+  @jax.checkpoint
+  def of_chunk(part):
+    ours = jax.nn.log_softmax(_logits(head, part[0]))
+    theirs = jax.nn.log_softmax(_logits(teacher_head, part[1]))
+    theirs = jax.lax.stop_gradient(theirs)
+    first, second = ours, theirs
+    if direction == 'forward':
+      first, second = theirs, ours
+    return jnp.sum(jnp.exp(first) * (first - second), axis=-1)
+
+  parts = _chunks((hidden, teacher_hidden), chunk)
+  return _whole(jax.lax.map(of_chunk, parts), hidden)
+
+
 def _summed(of_chunk, parts):
   """Sums of the chunks' first results, and their second ones stacked."""
   first = jax.tree.map(lambda x: x[0], parts)
@@ -117,12 +148,16 @@ def _summed(of_chunk, parts):
   return jax.lax.scan(add, zeros, parts)
 
 
-def _logprobs_and_entropy(head, temperature, hidden, targets):
+def _logits(head, hidden):
   # One matrix of all tokens: see `layers.multiply`.
   flat = hidden.reshape(-1, hidden.shape[-1])
   logits = jnp.matmul(flat, head, preferred_element_type=jnp.float32)
-  logits = logits.reshape(*targets.shape, -1) / temperature
-  logits = sharding.constrain(logits, 'BTV')
+  logits = logits.reshape(*hidden.shape[:-1], -1)
+  return sharding.constrain(logits, 'BTV')
+
+
+def _logprobs_and_entropy(head, temperature, hidden, targets):
+  logits = _logits(head, hidden) / temperature
   log_z = jax.nn.logsumexp(logits, axis=-1)
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   mean = jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1)

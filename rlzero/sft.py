@@ -122,27 +122,40 @@ def encode(
   Raises:
     ValueError: a record that is no example.
   """
+  prompt = asked(tokenizer, template, record)
   place, row = record
-  if 'messages' in row and 'prompt' not in row:
-    messages = records.field(record, 'messages', list)
-    if len(messages) < 2 or messages[-1].get('role') != 'assistant':
-      raise ValueError(
-        f'{place} has messages that do not end with an answer of the '
-        'assistant; put one last, after a message of the user.'
-      )
-    prompt = tokenizer.encode(tokenizer.apply_chat_template(messages[:-1]))
-    completion = messages[-1]['content']
-    if not completion:
-      raise ValueError(
-        f'{place} has an empty last message; remove the record, or write '
-        'what the assistant should say.'
-      )
-  else:
-    prompt = sampler.asked(
-      tokenizer, template, records.field(record, 'prompt', str)
-    )
+  if not _is_chat(row):
     completion = records.field(record, 'completion', str)
+  elif not (completion := row['messages'][-1]['content']):
+    raise ValueError(
+      f'{place} has an empty last message; remove the record, or write what '
+      'the assistant should say.'
+    )
   return join(tokenizer, prompt, completion)
+
+
+def asked(
+  tokenizer: Tokenizer, template: Template, record: records.Record
+) -> list[int]:
+  """Token ids of a record's prompt.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if not _is_chat(record[1]):
+    question = records.field(record, 'prompt', str)
+    return sampler.asked(tokenizer, template, question)
+  messages = records.field(record, 'messages', list)
+  if len(messages) < 2 or messages[-1].get('role') != 'assistant':
+    raise ValueError(
+      f'{record[0]} has messages that do not end with an answer of the '
+      'assistant; put one last, after a message of the user.'
+    )
+  return tokenizer.encode(tokenizer.apply_chat_template(messages[:-1]))
+
+
+def _is_chat(row: dict[str, Any]) -> bool:
+  return 'messages' in row and 'prompt' not in row
 
 
 def join(

@@ -54,6 +54,8 @@ class Config:
   # Data
   batch_size: int = 128  # examples an update
   max_len: int = 32_768  # tokens of an example, prompt included
+  # Tokens that the model is said to take from now on; 0 keeps its own number.
+  max_position: int = 0
   too_long: Literal['drop', 'truncate'] = 'drop'  # what to do with longer ones
   num_epochs: float = 2.0  # an epoch has each source's num_examples
   num_steps: int = 0  # updates; 0 takes as many as num_epochs has
@@ -73,6 +75,7 @@ class Config:
     for field, least in (
       ('batch_size', 1),
       ('max_len', 2),
+      ('max_position', 0),
       ('num_steps', 0),
       ('micro_tokens', 1),
       ('save_every', 1),
@@ -95,13 +98,16 @@ class Config:
     Raises:
       ValueError: it takes shorter sequences than the run has.
     """
-    if self.max_len > config.max_position:
+    most = self.max_position or config.max_position
+    if self.max_len > most:
       raise ValueError(
         f'max_len is {self.max_len}, but the model of {self.checkpoint} takes '
-        f'{config.max_position} tokens (ModelConfig.max_position); lower '
-        'max_len.'
+        f'{most} tokens; lower max_len, or raise max_position if the model is '
+        'to learn longer sequences.'
       )
-    return dataclasses.replace(config, dtype=self.dtype, remat=self.remat)
+    return dataclasses.replace(
+      config, dtype=self.dtype, remat=self.remat, max_position=most
+    )
 
 
 class Order:

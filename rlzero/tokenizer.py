@@ -273,6 +273,14 @@ class Tokenizer:
       [int(i) for i in ids], skip_special_tokens=skip_special
     )
 
+  def difference(self, other: 'Tokenizer') -> str | None:
+    """A token to which another tokenizer gives another id, or none; or None."""
+    mine, theirs = (
+      t._backend.get_vocab(with_added_tokens=True) for t in (self, other)
+    )
+    tokens = sorted(mine.keys() | theirs.keys())
+    return next((t for t in tokens if mine.get(t) != theirs.get(t)), None)
+
   def apply_chat_template(
     self,
     messages: Sequence[Mapping[str, str]],

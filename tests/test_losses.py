@@ -210,3 +210,80 @@ def test_logits_of_all_tokens_are_never_held():
   assert '8x512xf32' in text
   for whole in ('64x512xf32', '2x32x512xf32', '8x8x512xf32', '8x2x4x512xf32'):
     assert whole not in text
+
+
+def log_odds(*probabilities):
+  """Hidden states whose logits, with the identity as head, are log p."""
+  return jnp.log(jnp.asarray(probabilities, jnp.float32))[None, None]
+
+
+@pytest.mark.parametrize(
+  ('direction', 'kl', 'slopes'),
+  [
+    # Teacher p = (1/4, 3/4), student q = (1/2, 1/2).
+    # KL(p||q) = 1/4 ln(1/2) + 3/4 ln(3/2); its slope in the logits is q - p.
+    ('forward', 0.25 * np.log(0.5) + 0.75 * np.log(1.5), (0.25, -0.25)),
+    # KL(q||p) = 1/2 ln 2 + 1/2 ln(2/3); slope q (log(q/p) - KL).
+    (
+      'reverse',
+      0.5 * np.log(2) + 0.5 * np.log(2 / 3),
+      (0.25 * np.log(3), -0.25 * np.log(3)),
+    ),
+  ],
+)
+def test_distillation_kl_by_hand(direction, kl, slopes):
+  identity, teacher = jnp.eye(2), log_odds(0.25, 0.75)
+
+  def loss(hidden):
+    return losses.distillation_kl(
+      hidden, identity, teacher, identity, direction
+    )[0, 0]
+
+  value, gradient = jax.value_and_grad(loss)(log_odds(0.5, 0.5))
+  assert value == pytest.approx(kl, abs=1e-6)
+  np.testing.assert_allclose(gradient[0, 0], slopes, atol=1e-6)
+  assert loss(teacher) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'reverse'])
+@pytest.mark.parametrize('chunk', [4, 7, 512])
+def test_chunked_kl_equals_the_plain_one(direction, chunk):
+  keys = jax.random.split(jax.random.key(0), 4)
+  hidden, other = (jax.random.normal(k, (2, 5, 3)) for k in keys[:2])
+  head, other_head = (jax.random.normal(k, (3, 11)) for k in keys[2:])
+
+  def plain(hidden, head):
+    q = jax.nn.log_softmax(hidden @ head)
+    p = jax.nn.log_softmax(other @ other_head)
+    a, b = (p, q) if direction == 'forward' else (q, p)
+    return jnp.sum(jnp.exp(a) * (a - b), axis=-1)
+
+  def chunked(hidden, head):
+    return losses.distillation_kl(
+      hidden, head, other, other_head, direction, chunk
+    )
+
+  np.testing.assert_allclose(
+    chunked(hidden, head), plain(hidden, head), atol=1e-5
+  )
+  first, second = (
+    jax.grad(lambda h, w, f=f: jnp.sum(f(h, w) ** 2), argnums=(0, 1))(
+      hidden, head
+    )
+    for f in (chunked, plain)
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, first, second)
+
+
+def test_kl_never_holds_the_logits_of_all_tokens():
+  hidden, head = jnp.zeros((2, 32, 4)), jnp.zeros((4, 512))
+
+  def loss(hidden):
+    kl = losses.distillation_kl(hidden, head, hidden, head, 'forward', 8)
+    return jnp.sum(kl)
+
+  text = jax.jit(jax.grad(loss)).lower(hidden).as_text()
+  assert '8x512xf32' in text
+  for whole in ('64x512xf32', '2x32x512xf32', '8x8x512xf32', '8x2x4x512xf32'):
+    assert whole not in text
