@@ -12,7 +12,8 @@ macros in silence. The language is gin with dynamic registration, where
   * a macro or a binding that nothing refers to is an error.
 
 Flags of every stage: `--gin_file=FILE` (repeatable), `--gin.SELECTOR=VALUE`,
-`--help`, and `--name=value` for a field of the stage's own Config.
+`--help`, `--name=value` for a field of the stage's own Config, and those of
+`process.join_hosts` where several hosts work together.
 """
 
 import ast
@@ -99,7 +100,8 @@ def build(stage: types.ModuleType, argv: Sequence[str]) -> Any:
       text = _quoted(text, hints[name]) if equals else 'True'
       settings.append((f'{_label(stage.Config)}.{name}', text, flag))
     else:
-      known = ['--gin_file', '--help', *(f'--{name}' for name in hints)]
+      known = ['--gin_file', '--help', *process.HOST_FLAGS]
+      known += [f'--{name}' for name in hints]
       raise UserError(
         f'{flag!r} is not a flag of {stage.__name__}{_near(key, known)}; '
         'flags are written --name=value, and --help lists them.'
@@ -131,6 +133,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     process.restart_with_large_pages()
     process.keep_compilations()
     argv = sys.argv[1:]
+  argv = process.join_hosts(argv)
   if '--help' in argv:
     print(_help(stage))
     return
@@ -214,6 +217,12 @@ def check_same(cfg: Any, workdir: str) -> None:
       f'{", ".join(differ[:5])}{more}; set these back, or choose another '
       'with --workdir=DIR.'
     )
+
+
+def fixed(cfg: Any) -> dict[str, str]:
+  """The bindings that a run may not change when it goes on."""
+  lines, _, changeable = _render(cfg)
+  return {key: text for key, text in lines.items() if key not in changeable}
 
 
 class _Source:
@@ -586,6 +595,7 @@ def _help(stage: types.ModuleType) -> str:
   lines = [
     f'python -m {stage.__name__} [--gin_file=FILE ...] '
     '[--gin.SELECTOR=VALUE ...] [--name=value ...]',
+    f'on several hosts: {" ".join(process.HOST_FLAGS)}',
     '',
     (inspect.getdoc(stage) or '').partition('\n')[0],
     '',

@@ -35,6 +35,7 @@ import numpy as np
 
 from rlzero import (
   compare,
+  hosts,
   metrics,
   provenance,
   published,
@@ -357,6 +358,7 @@ def measure(
   sampling: scheduler.Sampling,
   seed: int,
   on_progress: Callable[[int, int], None] | None = None,
+  on_look: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Figures over the problems, and the generations they come from."""
   total, counted = len(chosen) * num_samples, itertools.count(1)
@@ -369,8 +371,18 @@ def measure(
     eos_ids=tokenizer.eos_ids,
     seed=seed,
     on_finished=on_progress and (lambda *_: on_progress(next(counted), total)),
+    on_look=on_look,
   )
-  records = score(pool, task, tokenizer, chosen, completions)
+  records = hosts.shared(
+    range(len(chosen)),
+    lambda places: score(
+      pool,
+      task,
+      tokenizer,
+      [chosen[i] for i in places],
+      [c for i in places for c in completions[i * num_samples :][:num_samples]],
+    ),
+  )
   benchmark = suites.Benchmark(
     task=task, num_samples=num_samples, sampling=sampling
   )

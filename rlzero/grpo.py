@@ -13,7 +13,6 @@ Differences from the paper:
   and agree to rounding, which is logged; a separate pass would cost a third of
   the update.
 - The accuracy reward needs the format: exactly one well-formed answer.
-- Checkpoints fall between rollouts, never between minibatches of one.
 
 The settings are here; `step.py` is the step, `runs.py` the run around it.
 """
@@ -26,6 +25,7 @@ import jax
 from rlzero import (
   checkpoint,
   config,
+  hosts,
   learner,
   report,
   rewards,
@@ -57,7 +57,9 @@ class Config:
   model: ModelConfig | None = None
   task: base.Task = countdown.Countdown()
   template: Template = Template('r1_zero')
-  mesh: sharding.Mesh = sharding.Mesh()  # one device by default
+  mesh: sharding.Mesh = _late(sharding.Mesh())  # one device by default
+  # Another layout of the same devices for rollouts; None takes the update's.
+  rollout_mesh: sharding.Mesh | None = _late(None)
   # Rollout
   num_prompts: int = 32  # prompts a step
   group_size: int = 16  # G, completions a prompt
@@ -65,8 +67,8 @@ class Config:
   max_len: int = 32_768  # tokens a completion
   max_prompt_len: int = 1024  # tokens
   temperature: float = 1.0  # T
-  num_slots: int = 64  # completions decoded at a time
-  decode_steps: int = 16  # tokens between two looks at what has finished
+  num_slots: int = _late(64)  # completions decoded at a time
+  decode_steps: int = _late(16)  # tokens between two looks at what has finished
   # Reward
   accuracy_reward: float = 1.0  # weight
   format_reward: float = 1.0  # weight
@@ -76,7 +78,7 @@ class Config:
   # Weights of the task's further scores (its `parts`), by their names.
   part_rewards: dict[str, float] = dataclasses.field(default_factory=dict)
   reward_truncated: bool = True  # else completions cut at max_len earn nothing
-  num_workers: int = 2  # reward processes
+  num_workers: int = _late(2)  # reward processes
   deadline_s: float = 5.0  # seconds a completion may take to score
   # Mixed with the task, whose share is 1; what is measured is the task.
   others: tuple[rewards.Scenario, ...] = ()
@@ -92,16 +94,18 @@ class Config:
   b2: float = 0.999  # of AdamW
   weight_decay: float = 0.0
   max_grad_norm: float = 1.0
-  micro_tokens: int = 8192  # completion tokens a microbatch
+  micro_tokens: int = _late(8192)  # completion tokens a microbatch
   reference_every: int = 400  # steps between replacements of the reference
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
-  remat: bool = False  # recompute layers in the backward pass
+  remat: bool = _late(False)  # recompute layers in the backward pass
   skip_constant_groups: bool = True  # in updates without KL; saves time alone
-  update: Literal['jit', 'pmap'] = 'jit'  # over the mesh, or a device each
+  # Over the mesh, or a device each.
+  update: Literal['jit', 'pmap'] = _late('jit')
   # Run
   num_steps: int = 10_400  # policy updates
   seed: int = 0
   save_every: int = _late(160)  # steps
+  keep_checkpoints: int = _late(2)  # the newest
   eval_every: int = _late(160)  # steps; 0 evaluates before and after only
   eval_problems: int = 64  # of the validation split, during the run
   eval_samples: int = 16  # completions a problem, during the run
@@ -126,6 +130,7 @@ class Config:
       'preference_from_step': 0,
       'num_steps': 1,
       'save_every': 1,
+      'keep_checkpoints': 1,
       'eval_every': 0,
       'eval_problems': 1,
       'eval_samples': 1,
@@ -151,7 +156,6 @@ class Config:
       )
     for name in (
       'num_steps',
-      'save_every',
       'eval_every',
       'reference_every',
       'preference_from_step',
@@ -162,6 +166,11 @@ class Config:
           f'steps_per_rollout = {self.steps_per_rollout} does not divide; '
           'these things happen between rollouts, so choose a multiple.'
         )
+    if self.rollout_mesh is not None and self.mesh == sharding.Mesh():
+      raise ValueError(
+        f'grpo.Config.rollout_mesh is {self.rollout_mesh}, but mesh has one '
+        'device; both must be layouts of the same devices.'
+      )
     if self.update == 'pmap' and self.mesh != sharding.Mesh(
       data=self.mesh.data
     ):
@@ -318,10 +327,12 @@ def run(cfg: Config) -> None:
         f'{cfg.checkpoint!r} is {loaded.config}; give the shape that it has, '
         'or none.'
       )
-    config.save_resolved(cfg, cfg.workdir)
-    print(table(cfg, prompt_stream.num_examples), flush=True)
+    if hosts.is_first():
+      config.save_resolved(cfg, cfg.workdir)
+    hosts.say(table(cfg, prompt_stream.num_examples))
     runs.Run(cfg, loaded, pool, prompt_stream).go()
-  report.write(cfg.workdir)
+  if hosts.is_first():
+    report.write(cfg.workdir)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import optax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from rlzero import losses, packing, sharding
+from rlzero import hosts, losses, packing, sharding
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.types import Params
@@ -224,7 +224,7 @@ class Learner:
     everything = np.arange(len(out))
     ways = sharding.ways('B')
     for places, micro in self._cut(rows, everything, ways=ways):
-      logprobs, _ = jax.device_get(self._score(params, _place(micro)))
+      logprobs, _ = hosts.fetch(self._score(params, _place(micro)))
       for i, row, start in places:
         out[i] = logprobs[row, start : start + len(rows.completions[i])]
     return out

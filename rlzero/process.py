@@ -17,10 +17,16 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, to be started again
 
+HOST_FLAGS = (
+  '--distributed',  # hosts find each other: TPU slices, Slurm, Open MPI
+  '--coordinator',  # =HOST:PORT of the first process
+  '--num_processes',  # =N
+  '--process_id',  # =I, from 0
+)
 _TUNABLE = 'glibc.malloc.hugetlb'  # 1: madvise(MADV_HUGEPAGE) for malloc
 _SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
 
@@ -55,6 +61,47 @@ def restart_with_large_pages() -> None:
   )
   sys.stdout.flush()
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def join_hosts(argv: Sequence[str]) -> list[str]:
+  """Joins the processes of other hosts as the flags say; returns the others.
+
+  `--distributed` where JAX finds out by itself who belongs together, or else
+  `--coordinator=HOST:PORT --num_processes=N --process_id=I`. They are of a
+  process, not of a run, and so in no Config.
+
+  Raises:
+    SystemExit: 2, for flags that do not belong together.
+  """
+  mine, others = {}, []
+  for flag in argv:
+    name, _, value = flag.partition('=')
+    if name in HOST_FLAGS:
+      mine[name] = value
+    else:
+      others.append(flag)
+  if not mine:
+    return others
+  import jax  # only now: stages without JAX stay without it
+
+  if mine == {'--distributed': ''}:
+    jax.distributed.initialize()
+    return others
+  if mine.keys() != set(HOST_FLAGS[1:]) or not all(
+    mine[name].isdecimal() for name in HOST_FLAGS[2:]
+  ):
+    print(
+      f'error: {" ".join(mine)} do not say which processes belong together; '
+      f'give --distributed alone, or all of {", ".join(HOST_FLAGS[1:])}.',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  jax.distributed.initialize(
+    mine['--coordinator'],
+    int(mine['--num_processes']),
+    int(mine['--process_id']),
+  )
+  return others
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """A run and its folder: the loop over steps, with all of its side effects."""
 
+import contextlib
 import json
 import os
 import platform
+import sys
 import time
 from typing import Any
 
@@ -12,65 +14,153 @@ import numpy as np
 import rlzero
 from rlzero import (
   checkpoint,
+  config,
   evaluate,
+  hosts,
+  journal,
   learner,
   metrics,
+  process,
   provenance,
   rewards,
 )
-from rlzero.step import Loop
+from rlzero.step import Experience, Loop
+
+
+class _Preempted(Exception):
+  """SIGTERM came, on this host or another."""
 
 
 class Run:
-  """A run and its folder: checkpoints, metrics, evaluations, samples."""
+  """A run and its folder: checkpoints, metrics, evaluations, samples.
+
+  What a checkpoint holds is enough at any moment between two updates: the
+  policy, its optimiser, the reference, the place in the stream of problems
+  where the rollout under way began, that rollout's journal, and the metrics
+  that are not written yet.
+  """
 
   def __init__(self, cfg, loaded, pool, prompt_stream):
     self.cfg = cfg
     self.loop = Loop(cfg, loaded, pool)
     self.stream = prompt_stream
-    self.store = checkpoint.Store(cfg.workdir)
+    self.store = checkpoint.Store(cfg.workdir, cfg.keep_checkpoints)
     self.wall_s, self.began = 0.0, time.monotonic()
-    # Of the code that runs, not of a later one.
-    self.commit = provenance.commit()
+    self.commit = provenance.commit()  # of the code that runs, not a later one
+    self.preempted = lambda: False
+    self.saved_step = -1
+    self.looks = 0
+    # Of the rollout under way.
+    self.cursor = prompt_stream.get_state()  # where its problems begin
+    self.header: dict[str, Any] = {}  # of its journal
+    self.experience: Experience | None = None
+    self.row: dict[str, Any] | None = None  # of an update, not written yet
     self._restore()
-    checkpoint.write_description(
-      cfg.workdir, self.loop.model, self.loop.tokenizer
-    )
+    if hosts.is_first():
+      checkpoint.write_description(
+        cfg.workdir, self.loop.model, self.loop.tokenizer
+      )
 
   def go(self) -> None:
-    """Runs to the last step; every part that is done already is passed by."""
+    """Runs to the last step; every part that is done already is passed by.
+
+    Raises:
+      SystemExit: with the code process.PREEMPTED, after SIGTERM; all is saved.
+    """
+    with (
+      contextlib.closing(self.store),
+      process.preemption() as self.preempted,
+    ):
+      try:
+        self._train()
+      except _Preempted:
+        self._save()
+        hosts.say(
+          f'SIGTERM: saved at step {self.loop.step}; the same command goes on'
+        )
+        sys.exit(process.PREEMPTED)
+
+  def _train(self) -> None:
     cfg, loop = self.cfg, self.loop
     self._evaluate_once('before', 0)
-    with (
-      metrics.MetricsWriter(cfg.workdir, loop.step) as writer,
-      metrics.Progress(cfg.num_steps, 'grpo', loop.step) as progress,
-    ):
-      while loop.step < cfg.num_steps:
-        rows, records = loop.advance(
-          self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
+    start = loop.step - (self.row is not None)
+    with contextlib.ExitStack() as stack:
+      writer = progress = None
+      if hosts.is_first():
+        writer = stack.enter_context(metrics.MetricsWriter(cfg.workdir, start))
+        progress = stack.enter_context(
+          metrics.Progress(cfg.num_steps, 'grpo', start)
         )
-        if any(r['step'] % cfg.keep_completions_every == 0 for r in rows):
-          self._keep(rows[0]['step'], records)
-        if cfg.eval_every and loop.step % cfg.eval_every == 0:
-          rows[-1] |= self._evaluate_during()
-        for row in rows:
+      while loop.step < cfg.num_steps or self.row:
+        if not self.row:
+          self._look()
+          if not (self.experience and self.experience.minibatches):
+            self._collect()
+          row = loop.update(self.experience)
           self._check_finite(row)
+          self.row = row
+          if not self.experience.minibatches:  # the next rollout begins here
+            self.cursor = self.stream.get_state()
+        if cfg.eval_every and loop.step % cfg.eval_every == 0:
+          self.row |= self._evaluate_during()
+        row, self.row = self.row, None
+        if writer:
           writer.write(row.pop('step'), row)
-        progress.show(
-          loop.step,
-          reward=row['reward/mean'],
-          length=row['completion/len_mean'],
-          tokens_per_s=row['time/tokens_per_s'],
-        )
+          progress.show(
+            loop.step,
+            reward=row['reward/mean'],
+            length=row['completion/len_mean'],
+            tokens_per_s=row['time/tokens_per_s'],
+          )
         if loop.step % cfg.save_every == 0 or loop.step == cfg.num_steps:
           self._save()
           self._warn()
-    checkpoint.write_model(
-      cfg.workdir, loop.model, loop.state.params, loop.tokenizer
-    )
+    self.store.wait()
+    params = loop.state.params
+    if hosts.count() > 1:
+      params = hosts.fetch(params)
+    if hosts.is_first():
+      checkpoint.write_model(cfg.workdir, loop.model, params, loop.tokenizer)
+      journal.prune(cfg.workdir, cfg.num_steps)
     self._evaluate_once('after', cfg.num_steps)
     self._write_facts()
-    self.store.close()
+
+  def _look(self) -> None:
+    """Ends the work at hand if SIGTERM came; hosts ask each other at times."""
+    self.looks += 1
+    if hosts.count() > 1 and self.looks % 16:
+      return
+    if hosts.any_of(self.preempted()):
+      raise _Preempted
+
+  def _collect(self) -> None:
+    """The next rollout, or what is left of the one that was under way."""
+    cfg, loop = self.cfg, self.loop
+    used = loop.step % cfg.steps_per_rollout
+    first = loop.step - used
+    drawn = self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
+    if not used:
+      self.header = {
+        'step': first,
+        'config': journal.digest(config.fixed(cfg)),
+        'policy': checkpoint.fingerprint(loop.state.params),
+        'prompts': journal.digest(
+          [(draw, example.uid, example.question) for draw, example in drawn]
+        ),
+      }
+    path = journal.path_of(cfg.workdir, first)
+    figures = self.experience.figures if self.experience and used else {}
+    with contextlib.closing(journal.Journal(path, self.header)) as kept:
+      if kept.completions:
+        hosts.say(
+          f'step {first}: {len(kept.completions)} completions and '
+          f'{len(kept.scores)} scores are in the journal'
+        )
+      self.experience = loop.rollout(drawn, kept, self._look)
+    self.experience.figures |= figures
+    every = cfg.keep_completions_every
+    if -first % every < cfg.steps_per_rollout and hosts.is_first():
+      self._keep(first, self.experience.records)
 
   def _check_finite(self, row) -> None:
     loss, norm = row['policy/loss'], row['policy/grad_norm']
@@ -88,30 +178,30 @@ class Run:
     if any(scenario.preferences for scenario in self.cfg.scenarios):
       found = rewards.hacking(metrics.read_metrics(self.cfg.workdir))
       if found:
-        print(f'warning: {found}', flush=True)
+        hosts.say(f'warning: {found}')
 
   def _evaluate_once(self, name: str, step: int) -> None:
     """Evaluates the final split at a step, unless that has been done."""
     cfg = self.cfg
     path = os.path.join(cfg.workdir, 'evaluations', f'{name}.json')
-    if os.path.exists(path) or self.loop.step != step:
+    if hosts.agree(os.path.exists(path)) or self.loop.step != step:
       return
+    show = evaluate.progress(f'evaluate {name}') if hosts.is_first() else None
     figures, generations = self.loop.evaluate(
-      cfg.final_split,
-      cfg.final_problems,
-      cfg.final_samples,
-      evaluate.progress(f'evaluate {name}'),
+      cfg.final_split, cfg.final_problems, cfg.final_samples, show, self._look
     )
-    evaluate.write(cfg.workdir, name, figures, generations)
-    print(f'{name}: {evaluate.summary(figures)}', flush=True)
+    if hosts.is_first():
+      evaluate.write(cfg.workdir, name, figures, generations)
+    hosts.say(f'{name}: {evaluate.summary(figures)}')
 
   def _evaluate_during(self) -> dict[str, float]:
     cfg, step = self.cfg, self.loop.step
     figures, generations = self.loop.evaluate(
-      'validation', cfg.eval_problems, cfg.eval_samples
+      'validation', cfg.eval_problems, cfg.eval_samples, on_look=self._look
     )
-    evaluate.write(cfg.workdir, f'step_{step:06d}', figures, generations)
-    print(f'step {step}: {evaluate.summary(figures)}', flush=True)
+    if hosts.is_first():
+      evaluate.write(cfg.workdir, f'step_{step:06d}', figures, generations)
+    hosts.say(f'step {step}: {evaluate.summary(figures)}')
     names = ('pass@1', 'strict', 'format', 'truncated', 'tries')
     return {
       **{f'eval/{name}': figures[name] for name in names},
@@ -133,26 +223,67 @@ class Run:
     return {'opt_state': loop.state.opt_state, 'reference': loop.reference}
 
   def _save(self) -> None:
-    facts = {'stream': self.stream.get_state(), 'wall_s': self._wall()}
-    loop = self.loop
-    self.store.save(loop.step, loop.state.params, self._rest(), facts)
+    cfg, loop = self.cfg, self.loop
+    if self.saved_step == loop.step:
+      return
+    size = cfg.steps_per_rollout
+    used = loop.step % size
+    # Journals that a checkpoint may need: its own rollout's, and later ones.
+    oldest = min([loop.step, *self.store.steps()])
+    if hosts.is_first():
+      journal.prune(cfg.workdir, oldest - oldest % size)
+    self.store.save(
+      loop.step,
+      loop.state.params,
+      self._rest(),
+      {
+        'stream': self.cursor,
+        'wall_s': self._wall(),
+        'journal': self.header if used else None,
+        'figures': self.experience.figures if used else {},
+        'row': self.row,
+      },
+    )
+    self.saved_step = loop.step
     self._write_facts()
 
   def _restore(self) -> None:
-    loop = self.loop
-    saved = self.store.restore(loop.state.params, self._rest())
+    cfg, loop = self.cfg, self.loop
+    saved = self.store.restore(
+      loop.state.params, self._rest(), self._check_journal
+    )
     if saved is None:
       return
+    facts = saved.facts
     loop.state = learner.TrainState(saved.params, saved.rest['opt_state'])
     loop.reference = saved.rest['reference']
-    loop.step, self.wall_s = saved.step, saved.facts['wall_s']
-    self.stream.set_state(saved.facts['stream'])
-    print(f'going on from the checkpoint of step {saved.step}', flush=True)
+    loop.step = self.saved_step = saved.step
+    self.wall_s, self.row = facts['wall_s'], facts['row']
+    self.cursor = facts['stream']
+    self.stream.set_state(self.cursor)
+    if facts['journal']:
+      self.header = facts['journal']
+      self.experience = Experience([], facts['figures'], [])
+    hosts.say(
+      f'going on from the checkpoint of step {saved.step} of {cfg.num_steps}'
+    )
+
+  def _check_journal(self, facts: dict[str, Any]) -> None:
+    """A checkpoint between minibatches needs what its rollout wrote."""
+    cfg, header = self.cfg, facts['journal']
+    if header is None:
+      return
+    path = journal.path_of(cfg.workdir, header['step'])
+    rows = cfg.num_prompts * cfg.group_size * cfg.steps_per_rollout
+    if not hosts.agree(journal.holds(path, header, rows)):
+      raise ValueError(f'its journal {path} is missing or damaged')
 
   def _wall(self) -> float:
     return self.wall_s + time.monotonic() - self.began
 
   def _write_facts(self) -> None:
+    if not hosts.is_first():
+      return
     facts = {
       'stage': 'grpo',
       'wall_s': self._wall(),

@@ -100,6 +100,11 @@ class Mesh:
 def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
   """Everything inside runs on this mesh; a mesh of one device is none."""
   if devices is None and mesh == Mesh():
+    if jax.process_count() > 1:
+      raise ValueError(
+        f'There are {jax.process_count()} processes, but sharding.Mesh is of '
+        'one device; cut the devices of all of them (configs/meshes).'
+      )
     yield  # the first device, as JAX has it
     return
   with jax.set_mesh(mesh.build(devices)):
@@ -185,7 +190,9 @@ def place(x: Any, axes: str) -> Any:
   if not _sizes():
     return x
   where = spec(axes, x.shape, f'An array of shape {x.shape}')
-  return jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), where))
+  where = NamedSharding(jax.sharding.get_mesh(), where)
+  # A host hands over the parts that lie on its own devices.
+  return jax.make_array_from_callback(x.shape, where, x.__getitem__)
 
 
 def of_array(
@@ -277,5 +284,40 @@ def abstract_params(axes: Mapping[str, str], params: Params) -> Params:
 
 
 def place_params(axes: Mapping[str, str], params: Params) -> Params:
-  """Parameters of the host, cut over the devices."""
-  return jax.device_put(params, of_params(axes, params))
+  """Parameters of the host, or of another mesh, cut over the devices."""
+
+  def of_one(x, where):
+    if isinstance(x, jax.Array):
+      return jax.device_put(x, where)
+    return jax.make_array_from_callback(x.shape, where, x.__getitem__)
+
+  where = of_params(axes, params)
+  return (
+    jax.device_put(params)
+    if where is None
+    else jax.tree.map(of_one, params, where)
+  )
+
+
+def moved_bytes(before: Params, after: Params) -> int:
+  """Bytes that the devices did not hold before arrays were laid out anew."""
+
+  def volume(index, shape, other=None):
+    size = 1
+    for axis, dimension in enumerate(shape):
+      start, stop, _ = index[axis].indices(dimension)
+      if other is not None:
+        left, right, _ = other[axis].indices(dimension)
+        start, stop = max(start, left), min(stop, right)
+      size *= max(stop - start, 0)
+    return size
+
+  def of_one(old, new):
+    had = old.sharding.devices_indices_map(old.shape)
+    return new.dtype.itemsize * sum(
+      volume(index, new.shape)
+      - (volume(index, new.shape, had[device]) if device in had else 0)
+      for device, index in new.sharding.devices_indices_map(new.shape).items()
+    )
+
+  return sum(jax.tree.leaves(jax.tree.map(of_one, before, after)))

@@ -3,18 +3,32 @@
 No files and no loop over steps here; `runs.py` has those.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlzero import evaluate, grpo, losses, packing, rewards, weights
+from rlzero import (
+  evaluate,
+  grpo,
+  hosts,
+  journal,
+  losses,
+  packing,
+  rewards,
+  sharding,
+  weights,
+)
+from rlzero.models import transformer
 from rlzero.rollout import scheduler
 from rlzero.tasks import base
 from rlzero.types import Params
+
+_SCORED = 256  # completions a host scores before they are written down
 
 
 @dataclasses.dataclass
@@ -30,6 +44,11 @@ class Loop:
   """Policy, reference and rewards, one rollout at a time; no files."""
 
   def __init__(self, cfg: grpo.Config, loaded: weights.Loaded, pool):
+    if cfg.update == 'pmap' and hosts.count() > 1:
+      raise ValueError(
+        f"grpo.Config.update is 'pmap', and there are {hosts.count()} hosts; "
+        "it is for the devices of one host, so use 'jit'."
+      )
     self.cfg = cfg
     self.pool = pool
     self.tokenizer = loaded.tokenizer
@@ -53,32 +72,50 @@ class Loop:
       rows.append(self.update(experience))
     return rows, experience.records
 
-  def rollout(self, drawn: Sequence[tuple[int, base.Example]]) -> 'Experience':
-    """Completes the prompts, scores what was written, cuts minibatches."""
+  def rollout(
+    self,
+    drawn: Sequence[tuple[int, base.Example]],
+    kept: journal.Journal | None = None,
+    on_look: Callable[[], None] | None = None,
+  ) -> 'Experience':
+    """Completes the prompts, scores what was written, cuts minibatches.
+
+    Args:
+      drawn: the problems, and their numbers among all that were drawn.
+      kept: where completions and scores are kept as they come; what it holds
+        already is not made again.
+      on_look: called now and then; what it raises ends the rollout.
+    """
     cfg, clock = self.cfg, _Clock()
+    kept = kept or journal.Journal(None, {})
     prompts = evaluate.prompts(self.tokenizer, cfg.template, drawn)
-    completions, usage = scheduler.generate(
-      self.model,
-      self.state.params,
-      prompts,
-      cfg.group_size,
-      cfg.sampling(cfg.temperature, 1.0),
-      eos_ids=self.tokenizer.eos_ids,
-      seed=cfg.seed,
-    )
+    with self._laid_out() as (params, moved):
+      clock.lap('reshard')
+      completions, usage = scheduler.generate(
+        self.model,
+        params,
+        prompts,
+        cfg.group_size,
+        cfg.sampling(cfg.temperature, 1.0),
+        eos_ids=self.tokenizer.eos_ids,
+        seed=cfg.seed,
+        finished=dict(kept.completions),
+        on_finished=kept.add_completion,
+        on_look=on_look,
+      )
     clock.lap('rollout')
-    records = evaluate.score(
-      self.pool, cfg.task, self.tokenizer, [e for _, e in drawn], completions
-    )
+    self._score(drawn, completions, kept, on_look)
+    kept.sync()
+    records = kept.scores
     if self.step >= cfg.preference_from_step:
       self.judges.judge(records)
     rewards.give(cfg, records)
+    clock.lap('score')
     groups = np.array([r['reward'] for r in records], np.float32)
     groups = groups.reshape(-1, cfg.group_size)
     advantages = np.asarray(
       losses.group_advantages(groups, cfg.objective.normalize_std)
     ).reshape(-1)
-    clock.lap('score')
     rows = packing.Rows(
       prompts=[p.tokens for p in prompts],
       prompt_index=np.repeat(np.arange(len(prompts)), cfg.group_size),
@@ -92,19 +129,61 @@ class Loop:
         ref_logprobs=self.learner.logprobs(self.reference, rows)
       )
     clock.lap('reference')
+    figures = _describe(records, groups, usage)
+    figures |= {f'time/{name}_s': s for name, s in clock.laps.items()}
+    if moved is None:
+      del figures['time/reshard_s']
+    else:
+      figures['reshard/bytes'] = moved
     # The order of minibatches is a function of seed and step.
-    order = np.random.default_rng((cfg.seed, self.step)).permutation(
+    used = self.step % cfg.steps_per_rollout
+    order = np.random.default_rng((cfg.seed, self.step - used)).permutation(
       len(prompts)
     )
     return Experience(
       minibatches=[
         _subset(rows, chosen, cfg.group_size)
-        for chosen in np.split(order, cfg.steps_per_rollout)
+        for chosen in np.split(order, cfg.steps_per_rollout)[used:]
       ],
-      figures=_describe(records, groups, usage)
-      | {f'time/{name}_s': seconds for name, seconds in clock.laps.items()},
+      figures=figures,
       records=records,
     )
+
+  def _score(self, drawn, completions, kept, on_look):
+    """Scores what has no score yet, some groups at a time."""
+    cfg, size = self.cfg, self.cfg.group_size
+
+    def records_of(places):
+      first, last = places[0], places[-1] + 1
+      return evaluate.score(
+        self.pool,
+        cfg.task,
+        self.tokenizer,
+        [example for _, example in drawn[first:last]],
+        completions[first * size : last * size],
+      )
+
+    groups = max(_SCORED // size, 1) * hosts.count()
+    for first in range(len(kept.scores) // size, len(drawn), groups):
+      if on_look:
+        on_look()
+      places = range(first, min(first + groups, len(drawn)))
+      kept.add_scores(hosts.shared(places, records_of))
+
+  @contextlib.contextmanager
+  def _laid_out(self) -> Iterator[tuple[Params, int | None]]:
+    """Inside, the mesh of rollouts, if that is another than the update's.
+
+    Yields:
+      the policy's parameters there, and the bytes that devices were sent.
+    """
+    if self.cfg.rollout_mesh is None:
+      yield self.state.params, None
+      return
+    with sharding.use(self.cfg.rollout_mesh):
+      params = sharding.place_params(transformer.AXES, self.state.params)
+      jax.block_until_ready(params)
+      yield params, sharding.moved_bytes(self.state.params, params)
 
   def update(self, experience: 'Experience') -> dict[str, float]:
     """One policy update with the next minibatch; returns its metrics."""
@@ -122,7 +201,8 @@ class Loop:
       figures |= difference  # later ones hold the updates in between as well
     # A step has its own update and its share of the rollout.
     shared_s = sum(
-      figures[f'time/{name}_s'] for name in ('rollout', 'score', 'reference')
+      figures.get(f'time/{name}_s', 0.0)
+      for name in ('reshard', 'rollout', 'score', 'reference')
     )
     step_s = shared_s / cfg.steps_per_rollout + clock.laps['update']
     tokens = figures['completion/len_mean'] * cfg.num_prompts * cfg.group_size
@@ -145,22 +225,25 @@ class Loop:
     num_problems: int,
     num_samples: int,
     on_progress: Callable[[int, int], None] | None = None,
+    on_look: Callable[[], None] | None = None,
   ):
     """Figures of the policy on held-out problems, and the generations."""
     cfg = self.cfg
-    figures, generations = evaluate.measure(
-      self.model,
-      self.state.params,
-      self.tokenizer,
-      cfg.task,
-      cfg.template,
-      self.pool,
-      evaluate.examples(cfg.task, split, num_problems),
-      num_samples,
-      cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
-      cfg.seed + 1_000_003,  # noise that no rollout of the run has
-      on_progress,
-    )
+    with self._laid_out() as (params, _):
+      figures, generations = evaluate.measure(
+        self.model,
+        params,
+        self.tokenizer,
+        cfg.task,
+        cfg.template,
+        self.pool,
+        evaluate.examples(cfg.task, split, num_problems),
+        num_samples,
+        cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
+        cfg.seed + 1_000_003,  # noise that no rollout of the run has
+        on_progress,
+        on_look,
+      )
     return {**figures, 'split': split, 'step': self.step}, generations
 
   def _replace_reference(self) -> None:

@@ -15,9 +15,12 @@ import pytest
 from rlzero import (
   checkpoint,
   config,
+  evaluate,
   grpo,
+  journal,
   learner,
   metrics,
+  process,
   sharding,
   step,
 )
@@ -309,3 +312,122 @@ def test_table_says_what_the_settings_amount_to(tmp_path):
   assert '3 x 4 = 12 rows' in text
   assert '4 x 24' in text
   assert '24 (2.00 epochs of 12)' in text
+
+
+@pytest.fixture(scope='module')
+def whole_of_two(tmp_path_factory):
+  """A run of rollouts of two updates each."""
+  workdir = tmp_path_factory.mktemp('whole_of_two')
+  grpo.run(_config(workdir, **_TWO))
+  return workdir
+
+
+_TWO = {
+  'steps_per_rollout': 2,
+  'num_prompts': 2,
+  'num_steps': 4,
+  'save_every': 1,
+  'eval_every': 2,
+  'eval_problems': 2,
+  'eval_samples': 2,
+  'final_problems': 1,
+  'keep_completions_every': 1,
+}
+
+
+def _assert_same_folder(first, second):
+  _assert_same_run(first, second)
+  for folder in ('completions', 'evaluations'):
+    texts = [
+      {path.name: path.read_text() for path in (workdir / folder).iterdir()}
+      for workdir in (first, second)
+    ]
+    assert texts[0] == texts[1]
+
+
+class _Killed(BaseException):
+  pass
+
+
+def _killed_at(monkeypatch, owner, name, call):
+  """The call-th call of a function does its work and is the last thing."""
+  function, calls = getattr(owner, name), []
+
+  def killing(*args, **kwargs):
+    calls.append(1)
+    if len(calls) > call:
+      raise _Killed
+    found = function(*args, **kwargs)
+    if len(calls) == call:
+      raise _Killed
+    return found
+
+  monkeypatch.setattr(owner, name, killing)
+  return calls
+
+
+def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):
+  cfg = _config(tmp_path, **_TWO)
+  written = []
+  for owner, name, call in (
+    (journal.Journal, 'add_completion', 11),  # of the first 16
+    (journal.Journal, 'add_scores', 1),
+    (learner.Learner, 'update', 1),
+    (step.Loop, 'update', 1),  # the second minibatch of the first rollout
+    (journal.Journal, 'add_completion', 7),
+    (checkpoint.Store, 'save', 1),  # between minibatches
+    (evaluate, 'write', 1),  # before the metrics that it is part of
+  ):
+    calls = _killed_at(monkeypatch, owner, name, call)
+    with pytest.raises(_Killed):
+      grpo.run(cfg)
+    assert len(calls) >= call
+    monkeypatch.undo()
+    written.append(len(_rows(tmp_path)))
+  assert written == sorted(written)
+  drawn = []
+  add = journal.Journal.add_completion
+  monkeypatch.setattr(
+    journal.Journal,
+    'add_completion',
+    lambda *args: drawn.append(1) or add(*args),
+  )
+  grpo.run(cfg)
+  assert not drawn  # the last rollout was whole, and none of it is lost
+  _assert_same_folder(whole_of_two, tmp_path)
+
+
+@pytest.mark.parametrize('call', [5, 21], ids=['first', 'second'])
+def test_sigterm_in_a_rollout(whole_of_two, tmp_path, monkeypatch, call):
+  cfg = _config(tmp_path, **_TWO | {'save_every': 4})
+  add, calls = journal.Journal.add_completion, []
+
+  def told(*args):
+    calls.append(1)
+    if len(calls) == call:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return add(*args)
+
+  monkeypatch.setattr(journal.Journal, 'add_completion', told)
+  with pytest.raises(SystemExit) as ended:
+    grpo.run(cfg)
+  assert ended.value.code == process.PREEMPTED
+  assert len(calls) < 32
+  grpo.run(cfg)
+  assert len(calls) == 32  # nothing was drawn a second time but what ran then
+  _assert_same_folder(whole_of_two, tmp_path)
+
+
+def test_lost_journal_gives_way_to_the_checkpoint_before(
+  whole_of_two, tmp_path, monkeypatch, capsys
+):
+  cfg = _config(tmp_path, **_TWO)
+  _killed_at(monkeypatch, step.Loop, 'update', 4)
+  with pytest.raises(_Killed):
+    grpo.run(cfg)
+  monkeypatch.undo()
+  (tmp_path / 'journal' / 'step_000002.jsonl').unlink()
+  grpo.run(cfg)
+  said = capsys.readouterr().err
+  assert 'step_000002.jsonl is missing or damaged' in said
+  _assert_same_folder(whole_of_two, tmp_path)

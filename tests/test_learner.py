@@ -1,5 +1,6 @@
 """The update against the plain formula, a row at a time."""
 
+import dataclasses
 import functools
 
 import jax
@@ -50,11 +51,12 @@ def params():
   return noisy(CONFIG)
 
 
-def make_rows(objective, seed=0):
+def make_rows(objective, seed=0, shortest=1, longest=9):
   """Groups of random completions; all rewards of the second are equal."""
   rng = np.random.default_rng(seed)
   completions = [
-    np.append(rng.integers(2, 13, n), EOS) for n in rng.integers(0, 9, NUM_ROWS)
+    np.append(rng.integers(2, 13, n), EOS)
+    for n in rng.integers(shortest - 1, longest, NUM_ROWS)
   ]
   rewards = rng.integers(0, 2, (NUM_PROMPTS, GROUP)).astype(np.float32)
   rewards[:, 0], rewards[:, 1] = 0, 1
@@ -161,6 +163,23 @@ def test_microbatches_change_nothing(params, micro_tokens):
   assert same.computed >= totals.computed  # padding: all that the cut changes
   same = same._replace(computed=totals.computed)
   np.testing.assert_allclose(same, totals, rtol=1e-5)
+
+
+def test_a_group_may_be_cut_into_several_microbatches(params):
+  objective = dataclasses.replace(GRPO, max_len=24)
+  rows = make_rows(objective, shortest=12, longest=24)
+  everything = np.arange(NUM_ROWS)
+  parts = [
+    {rows.prompt_index[place.completion] for place in places}
+    for places, _ in packing.microbatches(rows, everything, 48, 24)
+  ]
+  for group in range(NUM_PROMPTS):
+    assert sum(group in part for part in parts) > 1
+  whole, totals = make_learner(objective, 1000).gradient(params, rows)
+  cut, same = make_learner(objective, 48).gradient(params, rows)
+  assert distance(cut, whole) < 1e-5  # rounding of longer sums
+  np.testing.assert_allclose(same.objective, totals.objective, rtol=1e-5)
+  np.testing.assert_allclose(same.kl, totals.kl, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

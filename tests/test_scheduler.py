@@ -231,28 +231,50 @@ def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   assert list(handed) != sorted(handed)
 
 
-def test_finished_completions_are_not_drawn_again(params, by_slots):
-  whole, _ = by_slots(16)
-  kept = {i: whole[i] for i in range(48) if i % 3}
-  drawn = []
-  again, usage = generate(
+@pytest.mark.parametrize('num_slots', [16, 5])
+def test_what_is_finished_leaves_the_bits_of_the_rest(
+  params, by_slots, num_slots, monkeypatch
+):
+  """A rollout that a kill cut anywhere ends as one that nothing cut."""
+  ended = []
+  whole, usage = generate(
     params,
     make_prompts(),
-    num_slots=16,
-    finished=kept,
-    on_finished=lambda index, _: drawn.append(index),
+    num_slots=num_slots,
+    on_finished=lambda index, _: ended.append(index),
     **SHORT,
   )
-  assert sorted(drawn) == list(range(0, 48, 3))
-  assert all(again[i] is whole[i] for i in kept)
-  assert usage.tokens == sum(len(whole[i].tokens) for i in drawn)
-  same = [np.array_equal(again[i].tokens, whole[i].tokens) for i in drawn]
-  assert np.mean(same) > 0.9  # rounding may turn a token
-  nothing = dict(enumerate(whole))
-  assert generate(params, make_prompts(), finished=nothing, **SHORT) == (
-    whole,
-    (0, 0),
+  calls = []
+  decode = engine.decode
+  monkeypatch.setattr(
+    engine, 'decode', lambda *a, **k: calls.append(1) or decode(*a, **k)
   )
+  for cut in (1, 7, 20, 33, 47):
+    kept = {i: whole[i] for i in ended[:cut]}
+    drawn = []
+    calls.clear()
+    again, same_usage = generate(
+      params,
+      make_prompts(),
+      num_slots=num_slots,
+      finished=kept,
+      on_finished=lambda index, _, drawn=drawn: drawn.append(index),
+      **SHORT,
+    )
+    assert drawn == [i for i in ended if i not in kept]
+    assert all(again[i] is whole[i] for i in kept)
+    for one, other in zip(again, whole, strict=True):
+      np.testing.assert_array_equal(one.tokens, other.tokens)
+      np.testing.assert_array_equal(one.logprobs, other.logprobs)
+      assert one.finish == other.finish
+    assert same_usage == usage
+  assert len(calls) <= 4  # those that the last one took
+  nothing = dict(enumerate(whole))
+  calls.clear()
+  assert generate(
+    params, make_prompts(), num_slots=num_slots, finished=nothing, **SHORT
+  ) == (whole, usage)
+  assert not calls
 
 
 def test_the_batch_shrinks_with_the_rows_that_run(params, monkeypatch):

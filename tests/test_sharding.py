@@ -129,6 +129,24 @@ def test_completions_on_a_mesh_are_those_without(config, mesh):
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
+def test_parameters_laid_out_anew_are_the_same_and_their_bytes_counted():
+  params = params_of(EVEN)
+  with sharding.use(sharding.Mesh(fsdp=8)):
+    before = sharding.place_params(transformer.AXES, params)
+    with sharding.use(sharding.Mesh(data=4, tensor=2)):
+      after = sharding.place_params(transformer.AXES, before)
+  jax.tree.map(np.testing.assert_array_equal, after, params)
+  # Width 16 in 8 parts of 2, then heads in 2 parts: a device that holds an
+  # eighth of the kernel gets its half of it, less the sixteenth it has.
+  query = params['layers']['attention']['query']
+  one = before['layers']['attention']['query']
+  other = after['layers']['attention']['query']
+  assert sharding.moved_bytes({'q': one}, {'q': other}) == 8 * (
+    query.nbytes // 2 - query.nbytes // 16
+  )
+  assert sharding.moved_bytes(before, before) == 0
+
+
 def _collectives(text):
   """(kind, elements of the result) of each collective of a compiled program."""
   found = []

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlzero import packing, sharding
+from rlzero import hosts, packing, sharding
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import engine
 from rlzero.types import Params, Tokens
@@ -94,6 +94,7 @@ def generate(
   seed: int,
   finished: Mapping[int, Completion] = types.MappingProxyType({}),
   on_finished: Callable[[int, Completion], None] | None = None,
+  on_look: Callable[[], None] | None = None,
 ) -> tuple[list[Completion], Usage]:
   """Draws `group_size` completions of each prompt, groups adjacent.
 
@@ -106,12 +107,16 @@ def generate(
     eos_ids: tokens that end a completion.
     seed: of the run; with draw, sample and position it makes the keys.
     finished: completions that are there already, by their index in the
-      result; they are handed back as they are.
+      result; they are handed back as they are. They take part in the schedule
+      all the same, so that every other row is drawn in the slot, the batch and
+      the span that it would have had, and has the same bits.
     on_finished: called with index and completion as soon as each ends, so
       that it can be kept, or counted.
+    on_look: called between two calls to the device; what it raises ends the
+      generation.
 
   Returns:
-    the completions, and what drawing those that were missing took.
+    the completions, and what drawing all of them takes.
 
   Raises:
     ValueError: a prompt that is empty or too long, or a model that is too
@@ -125,14 +130,16 @@ def generate(
   slots = engine.empty(config, num_slots, capacity, sampling.max_len)
   held = np.full(num_slots, -1)  # completion in each slot
   cached = np.zeros(num_slots, int)
+  left = np.zeros(num_slots, int)  # tokens to come of a finished one, else 0
   done: list[Completion | None] = [finished.get(i) for i in range(total)]
-  queue = collections.deque(i for i in range(total) if done[i] is None)
-  missing = list(queue)
+  queue = collections.deque(range(total))
   block = _Block(config, params, prompts, widest)
-  num_left, computed = len(missing), 0
+  num_left, computed = total, 0
   while num_left:
+    if on_look:
+      on_look()
     while queue and (held < 0).any():
-      block.load(queue[0] // group_size)
+      block.reach(queue[0] // group_size)
       source = np.full(num_slots, -1, np.int32)
       counters = np.zeros((num_slots, 2), np.int32)
       for slot in np.flatnonzero(held < 0):
@@ -140,46 +147,59 @@ def generate(
           break
         held[slot] = queue.popleft()
         prompt, sample = divmod(held[slot], group_size)
+        cached[slot] = len(prompts[prompt].tokens) - 1
+        if known := done[held[slot]]:
+          left[slot] = len(known.tokens)
+          continue
         source[slot] = prompt - block.start
         counters[slot] = prompts[prompt].draw, sample
-        cached[slot] = len(prompts[prompt].tokens) - 1
-      slots = engine.insert(
-        slots,
-        block.prefilled,
-        block.ids,
-        block.lengths,
-        source,
-        counters,
-        seed,
-      )
+      if (source >= 0).any():
+        block.load()
+        slots = engine.insert(
+          slots,
+          block.prefilled,
+          block.ids,
+          block.lengths,
+          source,
+          counters,
+          seed,
+        )
     alive = np.flatnonzero(held >= 0)
     if (fewer := _enough(alive.size, num_slots)) < num_slots:
       # Only when the queue is empty, or the slots would have been filled.
       chosen = np.append(alive, np.flatnonzero(held < 0))[:fewer]
       slots = engine.keep(slots, chosen)
-      held, cached, num_slots = held[chosen], cached[chosen], fewer
+      held, cached, left = held[chosen], cached[chosen], left[chosen]
+      num_slots = fewer
     furthest = int(cached[held >= 0].max()) + sampling.decode_steps
-    slots = engine.decode(
-      params,
-      slots,
-      np.int32(sampling.max_len),
-      config=config,
-      eos_ids=eos_ids,
-      num_steps=sampling.decode_steps,
-      span=min(_span(furthest), capacity),
-      temperature=sampling.temperature,
-      top_p=sampling.top_p,
-    )
+    drawn = (held >= 0) & (left == 0)
+    # What a finished one would have done is known without the device.
+    ahead = np.minimum(left, sampling.decode_steps)
+    cached, left = cached + ahead, left - ahead
+    running = left > 0
+    if drawn.any():
+      slots = engine.decode(
+        params,
+        slots,
+        np.int32(sampling.max_len),
+        config=config,
+        eos_ids=eos_ids,
+        num_steps=sampling.decode_steps,
+        span=min(_span(furthest), capacity),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+      )
+      alive, places = hosts.fetch((slots.running, slots.cached))
+      running = np.where(drawn, alive, running)
+      cached = np.where(drawn, places, cached)
     computed += num_slots * sampling.decode_steps
-    running, cached = (
-      np.array(x) for x in jax.device_get((slots.running, slots.cached))
-    )
     ended = np.flatnonzero((held >= 0) & ~running)
-    if ended.size:
-      tokens, logprobs, length = jax.device_get(
+    if drawn[ended].any():
+      tokens, logprobs, length = hosts.fetch(
         (slots.tokens, slots.logprobs, slots.length)
       )
-      for slot in ended:
+    for slot in ended:
+      if drawn[slot]:
         size = length[slot]
         stopped = tokens[slot, size - 1] in eos_ids
         completion = Completion(
@@ -190,9 +210,9 @@ def generate(
         done[held[slot]] = completion
         if on_finished:
           on_finished(int(held[slot]), completion)
-        held[slot] = -1
-      num_left -= ended.size
-  return done, Usage(sum(len(done[i].tokens) for i in missing), computed)
+      held[slot] = -1
+    num_left -= ended.size
+  return done, Usage(sum(len(c.tokens) for c in done), computed)
 
 
 def lower(
@@ -287,16 +307,21 @@ class _Block:
     self._config, self._params = config, params
     self._prompts, self._widest = prompts, widest
     self._size = block_size(len(prompts))
-    self.start = -self._size
+    self.start, self.prefilled = -self._size, None
 
   def holds(self, prompt: int) -> bool:
     return self.start <= prompt < self.start + self._size
 
-  def load(self, prompt: int) -> None:
-    if self.holds(prompt):
+  def reach(self, prompt: int) -> None:
+    """Moves on to the block that begins with the prompt, if it is not here."""
+    if not self.holds(prompt):
+      self.start, self.prefilled = prompt, None
+
+  def load(self) -> None:
+    """Prefills the block, unless that has been done."""
+    if self.prefilled is not None:
       return
-    self.start = prompt
-    chosen = self._prompts[prompt : prompt + self._size]
+    chosen = self._prompts[self.start : self.start + self._size]
     padded = packing.pad(
       [one.tokens for one in chosen], self._size, self._widest
     )

@@ -329,6 +329,9 @@ def _serve() -> None:
   with contextlib.suppress(ValueError, OSError):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+  # A scheduler that ends a job may tell its workers too, while the parent is
+  # still saving what they say.
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   # The parent kills a worker that hangs. Should the parent be gone, the alarm
   # does: nothing handles it, so it ends even a loop inside C.
   signal.setitimer(signal.ITIMER_REAL, 2 * _START_S)

@@ -1,0 +1,83 @@
+"""Several hosts: the same program on each of them, and one that writes.
+
+Every host draws the same prompts, since draws are counted, and plays the same
+schedule; the arrays are cut over the devices of all of them. A host scores its
+share of the completions and hands over its own rows of a batch. What one host
+alone may know (which files are there, whether a signal came) is agreed upon
+before it decides anything.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def count() -> int:
+  """How many hosts there are."""
+  return jax.process_count()
+
+
+def is_first() -> bool:
+  """Whether this host is the one that writes and talks."""
+  return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+  """Prints a line, once for all hosts."""
+  if is_first():
+    print(text, flush=True)
+
+
+def agree(value: Any) -> Any:
+  """The first host's value, anything that JSON holds, on every host."""
+  return value if jax.process_count() == 1 else _everyones(value)[0]
+
+
+def any_of(flag: bool) -> bool:
+  """Whether it is so on at least one host."""
+  return flag if jax.process_count() == 1 else any(_everyones(flag))
+
+
+def least(value: int) -> int:
+  """The smallest of the hosts' values."""
+  return value if jax.process_count() == 1 else min(_everyones(value))
+
+
+def shared(
+  items: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]
+) -> list[Any]:
+  """What `work` makes of the items, each host with an even share of them.
+
+  Args:
+    items: the same on every host.
+    work: a result for each item that it is given, anything that JSON holds.
+  """
+  if jax.process_count() == 1:
+    return work(items)
+  parts = np.array_split(np.arange(len(items)), jax.process_count())
+  mine = [items[i] for i in parts[jax.process_index()]]
+  return sum(_everyones(work(mine) if mine else []), [])
+
+
+def fetch(tree: Any) -> Any:
+  """Arrays that may lie on the devices of other hosts, as NumPy arrays."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _everyones(value: Any) -> list[Any]:
+  """The values of all hosts, in their order."""
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(data.size))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: data.size] = data
+  every = multihost_utils.process_allgather(padded)
+  return [
+    json.loads(row[:size].tobytes())
+    for row, size in zip(every, sizes, strict=True)
+  ]

@@ -1,0 +1,57 @@
+"""Three GRPO steps on several hosts, written down: for test_hosts.py.
+
+bash launch/local_cluster.sh 2 tests.host_steps DIR
+"""
+
+import contextlib
+import pathlib
+import pickle
+import sys
+
+from rlzero import checkpoint, grpo, hosts, process, sharding, step, weights
+from rlzero.tasks.template import Template
+
+MESH = sharding.Mesh(data=2, fsdp=4)
+CONFIG = {
+  'template': Template('short'),
+  'mesh': MESH,
+  'num_prompts': 2,
+  'group_size': 4,
+  'steps_per_rollout': 1,
+  'max_len': 16,
+  'max_prompt_len': 16,
+  'num_slots': 8,
+  'decode_steps': 8,
+  'kl_coef': 0.01,
+  'reference_every': 2,
+  'micro_tokens': 256,
+  'num_workers': 1,
+}
+
+
+def main(folder: str) -> None:
+  """Writes what each step drew and its gradients, and a checkpoint."""
+  cfg = grpo.Config(workdir=folder, **CONFIG)
+  loaded = weights.load(checkpoint.embedded('tiny_base'))
+  examples = cfg.task.examples('train')
+  steps = []
+  with sharding.use(cfg.mesh), grpo.reward_pool(cfg) as pool:
+    loop = step.Loop(cfg, loaded, pool)
+    for number in range(3):
+      drawn = [(i, examples[i]) for i in range(2 * number, 2 * number + 2)]
+      experience = loop.rollout(drawn)
+      (rows,) = experience.minibatches
+      grads, _ = loop.learner.gradient(loop.state.params, rows)
+      steps.append((experience.records, rows, hosts.fetch(grads)))
+      loop.update(experience)
+    with contextlib.closing(checkpoint.Store(folder)) as store:
+      rest = {'opt_state': loop.state.opt_state}
+      store.save(3, loop.state.params, rest)
+    params = hosts.fetch(loop.state.params)
+  if hosts.is_first():
+    with open(pathlib.Path(folder) / 'steps.pickle', 'wb') as file:
+      pickle.dump((steps, params), file)
+
+
+if __name__ == '__main__':
+  main(*process.join_hosts(sys.argv[1:]))

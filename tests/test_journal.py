@@ -1,0 +1,89 @@
+"""What a killed rollout leaves behind, and what of it is used."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from rlzero import journal
+from rlzero.rollout.scheduler import Completion, Finish
+
+_HEADER = {'step': 16, 'config': 'a', 'policy': 7, 'prompts': 'b'}
+
+
+def _completion(size):
+  rng = np.random.default_rng(size)
+  return Completion(
+    rng.integers(0, 9, size).astype(np.int32),
+    rng.normal(size=size).astype(np.float32),
+    Finish.EOS,
+  )
+
+
+@pytest.fixture
+def path(tmp_path):
+  path = journal.path_of(str(tmp_path), 16)
+  with contextlib.closing(journal.Journal(path, _HEADER)) as kept:
+    for i in (2, 0, 1):
+      kept.add_completion(i, _completion(5 + i))
+    kept.add_scores([{'reward': 1 / 3}, {'reward': 0.0}])
+  return path
+
+
+def _read(path, header=_HEADER):
+  with contextlib.closing(journal.Journal(path, header)) as kept:
+    return kept
+
+
+def test_everything_comes_back_with_its_bits(path):
+  kept = _read(path)
+  assert sorted(kept.completions) == [0, 1, 2]
+  for i, found in kept.completions.items():
+    np.testing.assert_array_equal(found.tokens, _completion(5 + i).tokens)
+    np.testing.assert_array_equal(found.logprobs, _completion(5 + i).logprobs)
+    assert found.finish is Finish.EOS
+  assert kept.scores == [{'reward': 1 / 3}, {'reward': 0.0}]
+  assert journal.holds(path, _HEADER, 2)
+  assert not journal.holds(path, _HEADER, 3)
+
+
+def test_a_torn_line_is_passed_over_and_written_again(path):
+  with open(path, 'rb') as file:
+    whole = file.read()
+  ends = [i + 1 for i, c in enumerate(whole) if c == ord('\n')]
+  for cut in (ends[-1] - 1, ends[-2] + 3, ends[-2]):
+    with open(path, 'wb') as file:
+      file.write(whole[:cut])
+    with contextlib.closing(journal.Journal(path, _HEADER)) as kept:
+      assert len(kept.scores) == 1
+      kept.add_scores([{'reward': 0.0}])
+    with open(path, 'rb') as file:
+      assert file.read() == whole
+
+
+def test_a_line_that_is_not_what_was_written_ends_the_journal(path):
+  with open(path, 'rb') as file:
+    lines = file.readlines()
+  lines[2] = lines[2].replace(b'"index": 0', b'"index": 1')
+  with open(path, 'wb') as file:
+    file.writelines(lines)
+  kept = _read(path)
+  assert sorted(kept.completions) == [2] and not kept.scores
+
+
+@pytest.mark.parametrize('name', _HEADER)
+def test_a_journal_of_something_else_is_begun_anew(path, name):
+  other = _HEADER | {name: 'other'}
+  kept = _read(path, other)
+  assert not kept.completions and not kept.scores
+  assert not _read(path).completions  # nor is it there for later
+
+
+def test_journals_that_no_checkpoint_needs_are_removed(path, tmp_path):
+  later = journal.path_of(str(tmp_path), 32)
+  _read(later)
+  journal.prune(str(tmp_path), 16)
+  assert journal.holds(path, _HEADER, 2)
+  journal.prune(str(tmp_path), 32)
+  assert not journal.holds(path, _HEADER, 2)
+  assert journal.holds(later, _HEADER, 0)
