@@ -10,7 +10,8 @@ _TASK = countdown.Countdown(languages=('en', 'zh'))
 def test_both_are_right_and_the_better_one_has_its_bracket_first(tmp_path):
   style.run(style.Config(workdir=str(tmp_path), task=_TASK))
   targets = {e.question: e.target for e in _TASK.examples('train')}
-  pairs = [json.loads(line) for line in (tmp_path / 'pairs.jsonl').open()]
+  lines = (tmp_path / 'pairs.jsonl').read_text('utf-8').splitlines()
+  pairs = [json.loads(line) for line in lines]
   assert len(pairs) > 300
   for pair in pairs[::10]:
     first, last = (
