@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the test suite: bash launch/test.sh [--parity] [pytest arguments]
-# --parity adds the checks against transformers, which need CPU torch and
-# SmolLM2. On Linux, an extra index of CPU builds of torch (see pip's
+# --parity adds the checks against transformers, which need CPU torch, SmolLM2
+# and Gemma 3 270M. On Linux, an extra index of CPU builds of torch (see pip's
 # PIP_EXTRA_INDEX_URL) spares the download of its CUDA libraries.
 set -euo pipefail
 # shellcheck source=launch/setup.sh

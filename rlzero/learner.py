@@ -118,7 +118,10 @@ class Learner:
     )
 
   def init(self, params: Params) -> TrainState:
-    """Parameters on the current mesh, and the optimiser's state beside them."""
+    """Parameters on the current mesh, and the optimiser's state beside them.
+
+    Those that lie there already are not copied: the first update donates them.
+    """
     params = sharding.place_params(transformer.AXES, params)
     return TrainState(params, self._transform.init(params))
 
