@@ -23,7 +23,7 @@ import numpy as np
 
 from rlzero import checkpoint, metrics, provenance
 
-_STEPS = 60
+_STEPS = 20
 _GIN = """
 from __gin__ import dynamic_registration
 from rlzero import grpo
@@ -42,7 +42,7 @@ grpo.Config.reference_every = 8
 grpo.Config.learning_rate = 1e-4
 grpo.Config.micro_tokens = 256
 grpo.Config.save_every = 3
-grpo.Config.eval_every = 20
+grpo.Config.eval_every = 10
 grpo.Config.eval_problems = 4
 grpo.Config.eval_samples = 2
 grpo.Config.final_problems = 4
@@ -131,15 +131,17 @@ def _start(gin, workdir):
 
 
 def _wait_for_work(process, workdir):
-  """Until the process has compiled and does something."""
-  log = workdir.with_suffix('.log')
-  size = log.stat().st_size
-  words = ('completions', 'grpo ', 'pass@1')
+  """Until the process has compiled, and draws something new."""
+
+  def kept():
+    journals = (workdir / 'journal').glob('*.jsonl')
+    return {path.name: path.stat().st_size for path in journals}
+
+  before = kept()
   while process.poll() is None:
-    with open(log, encoding='utf-8') as file:
-      file.seek(size)
-      if any(word in file.read() for word in words):
-        return
+    new = {name: size - before.get(name, 0) for name, size in kept().items()}
+    if max(new.values(), default=0) > 300:  # bytes: more than a first line
+      return
     time.sleep(0.01)
 
 
