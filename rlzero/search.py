@@ -195,7 +195,7 @@ class Search:
     everyone = range(len(roots))
     last = self._write(everyone, ends, 1, _ANSWER_LEN, set(), temperature=0.0)
     return [
-      self._sample([*end.tokens, *completion.tokens])
+      self._sample([*end.tokens, *completion.tokens.tolist()])
       for end, completion in zip(ends, last, strict=True)
     ]
 
