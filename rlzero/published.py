@@ -5,6 +5,7 @@ o1-0912), Table 4 (R1, o1-mini and o1-1217) and Table 5 (the distilled models).
 Accuracies in percent; Codeforces is a rating.
 """
 
+from html import escape
 from typing import Any
 
 # A column: heading, benchmark, figure of ours.
@@ -16,6 +17,7 @@ _COLUMNS = {
   'LiveCodeBench pass@1': ('livecodebench', 'pass@1'),
   'Codeforces rating': ('codeforces', 'rating'),
 }
+SOURCE = 'Published: arXiv 2501.12948v1, Tables 2, 4 and 5; not measured here.'
 PUBLISHED: dict[str, tuple[float | None, ...]] = {
   'OpenAI o1-mini': (63.6, 80.0, 90.0, 60.0, 53.8, 1820),
   'OpenAI o1-0912': (74.4, 83.3, 94.8, 77.3, 63.4, 1843),
@@ -78,11 +80,23 @@ def table(result: dict[str, Any]) -> str:
   """Our figures and the published ones, as Markdown."""
   parts = [_markdown(rows(result))]
   if others := published_rows(result):
-    parts.append(
-      'Published: arXiv 2501.12948v1, Tables 2, 4 and 5; not measured here.'
-    )
-    parts.append(_markdown(others))
+    parts += [SOURCE, _markdown(others)]
   return '\n\n'.join(parts)
+
+
+def html(result: dict[str, Any]) -> str:
+  """The same for a page; nothing where no suite was measured."""
+  if not result:
+    return ''
+  parts = ['<h2>Benchmarks</h2>', _html(rows(result))]
+  if others := published_rows(result):
+    parts += [f'<p class="small">{SOURCE}</p>', _html(others)]
+  return ''.join(parts)
+
+
+def _html(cells: list[list[str]]) -> str:
+  lines = (''.join(f'<td>{escape(cell)}</td>' for cell in row) for row in cells)
+  return '<table>' + ''.join(f'<tr>{line}</tr>' for line in lines) + '</table>'
 
 
 def _show(value: float | None) -> str:

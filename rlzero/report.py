@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlzero import metrics
+from rlzero import metrics, published
 from rlzero.tasks.template import reflective_words
 
 # Of an evaluation; each becomes NAME_before and NAME_after in the summary.
@@ -125,6 +125,7 @@ class _Run(NamedTuple):
   after: dict[str, Any]
   info: dict[str, Any]  # run.json
   config: dict[str, Any]
+  suite: dict[str, Any]  # figures of rlzero.evaluate --suite
 
   @property
   def name(self) -> str:
@@ -169,7 +170,7 @@ def write(workdir: str) -> dict[str, Any]:
     alarms=_box('What needs a look', detectors(loaded.rows)),
     figures=_figures(loaded),
     segments=_segments_text(loaded.rows),
-    table=_table(loaded),
+    table=_table(loaded) + published.html(loaded.suite),
     time=_time(loaded),
     sceptics=_box(
       'What sceptics ask',
@@ -291,7 +292,8 @@ def _load(workdir: str) -> _Run:
   evaluations = os.path.join(workdir, _EVALUATIONS)
   before = _read_object(evaluations, 'before.json')
   after = _read_object(evaluations, 'after.json')
-  if not (rows or before or after):
+  suite = _read_object(evaluations, 'suite.json')
+  if not (rows or before or after or suite):
     raise ValueError(
       f'The workdir {workdir!r} holds neither {metrics.JSONL} nor '
       'evaluations/; give the folder of a run that has begun with '
@@ -300,7 +302,7 @@ def _load(workdir: str) -> _Run:
   info, config = (
     _read_object(workdir, name) for name in ('run.json', 'config.json')
   )
-  return _Run(workdir, rows, before, after, info, config)
+  return _Run(workdir, rows, before, after, info, config, suite)
 
 
 def _read_object(folder: str, name: str) -> dict[str, Any]:

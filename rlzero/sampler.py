@@ -86,9 +86,16 @@ class Local:
       samples[index] = of_completion(self._tokenizer, completion)
       on_finished(index, samples[index])
 
-    nothing = scheduler.Completion(
-      np.zeros(0, np.int32), np.zeros(0, np.float32), scheduler.Finish.EOS
-    )
+    # Their lengths are all that the schedule needs to draw the others in the
+    # batches that they would have had.
+    known = {
+      i: scheduler.Completion(
+        np.zeros(sample.num_tokens, np.int32),
+        np.zeros(sample.num_tokens, np.float32),
+        scheduler.Finish.EOS,
+      )
+      for i, sample in finished.items()
+    }
     scheduler.generate(
       self._config,
       self._params,
@@ -97,7 +104,7 @@ class Local:
       sampling,
       eos_ids=self._tokenizer.eos_ids,
       seed=seed,
-      finished=dict.fromkeys(finished, nothing),
+      finished=known,
       on_finished=hand_over,
     )
     return [samples[i] for i in range(len(questions) * num_samples)]

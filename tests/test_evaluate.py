@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rlzero import checkpoint, evaluate, published, sampler, suites
+from rlzero import checkpoint, evaluate, published, report, sampler, suites
 from rlzero.rollout import scheduler
 from rlzero.tasks import countdown, sandbox
 from rlzero.tasks.template import Template
@@ -229,6 +229,12 @@ def test_samples_on_disk_are_scored_without_a_model(suite, tmp_path):
     evaluate.run(dataclasses.replace(cfg, benchmarks=more))
 
 
+def test_report_shows_the_suite(suite):
+  report.write(str(suite))
+  page = (suite / 'report.html').read_text()
+  assert '<h2>Benchmarks</h2>' in page and '<td>second</td>' in page
+
+
 def test_samples_of_other_settings_are_not_mixed(suite):
   cfg = _config(workdir=str(suite), benchmarks=_SUITE, seed=1)
   with pytest.raises(ValueError, match='samples with seed 0, and now it is 1'):
@@ -336,3 +342,6 @@ def test_table_sets_published_figures_apart():
   )
   assert text.count('(published)') == 11 and 'not measured here' in text
   assert 'published' not in published.table({'benchmarks': {'own': figures}})
+  page = published.html({'benchmarks': {'aime2024': figures}})
+  assert '<td>OpenAI o1-1217 (published)</td><td>79.2</td>' in page
+  assert published.html({}) == ''
