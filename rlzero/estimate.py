@@ -127,7 +127,7 @@ class Estimate:
       + tokens * m.num_layers * kept * s.item
       + scores_kept
       + max(
-        2 * working + scores * (2 * 4 + 2 * s.item),
+        2 * working + scores * (2 * 4 + s.item),
         head + s.head * (4 + s.item),
       ),
       moved=passes * reference.moved + 3 * s.params,

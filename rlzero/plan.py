@@ -66,6 +66,7 @@ class Config:
   prompt_len: int = 0  # tokens; 0 assumes max_prompt_len
   efficiency: float = 0.4  # share of the rooflines that a run reaches
   price: float = 0.0  # of an hour of a chip; 0 leaves the cost out
+  compile: bool = True  # for TPUs; else arithmetic, in seconds
   fit: bool = True  # look for the largest microbatch and number of slots
   json: bool = False  # print one line of JSON alone
 
@@ -135,7 +136,8 @@ def plan(cfg: Config) -> dict[str, Any]:
     )
   else:
     chip = hardware.CHIPS[name]
-    devices = _topology(name, shape) if chip.is_tpu else None
+    compiles = chip.is_tpu and cfg.compile
+    devices = _topology(name, shape) if compiles else None
     num_devices = len(devices) if devices else _number(cfg.topology, shape)
   mesh = cfg.run.mesh
   if devices:
@@ -167,12 +169,13 @@ def _topology(name: str, shape: str):
 
 
 def _number(topology: str, shape: str) -> int:
-  if not shape.isdigit() or int(shape) < 1:
+  sizes = shape.split('x')
+  if not all(n.isdigit() and int(n) for n in sizes):
     raise ValueError(
-      f'plan.Config.topology is {topology!r}; a GPU is followed by how many, '
-      'h100:8.'
+      f'plan.Config.topology is {topology!r}; a chip is followed by how many '
+      'there are, h100:8 or v5p:4x4x4.'
     )
-  return int(shape)
+  return math.prod(map(int, sizes))
 
 
 class _Plan:

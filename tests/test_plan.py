@@ -127,6 +127,13 @@ def test_lengths_have_the_mean_and_the_longest():
   assert (lengths == 1000).mean() == pytest.approx(np.exp(-1000 / 313), rel=0.3)
 
 
+def test_tpus_without_their_compiler():
+  report = plan.plan(_plan('v5e:2x4', compile=False, fit=False))
+  assert report['source'] == 'arithmetic'
+  assert report['devices'] == 8
+  assert report['hbm_bytes'] == 15.75 * 2**30
+
+
 def test_the_largest_sizes_are_the_largest():
   chip = plan.hardware.CHIPS['h100']
   report = plan.plan(_plan('h100:8', price=2.0))
@@ -189,7 +196,7 @@ def test_from_the_command_line(tmp_path, capsys):
   ('topology', 'changes', 'sentence'),
   [
     ('v9:2x2', {}, "topology is 'v9:2x2'; choose one of v4, v5e"),
-    ('h100:eight', {}, 'a GPU is followed by how many'),
+    ('h100:eight', {}, 'a chip is followed by how many'),
     ('h100:6', {}, '8 devices, but there are 6'),
     ('h100:8', {'model': None}, 'run has no model; set grpo.Config.model'),
     ('h100:8', {'efficiency': 0.0}, 'efficiency is 0.0'),
