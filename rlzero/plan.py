@@ -90,6 +90,11 @@ class Config:
       raise ValueError(
         "plan.Config.run has update = 'pmap'; only 'jit' is planned."
       )
+    if self.run.rollout_mesh is not None:
+      raise ValueError(
+        f'plan.Config.run has rollout_mesh = {self.run.rollout_mesh}; only '
+        'runs with one layout are planned, so set it to None.'
+      )
 
   @property
   def assumed_len(self) -> int:

@@ -199,13 +199,15 @@ def test_from_the_command_line(tmp_path, capsys):
     ('h100:eight', {}, 'a chip is followed by how many'),
     ('h100:6', {}, '8 devices, but there are 6'),
     ('h100:8', {'model': None}, 'run has no model; set grpo.Config.model'),
+    ('h100:8', {'rollout_mesh': RUN.mesh}, 'only runs with one layout'),
     ('h100:8', {'efficiency': 0.0}, 'efficiency is 0.0'),
     ('h100:8', {'mean_len': 999}, 'mean_len is 999'),
   ],
 )
 def test_plans_that_cannot_be(topology, changes, sentence):
-  run = {k: v for k, v in changes.items() if k == 'model'}
-  rest = {k: v for k, v in changes.items() if k != 'model'}
+  of_run = ('model', 'rollout_mesh')
+  run = {k: v for k, v in changes.items() if k in of_run}
+  rest = {k: v for k, v in changes.items() if k not in of_run}
   with pytest.raises(ValueError, match=sentence):
     plan.plan(_plan(topology, run, **rest))
 
