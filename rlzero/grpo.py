@@ -99,6 +99,11 @@ class Config:
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
   remat: bool = _late(False)  # recompute layers in the backward pass
   skip_constant_groups: bool = True  # in updates without KL; saves time alone
+  # Of models with experts: the step of the router's bias against the load of
+  # its experts (gamma of DeepSeek-V3, 0 at the end of its pre-training), and
+  # whether an update takes the experts that the rollout took.
+  balance_speed: float = 0.0
+  replay_routes: bool = False
   # Over the mesh, or a device each.
   update: Literal['jit', 'pmap'] = _late('jit')
   # Run
@@ -137,6 +142,7 @@ class Config:
       'final_problems': 0,
       'final_samples': 1,
       'keep_completions_every': 1,
+      'balance_speed': 0,
     }
     for name, least in at_least.items():
       value = getattr(self, name)
@@ -245,9 +251,12 @@ class Config:
       self.micro_tokens,
       self.skip_constant_groups,
       self.update == 'pmap',
+      self.balance_speed,
     )
 
-  def sampling(self, temperature: float, top_p: float) -> scheduler.Sampling:
+  def sampling(
+    self, temperature: float, top_p: float, keep_routes: bool = False
+  ) -> scheduler.Sampling:
     return scheduler.Sampling(
       max_len=self.max_len,
       max_prompt_len=self.max_prompt_len,
@@ -255,6 +264,7 @@ class Config:
       top_p=top_p,
       num_slots=self.num_slots,
       decode_steps=self.decode_steps,
+      keep_routes=keep_routes,
     )
 
 

@@ -61,6 +61,7 @@ class Journal:
         'tokens': _text(completion.tokens, np.int32),
         'logprobs': _text(completion.logprobs, np.float32),
         'finish': completion.finish.value,
+        **_routes(completion.routes),
       }
     )
 
@@ -93,6 +94,9 @@ class Journal:
       _array(line['tokens'], np.int32),
       _array(line['logprobs'], np.float32),
       Finish(line['finish']),
+      _array(line['routes'], np.int16).reshape(line['routes_shape'])
+      if 'routes' in line
+      else None,
     )
 
   def _write(self, line):
@@ -103,6 +107,13 @@ class Journal:
     self._file.flush()  # a killed process loses nothing; a machine, a second
     if time.monotonic() - self._synced > _SYNC_S:
       self.sync()
+
+
+def _routes(routes: np.ndarray | None) -> dict[str, Any]:
+  """Of a model with experts, where they are to be taken again."""
+  if routes is None:
+    return {}
+  return {'routes': _text(routes, np.int16), 'routes_shape': routes.shape}
 
 
 def digest(value: Any) -> str:

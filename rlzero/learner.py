@@ -17,7 +17,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from rlzero import hosts, losses, packing, sharding
-from rlzero.models import transformer
+from rlzero.models import moe, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.types import Params
 
@@ -68,10 +68,13 @@ class Totals(NamedTuple):
   computed: Float[Array, '']  # tokens of any kind, padding included
   difference: Float[Array, '']  # sum of |learner - old| log-prob
   difference_max: Float[Array, '']
+  # Tokens, of prompts too, that each expert got; () in a model without.
+  loads: Float[Array, 'L E'] | tuple[()] = ()
 
   def __add__(self, other: 'Totals') -> 'Totals':
-    sums = (a + b for a, b in zip(self[:-1], other[:-1], strict=True))
-    return Totals(*sums, jnp.maximum(self.difference_max, other.difference_max))
+    sums = jax.tree.map(jnp.add, self, other)
+    largest = jnp.maximum(self.difference_max, other.difference_max)
+    return sums._replace(difference_max=largest)
 
 
 class Learner:
@@ -87,6 +90,7 @@ class Learner:
     pmapped: whether each device takes whole microbatches and the sums meet at
       the end (`jax.pmap`), instead of every microbatch being cut over the mesh.
       For a mesh that only copies the parameters.
+    balance_speed: gamma of `moe.balanced`, for routers that have a bias.
   """
 
   def __init__(
@@ -97,7 +101,9 @@ class Learner:
     micro_tokens: int,
     skip_constant: bool = True,
     pmapped: bool = False,
+    balance_speed: float = 0.0,
   ):
+    self._config = config
     self._pmapped = pmapped
     self._cut = functools.partial(
       packing.microbatches, micro_tokens=micro_tokens, max_len=objective.max_len
@@ -111,7 +117,7 @@ class Learner:
       accumulate, in_axes=(None, 0, 0), donate_argnums=1
     )
     self._apply = jax.jit(
-      functools.partial(_apply, transform), donate_argnums=0
+      functools.partial(_apply, transform, balance_speed), donate_argnums=0
     )
     self._score = jax.jit(
       functools.partial(_logprobs, config, objective.temperature)
@@ -151,6 +157,7 @@ class Learner:
       'policy/old_difference_mean': float(totals.difference) / tokens,
       'policy/old_difference_max': float(totals.difference_max),
       'update/useful_over_computed': real / max(float(totals.computed), 1.0),
+      **_balance(totals.loads),
     }
 
   def gradient(
@@ -160,7 +167,7 @@ class Learner:
     chosen = self._chosen(rows)
     if self._pmapped:
       return self._gradient_of_devices(params, rows, chosen)
-    carry = _empty(params)
+    carry = _empty(self._config, params)
     for _, micro in self._cut(rows, chosen, ways=sharding.ways('B')):
       carry = self._accumulate(params, carry, _place(micro))
     return carry
@@ -170,7 +177,7 @@ class Learner:
     number = sharding.ways('B')
     micros = (micro for _, micro in self._cut(rows, chosen))
     with sharding.leave():
-      carry = _empty_each(params, np.arange(number))
+      carry = _empty_each(self._config, params, np.arange(number))
       for stacked in packing.side_by_side(micros, number):
         carry = self._accumulate_each(params, carry, stacked)
       return _added(carry)
@@ -205,7 +212,7 @@ class Learner:
       before, and `apply` is the optimiser's step.
     """
     params = sharding.abstract_params(transformer.AXES, state.params)
-    _, totals = jax.eval_shape(_empty, params)
+    _, totals = jax.eval_shape(functools.partial(_empty, self._config), params)
     _, micro = next(
       self._cut(rows, self._chosen(rows), ways=sharding.ways('B'))
     )
@@ -233,15 +240,22 @@ class Learner:
     return out
 
 
-def _empty(params: Params) -> tuple[Params, Totals]:
-  totals = Totals(*(jnp.zeros(()) for _ in Totals._fields))
+def _empty(config: ModelConfig, params: Params) -> tuple[Params, Totals]:
+  zeros = {name: jnp.zeros(()) for name in Totals._fields if name != 'loads'}
+  loads = ()
+  if config.experts:
+    routed = config.num_layers - config.num_dense_layers
+    loads = jnp.zeros((routed, config.experts.num_experts))
+  totals = Totals(**zeros, loads=loads)
   return jax.tree.map(jnp.zeros_like, params), totals
 
 
-@functools.partial(jax.pmap, in_axes=(None, 0))
-def _empty_each(params, device):
+@functools.partial(
+  jax.pmap, in_axes=(None, None, 0), static_broadcasted_argnums=0
+)
+def _empty_each(config, params, device):
   del device  # there to say how many
-  return _empty(params)
+  return _empty(config, params)
 
 
 @functools.partial(jax.pmap, axis_name='devices', out_axes=None)
@@ -267,23 +281,24 @@ def _place(micro: packing.Micro, place=sharding.place) -> packing.Micro:
     old_logprobs=place(micro.old_logprobs, 'BT'),
     ref_logprobs=place(micro.ref_logprobs, 'BT'),
     advantages=place(micro.advantages, 'BT'),
+    routes=None if micro.routes is None else place(micro.routes, 'LBT_'),
   )
 
 
 def _predicted(config, params, micro):
-  """Hidden state before each completion token, [B, T, D], and the head."""
-  hidden, prompt_hidden, _ = transformer.forward(
-    config, params, micro.tokens, micro.prompts
+  """Hidden state before each completion token, the head, and the routing."""
+  hidden, prompt_hidden, _, routing = transformer.routed(
+    config, params, micro.tokens, micro.prompts, given=micro.routes
   )
   before = transformer.predictors(
     hidden, prompt_hidden, micro.tokens, micro.prompts
   )
-  return before, transformer.head(config, params)
+  return before, transformer.head(config, params), routing
 
 
 def _logprobs(config, temperature, params, micro):
   """Log-prob and entropy of each completion token, [B, T] each."""
-  before, head = _predicted(config, params, micro)
+  before, head, _ = _predicted(config, params, micro)
   return losses.logprobs_and_entropy(
     before, head, micro.tokens.ids, temperature
   )
@@ -291,7 +306,7 @@ def _logprobs(config, temperature, params, micro):
 
 def _loss(config, objective, params, micro):
   """Minus the summed objective of the rows (arXiv 2501.12948, eq. 1)."""
-  before, head = _predicted(config, params, micro)
+  before, head, routing = _predicted(config, params, micro)
   extras = (
     micro.lengths,
     micro.old_logprobs,
@@ -308,7 +323,9 @@ def _loss(config, objective, params, micro):
     extras,
   )
   computed = micro.tokens.ids.size + micro.prompts.tokens.ids.size
-  return -value, totals._replace(computed=jnp.float32(computed))
+  return -value, totals._replace(
+    computed=jnp.float32(computed), loads=routing.loads if routing else ()
+  )
 
 
 def _terms(objective, logprobs, entropy, extras):
@@ -353,13 +370,33 @@ def _accumulate(config, objective, params, carry, micro):
 _as_params = functools.partial(sharding.constrain_params, transformer.AXES)
 
 
-def _apply(transform, state, grads, totals, num_rows):
+def _apply(transform, balance_speed, state, grads, totals, num_rows):
   grads = jax.tree.map(lambda g: g / num_rows, grads)
   loss = -totals.objective / num_rows
   norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, state.params)
-  params = _as_params(optax.apply_updates(state.params, updates))
+  params = optax.apply_updates(state.params, updates)
+  params = _as_params(
+    moe.with_balanced(params, state.params, totals.loads, balance_speed)
+  )
   new = TrainState(params, opt_state)
   sound = jnp.isfinite(loss) & jnp.isfinite(norm)
   new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
   return new, loss, norm
+
+
+def _balance(loads) -> dict[str, float]:
+  """Metrics of the experts' loads [L, E], means over the layers."""
+  if not len(loads):
+    return {}
+  total = np.maximum(loads.sum(axis=1, keepdims=True), 1.0)
+  shares = loads / total
+  entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-30)), axis=1)
+  return {
+    # 1 is balanced; the number of experts if all tokens go to one.
+    'experts/load_max_over_mean': float(
+      np.mean(shares.max(axis=1)) * loads.shape[1]
+    ),
+    # 1 is balanced.
+    'experts/load_entropy': float(np.mean(entropy) / np.log(loads.shape[1])),
+  }

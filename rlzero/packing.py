@@ -32,6 +32,9 @@ class Rows(NamedTuple):
   old_logprobs: Sequence[np.ndarray]  # of the policy that sampled
   ref_logprobs: Sequence[np.ndarray] | None  # None without a KL term
   advantages: np.ndarray  # [B], over the whole group
+  # Experts [L, T, C] that the sampler took for the tokens of each completion,
+  # to be taken again; None leaves the choice to the router.
+  routes: Sequence[np.ndarray] | None = None
 
 
 class Micro(NamedTuple):
@@ -43,6 +46,7 @@ class Micro(NamedTuple):
   old_logprobs: Float[Array, 'B T']
   ref_logprobs: Float[Array, 'B T']
   advantages: Float[Array, 'B T']
+  routes: Int[Array, 'L B T C'] | None = None  # -1: the router chooses
 
 
 class Piece(NamedTuple):
@@ -241,6 +245,10 @@ def _micro(rows, places, most, width, prompt_width, ways) -> Micro:
     np.zeros(shape, np.int32) for _ in range(5)
   )
   old, ref, advantages = (np.zeros(shape, np.float32) for _ in range(3))
+  routes = None
+  if rows.routes is not None:
+    num_layers, _, num_chosen = rows.routes[0].shape
+    routes = np.full((num_layers, *shape, num_chosen), -1, np.int32)
   index = np.zeros((num_rows, _PROMPTS_A_ROW), np.int32)
   held: list[list[int]] = [[] for _ in range(num_rows)]
   for segment, (place, prompt) in enumerate(zip(places, local, strict=True)):
@@ -257,6 +265,8 @@ def _micro(rows, places, most, width, prompt_width, ways) -> Micro:
     which[at] = held[row].index(prompt)
     advantages[at] = rows.advantages[i]
     old[at] = rows.old_logprobs[i]
+    if routes is not None:
+      routes[:, row, start : start + size] = rows.routes[i]
     if rows.ref_logprobs is not None:
       ref[at] = rows.ref_logprobs[i]
   return Micro(
@@ -266,4 +276,5 @@ def _micro(rows, places, most, width, prompt_width, ways) -> Micro:
     old_logprobs=old,
     ref_logprobs=old if rows.ref_logprobs is None else ref,
     advantages=advantages,
+    routes=routes,
   )

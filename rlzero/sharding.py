@@ -29,11 +29,18 @@ RULES: dict[str, tuple[str, ...]] = {
   'F': ('tensor',),
   'N': ('tensor',),
   'K': ('tensor',),
+  'W': ('tensor',),
+  'Z': ('tensor',),
+  'A': (),
   'H': (),
   'L': (),
   'M': (),
+  'Q': ('fsdp',),
+  'R': ('fsdp',),
   'S': (),
   'T': (),
+  'U': (),
+  'X': (),
   '_': (),  # the width of activations, which D would cut
 }
 
@@ -134,6 +141,16 @@ def _sizes() -> Mapping[str, int]:
   return sizes if 'data' in sizes else {}
 
 
+def on_mesh() -> bool:
+  """Whether this runs on a mesh."""
+  return bool(_sizes())
+
+
+def platform() -> str:
+  """Of the current mesh's devices, which may be others than this host's."""
+  return jax.sharding.get_abstract_mesh().abstract_device.platform
+
+
 def ways(axis: str) -> int:
   """In how many parts the current mesh cuts an axis."""
   sizes = _sizes()
@@ -142,6 +159,8 @@ def ways(axis: str) -> int:
 
 def spec(axes: str, shape: Sequence[int], name: str) -> PartitionSpec:
   """Where an array lies on the current mesh.
+
+  An axis of the mesh cuts an array once, along the first axis it may.
 
   Args:
     axes: a letter for each dimension.
@@ -158,19 +177,23 @@ def spec(axes: str, shape: Sequence[int], name: str) -> PartitionSpec:
       'for each.'
     )
   sizes = _sizes()
-  parts = []
+  parts, used = [], set()
   for axis, size in zip(axes, shape, strict=True):
     if axis not in RULES:
       raise ValueError(
         f'{name} has an axis {axis!r} that sharding.RULES does not know; say '
         'there which axes of the mesh cut it.'
       )
-    cuts = tuple(cut for cut in RULES[axis] if sizes.get(cut, 1) > 1)
-    if size % ways(axis):
+    cuts = tuple(
+      cut for cut in RULES[axis] if sizes.get(cut, 1) > 1 and cut not in used
+    )
+    used.update(cuts)
+    ways_here = math.prod(sizes[cut] for cut in cuts)
+    if size % ways_here:
       by = ' x '.join(f'{sizes[cut]} {cut}' for cut in cuts)
       raise ValueError(
         f'{name} has {size} along axis {axis}, which the mesh cuts in '
-        f'{ways(axis)} parts ({by}); choose a mesh whose part of it divides '
+        f'{ways_here} parts ({by}); choose a mesh whose part of it divides '
         f'{size}.'
       )
     parts.append(cuts or None)
@@ -228,8 +251,8 @@ def param_specs(axes: Mapping[str, str], params: Params) -> Params:
   """Where each parameter lies on the current mesh.
 
   Args:
-    axes: by the last name of a parameter, its letters; those below `layers`
-      have an L before them.
+    axes: by the last name of a parameter, its letters; those below a
+      stack of layers have an L before them.
     params: arrays or their shapes.
 
   Raises:
@@ -244,7 +267,7 @@ def param_specs(axes: Mapping[str, str], params: Params) -> Params:
         f'Parameter {name} has no axes beside its model; give them, or it '
         'would be copied to every device.'
       )
-    letters = 'L' * name.startswith('layers/') + letters
+    letters = 'L' * ('layers/' in name) + letters
     return spec(letters, leaf.shape, f'Parameter {name}')
 
   return jax.tree_util.tree_map_with_path(of_one, params)

@@ -96,7 +96,7 @@ class Loop:
         params,
         prompts,
         cfg.group_size,
-        cfg.sampling(cfg.temperature, 1.0),
+        cfg.sampling(cfg.temperature, 1.0, keep_routes=cfg.replay_routes),
         eos_ids=self.tokenizer.eos_ids,
         seed=cfg.seed,
         finished=dict(kept.completions),
@@ -123,10 +123,15 @@ class Loop:
       old_logprobs=[c.logprobs for c in completions],
       ref_logprobs=None,
       advantages=advantages,
+      routes=[c.routes for c in completions] if cfg.replay_routes else None,
     )
     if cfg.kl_coef:
       rows = rows._replace(
-        ref_logprobs=self.learner.logprobs(self.reference, rows)
+        ref_logprobs=self.learner.logprobs(
+          # The reference has routers of its own.
+          self.reference,
+          rows._replace(routes=None),
+        )
       )
     clock.lap('reference')
     figures = _describe(records, groups, usage)
@@ -278,6 +283,7 @@ def _subset(rows: packing.Rows, chosen, group_size: int) -> packing.Rows:
     old_logprobs=pick(rows.old_logprobs),
     ref_logprobs=pick(rows.ref_logprobs),
     advantages=rows.advantages[places],
+    routes=pick(rows.routes),
   )
 
 

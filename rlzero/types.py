@@ -6,7 +6,14 @@ Axes, the same letters in annotations, einsums and comments:
   G completions a      S key/value length       K key/value heads
     prompt             V vocabulary             H head dimension
   B rows               D model width            L layers
-  M prompts a row      F MLP width            E experts
+  M prompts a row      F MLP width
+
+and of a mixture of experts and of latent attention:
+
+  E experts            R latent rank            U value's head dimension
+  C experts a token    Q queries' rank          X = U + the part of H that
+  W an expert's width  A = R + rotated part       is not rotated
+  Z shared width         of H: cached
 """
 
 from typing import Any, NamedTuple
@@ -26,10 +33,13 @@ class Tokens(NamedTuple):
 
 
 class KeyValues(NamedTuple):
-  """Keys and values of all layers; entry s of a row has position s."""
+  """Keys and values of all layers; entry s of a row has position s.
+
+  Of latent attention, K is 1, H is A, and values have no entries of their own.
+  """
 
   key: Float[jax.Array, 'L B K S H']
-  value: Float[jax.Array, 'L B K S H']
+  value: Float[jax.Array, 'L B K S U']
 
 
 class Prefix(NamedTuple):
@@ -46,3 +56,10 @@ class Prompts(NamedTuple):
   tokens: Tokens  # [P, Tp], right-padded
   index: Int[jax.Array, 'B M']  # the prompts that a row continues
   which: Int[jax.Array, 'B T']  # of these M, the one that a token continues
+
+
+class Routing(NamedTuple):
+  """Where tokens went in the layers that have experts."""
+
+  ids: Int[jax.Array, 'L B T C']  # experts of the rows' tokens; E is none
+  loads: Float[jax.Array, 'L E']  # tokens, of prompts too, that experts got

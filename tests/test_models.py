@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import bench, config, grpo
+from rlzero import bench, config, grpo, sharding
 from rlzero.models import transformer
 from rlzero.types import Tokens
 from rlzero.weights import mapping
@@ -18,12 +18,15 @@ from rlzero.weights import rows as rows_of
 _MODELS = pathlib.Path(__file__).parents[1] / 'configs' / 'models'
 # Parameters as published, in millions; a tied embedding counts once.
 SIZES = {
+  'deepseek_r1': 671_026,
   'deepseek_r1_distill_llama_70b': 70_554,
   'deepseek_r1_distill_llama_8b': 8_030,
   'deepseek_r1_distill_qwen_14b': 14_770,
   'deepseek_r1_distill_qwen_1p5b': 1_777,
   'deepseek_r1_distill_qwen_32b': 32_764,
   'deepseek_r1_distill_qwen_7b': 7_616,
+  'deepseek_r1_zero': 671_026,
+  'deepseek_v3_base': 671_026,
   'gemma3_1b': 1_000,
   'gemma3_270m': 268,
   'gemma3_4b': 3_880,
@@ -102,3 +105,20 @@ def test_runs_to_start_from(run, name, monkeypatch):
     32,
     shape.head_dim,
   )
+
+
+def test_deepseek_v3_divides_on_a_mesh():
+  cfg = model(_MODELS / 'deepseek_v3_base.gin')
+  shapes = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+  sizes = {'data': 1, 'fsdp': 8, 'expert': 32, 'tensor': 2}
+  mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  with jax.sharding.use_abstract_mesh(mesh):
+    specs = sharding.param_specs(transformer.AXES, shapes)
+  held = sum(
+    math.prod(jax.sharding.NamedSharding(mesh, spec).shard_shape(leaf.shape))
+    for leaf, spec in zip(
+      jax.tree.leaves(shapes), jax.tree.leaves(specs), strict=True
+    )
+  )
+  # 653.9B parameters of experts on 512 devices, the others on 16.
+  assert held < 671e9 / 512 * 1.9, held

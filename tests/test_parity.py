@@ -234,7 +234,16 @@ def test_their_folder_here(config, tmp_path, theirs):
   )
   drawn = expected[:, :-1].gather(-1, torch.tensor(ids[:, 1:, None]))
   (-drawn.mean()).backward()
-  theirs_by_name = {n: p.grad.numpy() for n, p in model.named_parameters()}
+  # With its gradients as its weights, so that they get the names of files.
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.copy_(parameter.grad)
+    for buffer in model.buffers():
+      buffer.zero_()
+  model.save_pretrained(tmp_path / 'gradients')
+  theirs_by_name = safetensors.numpy.load_file(
+    tmp_path / 'gradients' / 'model.safetensors'
+  )
   ours_by_name = as_dict(mapping.tensors_from_params(config, grads))
   assert ours_by_name.keys() == theirs_by_name.keys()
   for name, grad in theirs_by_name.items():

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from test_learner import CONFIG, EOS, GRPO, NO_KL, distance, make_rows
+from test_transformer import V2, V3
 
 from rlzero import learner, metrics, optim, sharding
 from rlzero.models import transformer
@@ -16,10 +17,12 @@ from rlzero.weights import mapping
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 EVEN = dataclasses.replace(CONFIG, vocab_size=16)
+DEEPSEEK = dataclasses.replace(V3, vocab_size=16)
 MESHES = {
   'data': (CONFIG, sharding.Mesh(data=8)),
   'fsdp': (CONFIG, sharding.Mesh(fsdp=8)),
   'all': (EVEN, sharding.Mesh(data=2, fsdp=2, tensor=2)),
+  'experts': (DEEPSEEK, sharding.Mesh(fsdp=2, expert=4)),
 }
 
 
@@ -72,6 +75,7 @@ def test_gradient_on_a_mesh_is_the_one_without(config, mesh):
     logprobs = together.logprobs(state.params, rows)
     _, facts = together.update(state, rows)
   assert distance(grads, expected) < 1e-5
+  np.testing.assert_array_equal(sums.loads, totals.loads)
   for name in ('objective', 'kl', 'entropy', 'tokens', 'clipped'):
     np.testing.assert_allclose(
       getattr(sums, name), getattr(totals, name), rtol=1e-5, atol=1e-5
@@ -189,10 +193,12 @@ def test_update_gathers_neither_the_model_nor_logits():
 
 
 def test_letters_agree_with_the_weight_table():
-  config = dataclasses.replace(
+  full = dataclasses.replace(
     CONFIG, family='qwen3', qkv_bias=True, qk_norm=True, tied_embedding=False
   )
-  for row in mapping.table(config):
+  v2 = dataclasses.replace(V2, family='deepseek_v2')
+  v3 = dataclasses.replace(V3, family='deepseek_v3')
+  for row in (*mapping.table(full), *mapping.table(v2), *mapping.table(v3)):
     letters = 'L' * bool(row.layers) + transformer.AXES[row.path.split('/')[-1]]
     assert row.letters == letters, row.path
 
@@ -223,8 +229,8 @@ def test_what_does_not_divide_is_named():
 
 def test_what_no_rule_knows_is_named():
   with sharding.use(sharding.Mesh(data=8)):
-    with pytest.raises(ValueError, match="axis 'Z' that sharding.RULES"):
-      sharding.spec('BZ', (8, 2), 'An array')
+    with pytest.raises(ValueError, match="axis 'Y' that sharding.RULES"):
+      sharding.spec('BY', (8, 2), 'An array')
     with pytest.raises(ValueError, match='Parameter layers/extra has no axes'):
       sharding.place_params(transformer.AXES, {'layers': {'extra': np.ones(2)}})
 

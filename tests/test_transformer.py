@@ -9,7 +9,14 @@ import pytest
 from jax import numpy as jnp
 
 from rlzero.models import attention, rope, transformer
-from rlzero.models.config import LinearScaling, ModelConfig, RopeScaling
+from rlzero.models.config import (
+  Experts,
+  Latent,
+  LinearScaling,
+  ModelConfig,
+  RopeScaling,
+  Yarn,
+)
 from rlzero.types import KeyValues, Prefix, Prompts, Tokens
 
 MHA = ModelConfig(
@@ -41,10 +48,38 @@ GEMMA = dataclasses.replace(
   local_rope_theta=50.0,
   rope_scaling=LinearScaling(factor=2.0),
 )
+V2 = dataclasses.replace(
+  MHA,
+  head_dim=6,
+  latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
+  experts=Experts(num_experts=6, num_chosen=2, width=8),
+)
+# Everything at once: a dense layer first, groups, a bias, shared experts.
+V3 = dataclasses.replace(
+  MHA,
+  tied_embedding=False,
+  head_dim=10,
+  rope_scaling=Yarn(
+    factor=4.0, original_max_position=16, mscale=0.7, mscale_all_dim=1.0
+  ),
+  latent=Latent(kv_rank=8, rope_dim=4, value_dim=5, query_rank=6),
+  experts=Experts(
+    num_experts=8,
+    num_chosen=3,
+    width=8,
+    shared_width=12,
+    num_dense_layers=1,
+    scores='sigmoid',
+    num_groups=4,
+    num_chosen_groups=2,
+    normalize=True,
+    scale=2.5,
+  ),
+)
 CONFIGS = pytest.mark.parametrize(
   'config',
-  [MHA, GQA, MQA, GEMMA],
-  ids=['mha', 'gqa-bias', 'mqa-norm-untied', 'gemma'],
+  [MHA, GQA, MQA, GEMMA, V2, V3],
+  ids=['mha', 'gqa-bias', 'mqa-norm-untied', 'gemma', 'v2', 'v3'],
 )
 
 
@@ -56,7 +91,7 @@ def noisy(config, scale=0.3):
   rng = np.random.default_rng(0)
 
   def draw(path, shape):
-    centre = path[-1].key in ('scale', 'query_norm', 'key_norm')
+    centre = path[-1].key.endswith(('scale', '_norm'))
     return np.float32(centre + rng.normal(0, scale, shape.shape))
 
   shapes = jax.eval_shape(
@@ -129,7 +164,7 @@ def predicted(config, params, rows, prompts):
 def distance(first, second):
   """Largest relative distance of two trees, over their leaves."""
   return max(
-    np.linalg.norm(np.subtract(a, b)) / np.linalg.norm(b)
+    np.linalg.norm(np.subtract(a, b)) / (np.linalg.norm(b) or 1.0)
     for a, b in zip(
       jax.tree.leaves(first), jax.tree.leaves(second), strict=True
     )
@@ -243,8 +278,9 @@ def test_cached_decoding_equals_full_forward(config):
   full, _, _ = forward(config, params, padded(whole, 11))
   starts = [w[:n] for w, n in zip(whole, lengths, strict=True)]
   _, _, held = forward(config, params, padded(starts, 8))
-  shape = config.num_layers, 2, config.num_kv_heads, 3, 4
-  fresh = KeyValues(*(np.zeros(shape, np.float32) for _ in range(2)))
+  fresh = KeyValues(
+    *(np.zeros(s, np.float32) for s in transformer.cache_shapes(config, 2, 3))
+  )
   rows = np.arange(2)
   for i in range(3):
     here = Tokens(

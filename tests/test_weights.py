@@ -14,7 +14,14 @@ from test_tokenizer import metadata as tokenizer_metadata
 
 from rlzero import checkpoint, sharding, weights
 from rlzero.models import rope, transformer
-from rlzero.models.config import LinearScaling, ModelConfig, RopeScaling
+from rlzero.models.config import (
+  Experts,
+  Latent,
+  LinearScaling,
+  ModelConfig,
+  RopeScaling,
+  Yarn,
+)
 from rlzero.tokenizer import Tokenizer
 from rlzero.weights import hf, mapping, rows
 from rlzero.weights.families import llama
@@ -49,6 +56,14 @@ GEMMA3 = dataclasses.replace(
   global_every=2,
   local_rope_theta=300.0,
 )
+EXPERTS = Experts(num_experts=6, num_chosen=2, width=8)
+DEEPSEEK = dataclasses.replace(
+  LLAMA,
+  num_kv_heads=4,
+  head_dim=10,
+  tied_embedding=False,
+  latent=Latent(kv_rank=12, rope_dim=4, value_dim=7),
+)
 CONFIGS = {
   'llama': LLAMA,
   'llama_untied': dataclasses.replace(LLAMA, tied_embedding=False),
@@ -76,6 +91,61 @@ CONFIGS = {
     query_scalar=8,
     global_every=1,
     rope_scaling=None,
+  ),
+  'qwen3_moe': dataclasses.replace(
+    LLAMA, qk_norm=True, family='qwen3_moe', experts=EXPERTS
+  ),
+  'qwen3_moe_dense_first': dataclasses.replace(
+    LLAMA,
+    qk_norm=True,
+    head_dim=16,
+    family='qwen3_moe',
+    tied_embedding=False,
+    experts=dataclasses.replace(EXPERTS, normalize=True, num_dense_layers=1),
+  ),
+  # Without a rank of queries, without groups.
+  'deepseek_v2': dataclasses.replace(
+    DEEPSEEK,
+    family='deepseek_v2',
+    experts=dataclasses.replace(EXPERTS, shared_width=16, scale=1.5),
+  ),
+  'deepseek_v2_groups': dataclasses.replace(
+    DEEPSEEK,
+    family='deepseek_v2',
+    latent=dataclasses.replace(DEEPSEEK.latent, query_rank=9),
+    experts=dataclasses.replace(
+      EXPERTS,
+      shared_width=8,
+      num_groups=3,
+      num_chosen_groups=2,
+      num_dense_layers=1,
+    ),
+    rope_scaling=Yarn(
+      factor=4.0, original_max_position=16, mscale=0.7, mscale_all_dim=0.7
+    ),
+  ),
+  'deepseek_v3': dataclasses.replace(
+    DEEPSEEK,
+    family='deepseek_v3',
+    latent=dataclasses.replace(DEEPSEEK.latent, query_rank=9),
+    experts=dataclasses.replace(
+      EXPERTS,
+      scores='sigmoid',
+      shared_width=8,
+      num_groups=3,
+      num_chosen_groups=2,
+      num_dense_layers=1,
+      normalize=True,
+      scale=2.5,
+    ),
+    rope_scaling=Yarn(
+      factor=40.0, original_max_position=16, mscale=0.8, mscale_all_dim=1.0
+    ),
+  ),
+  'deepseek_v3_plain': dataclasses.replace(
+    DEEPSEEK,
+    family='deepseek_v3',
+    experts=dataclasses.replace(EXPERTS, scores='sigmoid', shared_width=16),
   ),
 }
 each_config = pytest.mark.parametrize(
@@ -306,7 +376,7 @@ def test_missing_files(folder):
     ({'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
     ({'rope_scaling': {'type': 'dynamic'}}, "rope_type = 'dynamic'"),
     ({'rope_scaling': {'type': 'linear'}}, "rope_type 'linear' without factor"),
-    ({'rope_parameters': {'rope_type': 'yarn'}}, "rope_type = 'yarn'"),
+    ({'rope_parameters': {'rope_type': 'longrope'}}, "rope_type = 'longrope'"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'without low_f'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor = 0.5'),
     ({'model_type': 'qwen2', 'use_sliding_window': True}, 'use_sliding_w'),
@@ -445,6 +515,7 @@ GGUF_CONFIGS = {
     config, vocab_size=len(tokenizer_metadata()['tokenizer.ggml.tokens'])
   )
   for name, config in CONFIGS.items()
+  if not config.experts
 }
 # Only the stretches of the published models are known there.
 GGUF_CONFIGS['llama3'] = dataclasses.replace(

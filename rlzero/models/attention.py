@@ -52,13 +52,13 @@ class Part(NamedTuple):
   """Keys that a row's queries may look at, and which of them exist."""
 
   key: Float[Array, 'B K S H']
-  value: Float[Array, 'B K S H']
+  value: Float[Array, 'B K S U']
   visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S']
 
 
 def attend(
   query: Float[Array, 'B K R T H'], parts: Sequence[Part], scale: float
-) -> Float[Array, 'B K R T H']:
+) -> Float[Array, 'B K R T U']:
   """softmax(q k^T scale) v over the keys of all parts together.
 
   One softmax runs over the scores of the parts (a shared prompt or a cache,

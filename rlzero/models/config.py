@@ -1,6 +1,7 @@
 """What a decoder is made of, as numbers."""
 
 import dataclasses
+from typing import Literal
 
 _DTYPES = ('float32', 'bfloat16')
 _ACTIVATIONS = ('silu', 'gelu_tanh')
@@ -55,6 +56,138 @@ class LinearScaling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Yarn:
+  """YaRN's stretch of the rotary embedding (arXiv 2309.00071, section 3).
+
+  Frequencies that turn more than `beta_fast` times within
+  `original_max_position` stay, those that turn less than `beta_slow` times
+  are divided by `factor`, and those between are blended.
+
+  Raises:
+    ValueError: factors out of range.
+  """
+
+  factor: float  # s, how much longer
+  original_max_position: int  # tokens before the stretch
+  beta_fast: float = 32.0  # turns
+  beta_slow: float = 1.0  # turns
+  # DeepSeek's: what the logarithm of s is weighted with, 0 for "not given".
+  mscale: float = 0.0  # in the size of rotated queries and keys
+  mscale_all_dim: float = 0.0  # in all scores, of latent attention
+
+  def __post_init__(self):
+    if self.factor < 1 or self.original_max_position < 1:
+      raise ValueError(
+        f'Yarn has factor {self.factor} and original_max_position '
+        f'{self.original_max_position}; both must be at least 1.'
+      )
+    if not 0 < self.beta_slow < self.beta_fast:
+      raise ValueError(
+        f'Yarn has beta_slow {self.beta_slow} and beta_fast {self.beta_fast}; '
+        'the first must be above 0 and below the second.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latent:
+  """Multi-head latent attention (arXiv 2405.04434, section 2.1).
+
+  Keys and values of all heads are made from one vector of `kv_rank` numbers a
+  token, and from one rotated key of `rope_dim` numbers that all heads share.
+
+  Raises:
+    ValueError: sizes out of range.
+  """
+
+  kv_rank: int  # R, of the vector that keys and values come from
+  rope_dim: int  # of a head's H, those that are rotated; even
+  value_dim: int  # U, of a head's value
+  query_rank: int = 0  # Q, of the vector that queries come from; 0 is none
+
+  def __post_init__(self):
+    for name in ('kv_rank', 'rope_dim', 'value_dim'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'Latent.{name} is {getattr(self, name)}; it must be at least 1.'
+        )
+    if self.query_rank < 0:
+      raise ValueError(
+        f'Latent.query_rank is {self.query_rank}; it must be at least 0 (0 '
+        'makes queries without a rank between).'
+      )
+    if self.rope_dim % 2:
+      raise ValueError(
+        f'Latent.rope_dim is {self.rope_dim}; rotary embedding needs an even '
+        'number.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experts:
+  """A mixture of experts in place of the MLP (arXiv 2401.06066).
+
+  With 'softmax' scores a group of experts is worth its best one
+  (arXiv 2405.04434, section 2.2.2). With 'sigmoid' scores a bias without
+  gradient takes part in the choice, and a group is worth its best two
+  (arXiv 2412.19437, section 2.1.2).
+
+  Raises:
+    ValueError: sizes that do not fit together.
+  """
+
+  num_experts: int  # E
+  num_chosen: int  # experts a token
+  width: int  # W, of an expert
+  shared_width: int = 0  # Z, of the experts every token takes; 0 is none
+  num_dense_layers: int = 0  # first layers, which have an MLP instead
+  scores: Literal['softmax', 'sigmoid'] = 'softmax'
+  num_groups: int = 1  # of experts, equal in size
+  num_chosen_groups: int = 1  # groups a token may take experts from
+  normalize: bool = False  # the chosen experts' weights sum to one
+  scale: float = 1.0  # of the weights, at last
+
+  def __post_init__(self):
+    for name in (
+      'num_experts',
+      'num_chosen',
+      'width',
+      'num_groups',
+      'num_chosen_groups',
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'Experts.{name} is {getattr(self, name)}; it must be at least 1.'
+        )
+    for name in ('shared_width', 'num_dense_layers'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'Experts.{name} is {getattr(self, name)}; it must be at least 0.'
+        )
+    if self.num_experts % self.num_groups:
+      raise ValueError(
+        f'Experts.num_experts is {self.num_experts}, which num_groups = '
+        f'{self.num_groups} does not divide; groups are equal in size.'
+      )
+    group = self.num_experts // self.num_groups
+    if self.num_chosen_groups > self.num_groups:
+      raise ValueError(
+        f'Experts.num_chosen_groups is {self.num_chosen_groups}, but there '
+        f'are {self.num_groups} groups; choose at most as many.'
+      )
+    if self.num_chosen > group * self.num_chosen_groups:
+      raise ValueError(
+        f'Experts.num_chosen is {self.num_chosen}, but {self.num_chosen_groups}'
+        f' groups of {group} have {group * self.num_chosen_groups} experts; '
+        'choose at most as many.'
+      )
+    if self.scores == 'sigmoid' and self.num_groups > 1 and group < 2:
+      raise ValueError(
+        f'Experts has {self.num_groups} groups of one expert; with sigmoid '
+        'scores a group is worth its best two, so make it larger.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """Shape and options of a decoder; the letters are those of `types.py`.
 
@@ -65,16 +198,18 @@ class ModelConfig:
   vocab_size: int  # V
   num_layers: int  # L
   width: int  # D
-  mlp_width: int  # F
+  mlp_width: int  # F, of layers without experts
   num_heads: int  # N
   num_kv_heads: int  # K, divides N
   head_dim: int  # H, even
   rope_theta: float = 10_000.0
-  rope_scaling: RopeScaling | LinearScaling | None = None
+  rope_scaling: RopeScaling | LinearScaling | Yarn | None = None
   rms_norm_eps: float = 1e-5
   tied_embedding: bool = True
   qkv_bias: bool = False
   qk_norm: bool = False
+  latent: Latent | None = None  # attention over latent vectors
+  experts: Experts | None = None  # in place of the MLP
   activation: str = 'silu'  # of the MLP's gate, or 'gelu_tanh'
   scaled_embedding: bool = False  # times sqrt(width)
   unit_offset_norm: bool = False  # norms multiply by 1 + scale
@@ -114,6 +249,14 @@ class ModelConfig:
         f'ModelConfig.head_dim is {self.head_dim}; rotary embedding needs '
         'an even number.'
       )
+    if self.latent is not None:
+      self._check_latent(self.latent)
+    if self.num_dense_layers >= self.num_layers and self.experts:
+      raise ValueError(
+        f'Experts.num_dense_layers is {self.num_dense_layers}, but the model '
+        f'has {self.num_layers} layers; leave at least one to the experts, or '
+        'leave ModelConfig.experts out.'
+      )
     for name, known in (('dtype', _DTYPES), ('activation', _ACTIVATIONS)):
       if getattr(self, name) not in known:
         raise ValueError(
@@ -134,3 +277,29 @@ class ModelConfig:
       self.window > 0 and layer % self.global_every != 0
       for layer in range(1, self.num_layers + 1)
     )
+
+  @property
+  def num_dense_layers(self) -> int:
+    """How many layers have an MLP; they are the first."""
+    if self.experts is None:
+      return self.num_layers
+    return self.experts.num_dense_layers
+
+  def _check_latent(self, latent: Latent) -> None:
+    if self.num_kv_heads != self.num_heads:
+      raise ValueError(
+        f'ModelConfig.num_kv_heads is {self.num_kv_heads} with latent '
+        f'attention, where every head has keys of its own; make it num_heads '
+        f'= {self.num_heads}.'
+      )
+    if latent.rope_dim >= self.head_dim:
+      raise ValueError(
+        f'Latent.rope_dim is {latent.rope_dim}, but ModelConfig.head_dim = '
+        f'{self.head_dim} holds it and the part that is not rotated; make '
+        'head_dim their sum.'
+      )
+    if self.qkv_bias or self.qk_norm:
+      raise ValueError(
+        'ModelConfig has latent attention with qkv_bias or qk_norm, which it '
+        'does not know; turn them off.'
+      )

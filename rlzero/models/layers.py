@@ -7,6 +7,7 @@ from jax import numpy as jnp
 from rlzero.models.config import ModelConfig
 
 INIT = nn.initializers.normal(0.02)
+ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': nn.gelu}
 
 
 class RMSNorm(nn.Module):
@@ -57,8 +58,10 @@ class MLP(nn.Module):
     gate = self.param('gate', INIT, (d, f))
     up = self.param('up', INIT, (d, f))
     down = self.param('down', INIT, (f, d))
-    gate, up = jax.lax.optimization_barrier(
-      (multiply(x, gate), multiply(x, up))
-    )
-    act = {'silu': nn.silu, 'gelu_tanh': nn.gelu}[self.config.activation]
-    return multiply(jax.lax.optimization_barrier(act(gate) * up), down)
+    return glu(x, gate, up, down, self.config)
+
+
+def glu(x, gate, up, down, config):
+  gate, up = jax.lax.optimization_barrier((multiply(x, gate), multiply(x, up)))
+  act = ACTIVATIONS[config.activation]
+  return multiply(jax.lax.optimization_barrier(act(gate) * up), down)

@@ -4,15 +4,18 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rlzero.models.config import LinearScaling, RopeScaling
+from rlzero.models.config import LinearScaling, RopeScaling, Yarn
+
+Scaling = RopeScaling | LinearScaling | Yarn
 
 
 def frequencies(
-  head_dim: int, theta: float, scaling: RopeScaling | LinearScaling | None
+  head_dim: int, theta: float, scaling: Scaling | None
 ) -> np.ndarray:
   """Radians a position, [H / 2] float32 (arXiv 2104.09864, eq. 15).
 
-  With Llama 3's scaling as its report (arXiv 2407.21783) and code have it.
+  With Llama 3's scaling as its report (arXiv 2407.21783) and code have it, or
+  YaRN's (arXiv 2309.00071, section 3.2) with whole dimensions as its bounds.
   """
   half = head_dim // 2
   plain = theta ** (-np.arange(half) / half)
@@ -20,6 +23,18 @@ def frequencies(
     return plain.astype(np.float32)
   if isinstance(scaling, LinearScaling):
     return (plain / scaling.factor).astype(np.float32)
+  if isinstance(scaling, Yarn):
+    low, high = (
+      half
+      * np.log(scaling.original_max_position / (2 * np.pi * turns))
+      / np.log(theta)
+      for turns in (scaling.beta_fast, scaling.beta_slow)
+    )
+    low, high = max(np.floor(low), 0), min(np.ceil(high), head_dim - 1)
+    # A step where the bounds meet, as the paper's code has it.
+    kept = 1 - np.clip((np.arange(half) - low) / max(high - low, 1e-3), 0, 1)
+    scaled = kept * plain + (1 - kept) * plain / scaling.factor
+    return scaled.astype(np.float32)
   turns = scaling.original_max_position * plain / (2 * np.pi)
   low, high = scaling.low_freq_factor, scaling.high_freq_factor
   kept = np.clip((turns - low) / (high - low), 0, 1)
@@ -27,18 +42,60 @@ def frequencies(
   return scaled.astype(np.float32)
 
 
+def amplitude(scaling: Scaling | None) -> float:
+  """What rotated queries and keys are multiplied with.
+
+  sqrt(1/t) of YaRN (arXiv 2309.00071, eq. 22), as DeepSeek weights it.
+  """
+  if not isinstance(scaling, Yarn):
+    return 1.0
+  if scaling.mscale and scaling.mscale_all_dim:
+    return _mscale(scaling.factor, scaling.mscale) / _mscale(
+      scaling.factor, scaling.mscale_all_dim
+    )
+  return _mscale(scaling.factor, 1.0)
+
+
+def score_scale(scaling: Scaling | None) -> float:
+  """What DeepSeek's YaRN multiplies all scores of latent attention with."""
+  if not isinstance(scaling, Yarn) or not scaling.mscale_all_dim:
+    return 1.0
+  return _mscale(scaling.factor, scaling.mscale_all_dim) ** 2
+
+
+def _mscale(factor: float, weight: float) -> float:
+  return 0.1 * weight * float(np.log(factor)) + 1.0
+
+
 def rotate(
   x: Float[Array, 'B *K T H'],
   positions: Int[Array, 'B T'],
   frequencies: Float[np.ndarray, 'half'] | Float[Array, 'half'],
+  size: float = 1.0,
+  interleaved: bool = False,
 ) -> Float[Array, 'B *K T H']:
-  """Rotary position embedding, halves paired (arXiv 2104.09864, eq. 34)."""
+  """Rotary position embedding (arXiv 2104.09864, eq. 34).
+
+  Args:
+    x: queries or keys.
+    positions: of their tokens.
+    frequencies: of `frequencies`.
+    size: what the result is multiplied with, of `amplitude`.
+    interleaved: whether dimensions 2i and 2i + 1 are a pair, else i and
+      i + H / 2. The result has the halves one after the other either way.
+  """
   angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
   angles = angles.reshape(
     angles.shape[0], *([1] * (x.ndim - 3)), *angles.shape[1:]
   )
   cos, sin = jnp.cos(angles), jnp.sin(angles)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  if size != 1:
+    cos, sin = cos * size, sin * size
+  x32 = x.astype(jnp.float32)
+  if interleaved:
+    first, second = x32[..., 0::2], x32[..., 1::2]
+  else:
+    first, second = jnp.split(x32, 2, axis=-1)
   return jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1
   ).astype(x.dtype)

@@ -15,14 +15,15 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rlzero import sharding
-from rlzero.models import attention, layers, rope
+from rlzero.models import attention, latent, layers, moe, rope
 from rlzero.models.config import ModelConfig
-from rlzero.types import KeyValues, Params, Prefix, Prompts, Tokens
+from rlzero.types import KeyValues, Params, Prefix, Prompts, Routing, Tokens
 
-# Axes of each parameter, by its last name; below `layers` an L stands before.
+# Axes of each parameter, by its last name; below a stack of layers an L stands
+# before.
 AXES = {
   'embedding': 'VD',
   'kernel': 'DV',  # of the head
@@ -39,6 +40,23 @@ AXES = {
   'up': 'DF',
   'down': 'FD',
   'scale': 'D',
+  # Latent attention
+  'query_down': 'DQ',
+  'query_down_norm': 'Q',
+  'query_up': 'QNH',
+  'latent_down': 'DA',
+  'latent_norm': 'R',
+  'latent_up': 'RNX',
+  'latent_output': 'NUD',
+  # A mixture of experts
+  'router': 'DE',
+  'router_bias': 'E',
+  'expert_gate': 'EDW',
+  'expert_up': 'EDW',
+  'expert_down': 'EWD',
+  'shared_gate': 'DZ',
+  'shared_up': 'DZ',
+  'shared_down': 'ZD',
 }
 
 
@@ -64,8 +82,9 @@ class Attention(nn.Module):
       self.query_norm = self.param('query_norm', ones, (h,))
       self.key_norm = self.param('key_norm', ones, (h,))
 
-  def project(self, x, positions, local):
-    """[B, T, D] -> query [B, K, R, T, H], key and value [B, K, T, H]."""
+  def project(self, x, positions, local, absorbed):
+    """Queries [B, K, R, T, H], what they attend over, and what is cached."""
+    del absorbed  # there is one way
     c = self.config
 
     def heads(kernel, bias):
@@ -83,14 +102,17 @@ class Attention(nn.Module):
     if local is not None:
       near = rope.frequencies(c.head_dim, c.local_rope_theta, None)
       turns = jnp.where(local, near, turns)
-    query = rope.rotate(query, positions, turns)
-    key = rope.rotate(key, positions, turns)
+    size = rope.amplitude(c.rope_scaling)
+    query = rope.rotate(query, positions, turns, size)
+    key = rope.rotate(key, positions, turns, size)
     b, _, t, h = query.shape
     query = query.reshape(b, c.num_kv_heads, -1, t, h)
-    return query, key, value
+    own = KeyValues(key, value)
+    return query, own, own
 
-  def merge(self, heads):
+  def merge(self, heads, absorbed):
     """[B, K, R, T, H] -> [B, T, D]."""
+    del absorbed
     b, k, r, t, h = heads.shape
     heads = heads.reshape(b, k * r, t, h).swapaxes(1, 2)
     return layers.multiply(
@@ -102,49 +124,71 @@ class Block(nn.Module):
   """One layer, applied to rows and, where given, to the prompts they share."""
 
   config: ModelConfig
+  routed: bool  # to experts; else it has an MLP
 
   def setup(self):
     c = self.config
     self.attention_norm = layers.RMSNorm(c)
-    self.attention = Attention(c)
+    self.attention = latent.LatentAttention(c) if c.latent else Attention(c)
     self.mlp_norm = layers.RMSNorm(c)
-    self.mlp = layers.MLP(c)
+    if self.routed:
+      self.moe = moe.MoE(c)
+    else:
+      self.mlp = layers.MLP(c)
     if c.post_norms:
       self.attention_post_norm = layers.RMSNorm(c)
       self.mlp_post_norm = layers.RMSNorm(c)
 
   def __call__(
-    self, carry, cached, local, rows, mask, prompts, prompt_mask, valid
+    self, carry, cached, local, given, rows, mask, prompts, prompt_mask, valid
   ):
     x, prompt_x = carry
+    absorbed = bool(cached)
+    prompt_ids = None
     if prompts is not None:
-      prompt_x, own = self._layer(
-        prompt_x, prompts.tokens.positions, local, prompt_mask, ()
+      prompt_x, own, _, prompt_ids = self._layer(
+        prompt_x, prompts.tokens, local, None, prompt_mask, (), False
       )
       # The gradient of this gather adds up what the rows of a group say.
       cached = (KeyValues(*(_of_rows(part, prompts.index) for part in own)),)
+    elif self.config.latent:
+      cached = [KeyValues(keys.key, keys.key) for keys in cached]
     before = [
       attention.Part(*keys, seen.of(local))
       for keys, seen in zip(cached, valid, strict=True)
     ]
-    x, own = self._layer(x, rows.positions, local, mask, before)
+    x, _, held, ids = self._layer(x, rows, local, given, mask, before, absorbed)
     if prompts is not None:
       prompt_x = sharding.constrain(prompt_x, 'PT_')
-    return (sharding.constrain(x, 'BT_'), prompt_x), own
+    routing = self._routing(ids, prompt_ids) if self.routed else None
+    return (sharding.constrain(x, 'BT_'), prompt_x), (held, routing)
 
-  def _layer(self, x, positions, local, mask, before):
+  def _layer(self, x, tokens, local, given, mask, before, absorbed):
     c = self.config
-    query, key, value = self.attention.project(
-      self.attention_norm(x), positions, local
+    query, own, held = self.attention.project(
+      self.attention_norm(x), tokens.positions, local, absorbed
     )
-    own = attention.Part(key, value, mask.of(local))
     scale = (c.query_scalar or c.head_dim) ** -0.5
-    heads = attention.attend(query, [*before, own], scale)
-    more = self.attention.merge(heads)
+    if c.latent:
+      scale *= rope.score_scale(c.rope_scaling)
+    parts = [*before, attention.Part(*own, mask.of(local))]
+    heads = attention.attend(query, parts, scale)
+    more = self.attention.merge(heads, absorbed)
     x = x + (self.attention_post_norm(more) if c.post_norms else more)
-    more = self.mlp(self.mlp_norm(x))
+    normed, ids = self.mlp_norm(x), None
+    if self.routed:
+      more, ids = self.moe(normed, tokens.segments > 0, given)
+    else:
+      more = self.mlp(normed)
     x = x + (self.mlp_post_norm(more) if c.post_norms else more)
-    return x, KeyValues(key, value)
+    return x, own, held, ids
+
+  def _routing(self, ids, prompt_ids):
+    number = self.config.experts.num_experts
+    loads = moe.loads(ids, number)
+    if prompt_ids is not None:
+      loads += moe.loads(prompt_ids, number)
+    return Routing(ids, loads)
 
 
 def _of_rows(part, index):
@@ -172,13 +216,21 @@ class Transformer(nn.Module):
     c = self.config
     self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=layers.INIT)
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-    self.layers = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, 0) + (nn.broadcast,) * 5,
-      length=c.num_layers,
-    )(c)
+
+    def stack(length, routed):
+      return nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=(0, 0, 0) + (nn.broadcast,) * 5,
+        length=length,
+      )(c, routed)
+
+    if c.experts and c.num_dense_layers:
+      self.dense_layers = stack(c.num_dense_layers, False)
+      self.layers = stack(c.num_layers - c.num_dense_layers, True)
+    else:
+      self.layers = stack(c.num_layers, c.experts is not None)
     self.final_norm = layers.RMSNorm(c)
     if not c.tied_embedding:
       self.head = nn.Dense(
@@ -190,13 +242,22 @@ class Transformer(nn.Module):
     rows: Tokens,
     prompts: Prompts | None = None,
     prefix: Prefix | None = None,
+    given: Int[Array, 'L B T C'] | None = None,
   ):
     """Runs the rows; at most one of `prompts` and `prefix` is given.
+
+    Args:
+      rows: of tokens.
+      prompts: that the rows continue.
+      prefix: that the rows continue.
+      given: experts of the rows' tokens in the layers that have some, -1 where
+        the router chooses.
 
     Returns:
       hidden: [B, T, D] after the last norm, of the rows.
       prompt_hidden: [P, Tp, D], or None without prompts.
       own: the rows' own keys and values, [L, B, K, T, H] each.
+      routing: to the experts; None in a model without.
     """
     if prompts is not None and prefix is not None:
       raise ValueError('Give rows either prompts or a prefix, not both.')
@@ -208,6 +269,8 @@ class Transformer(nn.Module):
         seen, tokens.positions, tokens.positions, c.window
       )
 
+    if prompts is not None and c.experts:
+      prompts = _without_padding(prompts)
     x = sharding.constrain(self._embed(rows.ids), 'BT_')
     prompt_x = prompt_mask = None
     cached = valid = ()
@@ -227,22 +290,22 @@ class Transformer(nn.Module):
         attention.windows(seen[:, None], rows.positions, places, c.window)
         for seen, places in zip(prefix.valid, prefix.positions, strict=True)
       ]
-    (x, prompt_x), own = self.layers(
-      (x, prompt_x),
-      cached,
-      np.array(c.local_layers) if c.window else None,
-      rows,
-      mask(rows),
-      prompts,
-      prompt_mask,
-      valid,
-    )
+    local = np.array(c.local_layers) if c.window else None
+    shared = rows, mask(rows), prompts, prompt_mask, valid
+    carry, before = (x, prompt_x), None
+    if c.experts and c.num_dense_layers:
+      first, (cached, local) = _split((cached, local), c.num_dense_layers)
+      carry, (before, _) = self.dense_layers(carry, *first, None, *shared)
+    carry, (own, routing) = self.layers(carry, cached, local, given, *shared)
+    if before is not None:
+      own = jax.tree.map(lambda *parts: jnp.concatenate(parts), before, own)
+    x, prompt_x = carry
     if self.is_initializing() and not self.config.tied_embedding:
       self.head(x)
     x = self.final_norm(x)
     if prompt_x is not None:
       prompt_x = self.final_norm(prompt_x)
-    return x, prompt_x, own
+    return x, prompt_x, own, routing
 
   def _embed(self, ids):
     x = self.embed(ids).astype(jnp.dtype(self.config.dtype))
@@ -250,6 +313,23 @@ class Transformer(nn.Module):
       # The factor is rounded to the compute dtype, as it was in training.
       x = x * jnp.asarray(self.config.width**0.5, x.dtype)
     return x
+
+
+def _without_padding(prompts):
+  """Prompts that no row continues, there to pad, go to no expert."""
+  tokens = prompts.tokens
+  numbers = jnp.arange(tokens.ids.shape[0])
+  used = jnp.any(prompts.index.reshape(-1, 1) == numbers[None], axis=0)
+  segments = jnp.where(used[:, None], tokens.segments, 0)
+  return prompts._replace(tokens=tokens._replace(segments=segments))
+
+
+def _split(tree, number):
+  """The part of the first layers, and the rest."""
+  return (
+    jax.tree.map(lambda x: x[:number], tree),
+    jax.tree.map(lambda x: x[number:], tree),
+  )
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -273,8 +353,36 @@ def forward(
   prompts: Prompts | None = None,
   prefix: Prefix | None = None,
 ):
-  """`Transformer.__call__` as a pure function of the parameters."""
-  return Transformer(config).apply({'params': params}, rows, prompts, prefix)
+  """Hidden states of rows and prompts, and the rows' keys and values.
+
+  `Transformer.__call__` as a pure function of the parameters.
+  """
+  return routed(config, params, rows, prompts, prefix)[:3]
+
+
+def routed(
+  config: ModelConfig,
+  params: Params,
+  rows: Tokens,
+  prompts: Prompts | None = None,
+  prefix: Prefix | None = None,
+  given: Int[Array, 'L B T C'] | None = None,
+):
+  """`forward`, and where tokens were routed, or None without experts."""
+  return Transformer(config).apply(
+    {'params': params}, rows, prompts, prefix, given
+  )
+
+
+def cache_shapes(
+  config: ModelConfig, num_rows: int, capacity: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Shapes of the keys and values of rows of `capacity` tokens."""
+  k, h, u = config.num_kv_heads, config.head_dim, config.head_dim
+  if config.latent:
+    k, h, u = 1, config.latent.kv_rank + config.latent.rope_dim, 0
+  lead = config.num_layers, num_rows, k, capacity
+  return (*lead, h), (*lead, u)
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:

@@ -32,24 +32,32 @@ class Slots(NamedTuple):
   logprobs: Float[Array, 'B T']
   length: Int[Array, 'B']  # tokens of the completion so far
   running: Bool[Array, 'B']
+  # Experts of the completion's tokens, -1 where none were taken yet.
+  routes: Int[Array, 'L B T C'] | None = None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+_BY_LAYER = ('cache', 'routes')  # fields whose rows are not the first axis
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def empty(
-  config: ModelConfig, num_slots: int, capacity: int, max_len: int
+  config: ModelConfig,
+  num_slots: int,
+  capacity: int,
+  max_len: int,
+  keep_routes: bool = False,
 ) -> Slots:
   """Slots in which nothing runs."""
-  shape = (
-    config.num_layers,
-    num_slots,
-    config.num_kv_heads,
-    capacity,
-    config.head_dim,
-  )
+  shapes = transformer.cache_shapes(config, num_slots, capacity)
   dtype = jnp.dtype(config.dtype)
   zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
+  routes = None
+  if keep_routes:
+    routed = config.num_layers - config.num_dense_layers
+    shape = routed, num_slots, max_len, config.experts.num_chosen
+    routes = jnp.full(shape, -1, jnp.int16)
   slots = Slots(
-    cache=KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),
+    cache=KeyValues(*(jnp.zeros(shape, dtype) for shape in shapes)),
     cached=zeros(),
     token=zeros(),
     key=jnp.zeros((num_slots, 2), jnp.uint32),
@@ -57,15 +65,14 @@ def empty(
     logprobs=jnp.zeros((num_slots, max_len), jnp.float32),
     length=zeros(),
     running=jnp.zeros((num_slots,), bool),
+    routes=routes,
   )
   return _constrain(slots)
 
 
-def abstract(
-  config: ModelConfig, num_slots: int, capacity: int, max_len: int
-) -> Slots:
+def abstract(*sizes) -> Slots:
   """Shapes and places of `empty`, for programs that are only compiled."""
-  shapes = jax.eval_shape(lambda: empty(config, num_slots, capacity, max_len))
+  shapes = jax.eval_shape(lambda: empty(*sizes))
   return _constrain(shapes, sharding.abstract)
 
 
@@ -73,16 +80,19 @@ def _constrain(slots: Slots, cut=sharding.constrain) -> Slots:
   """Cuts the slots over the devices, and their heads where the mesh does."""
   return Slots(
     cache=_constrain_cache(slots.cache, cut),
+    routes=None if slots.routes is None else cut(slots.routes, 'LBT_'),
     **{
       name: cut(value, 'BT'[: value.ndim])
       for name, value in slots._asdict().items()
-      if name != 'cache'
+      if name not in _BY_LAYER
     },
   )
 
 
 def _constrain_cache(cache: KeyValues, cut=sharding.constrain) -> KeyValues:
-  return KeyValues(*(cut(part, 'LBKSH') for part in cache))
+  # Latent attention has one key for all heads, which every device needs.
+  axes = 'LBKSH' if cache.key.shape[2] > 1 else 'LB_SH'
+  return KeyValues(*(cut(part, axes) for part in cache))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -136,8 +146,15 @@ def insert(
     logprobs=jnp.where(fresh[:, None], 0.0, slots.logprobs),
     length=jnp.where(fresh, 0, slots.length),
     running=fresh | slots.running,
+    routes=_where_rows(fresh, -1, slots.routes),
   )
   return _constrain(started)
+
+
+def _where_rows(fresh, value, by_layer):
+  if by_layer is None:
+    return None
+  return jnp.where(fresh[None, :, None, None], value, by_layer)
 
 
 @jax.jit
@@ -145,10 +162,11 @@ def keep(slots: Slots, chosen: Int[Array, 'C']) -> Slots:
   """The chosen slots alone; a smaller batch costs less to decode."""
   kept = Slots(
     cache=KeyValues(*(part[:, chosen] for part in slots.cache)),
+    routes=None if slots.routes is None else slots.routes[:, chosen],
     **{
       name: value[chosen]
       for name, value in slots._asdict().items()
-      if name != 'cache'
+      if name not in _BY_LAYER
     },
   )
   return _constrain(kept)
@@ -201,9 +219,7 @@ def decode(
   held = KeyValues(*(c[:, :, :, :span] for c in slots.cache))
   held_valid = jnp.arange(span)[None] < start[:, None]
   held_places = jnp.broadcast_to(jnp.arange(span)[None], held_valid.shape)
-  shape = list(held.key.shape)
-  shape[3] = num_steps
-  fresh = KeyValues(*(jnp.zeros(shape, held.key.dtype),) * 2)
+  fresh = KeyValues(*(jnp.zeros_like(c[:, :, :, :num_steps]) for c in held))
   fresh = _constrain_cache(fresh)
 
   def step(i, carry):
@@ -218,7 +234,9 @@ def decode(
     )
     places = start[:, None] + jnp.arange(num_steps)[None]
     prefix = Prefix((held, fresh), (held_valid, valid), (held_places, places))
-    hidden, _, own = transformer.forward(config, params, here, prefix=prefix)
+    hidden, _, own, routing = transformer.routed(
+      config, params, here, prefix=prefix
+    )
     fresh = KeyValues(
       *(
         jax.lax.dynamic_update_slice_in_dim(buffer, new, i, axis=3)
@@ -235,7 +253,14 @@ def decode(
     )
     alive = slots.running
     # A slot that stands still writes past the end, which drops the write.
-    out = jnp.where(alive, slots.length, slots.tokens.shape[1])
+    end = slots.tokens.shape[1]
+    out = jnp.where(alive, slots.length, end)
+    routes = slots.routes
+    if routes is not None:
+      # Of the token that went in; at first that is the prompt's last.
+      of = jnp.where(alive & (slots.length > 0), slots.length - 1, end)
+      new = routing.ids[:, :, 0].astype(routes.dtype)
+      routes = routes.at[:, rows, of].set(new, mode='drop')
     length = slots.length + alive
     ended = jnp.any(token[:, None] == jnp.array(eos_ids)[None], axis=-1)
     slots = slots._replace(
@@ -245,6 +270,7 @@ def decode(
       logprobs=slots.logprobs.at[rows, out].set(logprob, mode='drop'),
       length=length,
       running=alive & ~ended & (length < max_len),
+      routes=routes,
     )
     return slots, fresh
 

@@ -45,6 +45,7 @@ class Sampling:
   top_p: float = 1.0  # nucleus; 1 keeps every token
   num_slots: int = 64  # completions decoded at a time
   decode_steps: int = 16  # tokens between two looks at what has finished
+  keep_routes: bool = False  # the experts of each token, with the completion
 
   def __post_init__(self):
     for name in ('max_len', 'max_prompt_len', 'num_slots', 'decode_steps'):
@@ -74,6 +75,7 @@ class Completion(NamedTuple):
   tokens: np.ndarray
   logprobs: np.ndarray
   finish: Finish
+  routes: np.ndarray | None = None  # [L, T, C], experts of the tokens
 
 
 class Usage(NamedTuple):
@@ -127,7 +129,9 @@ def generate(
   num_slots, widest, capacity = sizes(
     sampling, total, max(len(p.tokens) for p in prompts)
   )
-  slots = engine.empty(config, num_slots, capacity, sampling.max_len)
+  slots = engine.empty(
+    config, num_slots, capacity, sampling.max_len, sampling.keep_routes
+  )
   held = np.full(num_slots, -1)  # completion in each slot
   cached = np.zeros(num_slots, int)
   left = np.zeros(num_slots, int)  # tokens to come of a finished one, else 0
@@ -195,8 +199,8 @@ def generate(
     computed += num_slots * sampling.decode_steps
     ended = np.flatnonzero((held >= 0) & ~running)
     if drawn[ended].any():
-      tokens, logprobs, length = hosts.fetch(
-        (slots.tokens, slots.logprobs, slots.length)
+      tokens, logprobs, length, routes = hosts.fetch(
+        (slots.tokens, slots.logprobs, slots.length, slots.routes)
       )
     for slot in ended:
       if drawn[slot]:
@@ -206,6 +210,7 @@ def generate(
           tokens[slot, :size].copy(),
           logprobs[slot, :size].copy(),
           Finish.EOS if stopped else Finish.LENGTH,
+          None if routes is None else routes[:, slot, :size].copy(),
         )
         done[held[slot]] = completion
         if on_finished:
@@ -241,7 +246,9 @@ def lower(
   num_slots, widest, capacity = sizes(
     sampling, num_prompts * group_size, prompt_len
   )
-  slots = engine.abstract(config, num_slots, capacity, sampling.max_len)
+  slots = engine.abstract(
+    config, num_slots, capacity, sampling.max_len, sampling.keep_routes
+  )
   block = jax.ShapeDtypeStruct((block_size(num_prompts), widest), np.int32)
   block = Tokens(*(sharding.abstract(block, 'PT'),) * 3)
   return {
@@ -331,6 +338,10 @@ class _Block:
 
 
 def _check(config, prompts, sampling):
+  if sampling.keep_routes and not config.experts:
+    raise ValueError(
+      'Sampling.keep_routes is True, but the model has no experts; turn it off.'
+    )
   if not prompts:
     raise ValueError('There are no prompts to continue; give at least one.')
   for prompt in prompts:

@@ -15,8 +15,8 @@ import safetensors.numpy
 from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
 from rlzero.types import Params
-from rlzero.weights import mapping
-from rlzero.weights.facts import WeightsError
+from rlzero.weights import fp8, mapping
+from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.rows import Stored
 
 _SINGLE = 'model.safetensors'
@@ -43,9 +43,9 @@ def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
     WeightsError: a damaged file, or weights that do not match the config.
   """
   folder = pathlib.Path(folder)
-  config = mapping.model_config_from_hf(
-    _read_json(folder / 'config.json'), str(folder / 'config.json')
-  )
+  described = folder / 'config.json'
+  facts = Facts(_read_json(described), str(described))
+  config = mapping.model_config_from_hf(facts.values, facts.source)
   if (folder / _SINGLE).is_file():
     files = [_SINGLE]
   elif (folder / _INDEX).is_file():
@@ -55,9 +55,11 @@ def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
       f'{folder} holds neither {_SINGLE} nor {_INDEX}; put the weights there '
       'as safetensors.'
     )
-  return mapping.params_from_tensors(
-    config, _tensors(folder, files), 'hf', str(folder)
-  )
+  quantised = fp8.quantised(facts)
+  tensors = _tensors(folder, files, quantised)
+  if quantised:
+    tensors = fp8.dequantised(tensors, str(folder))
+  return mapping.params_from_tensors(config, tensors, 'hf', str(folder))
 
 
 def write_folder(
@@ -150,7 +152,7 @@ def _save(
 
 
 def _tensors(
-  folder: pathlib.Path, files: Sequence[str]
+  folder: pathlib.Path, files: Sequence[str], quantised: bool
 ) -> Iterator[tuple[str, Stored]]:
   for file in files:
     path = folder / file
@@ -167,12 +169,17 @@ def _tensors(
       ) from error
     for name in names:
       part = reader.get_slice(name)
-      if part.get_dtype() not in ('F64', 'F32', 'F16', 'BF16'):
+      shape, kind = tuple(part.get_shape()), part.get_dtype()
+      known = ('F64', 'F32', 'F16', 'BF16', *((fp8.DTYPE,) * quantised))
+      if kind not in known:
         raise WeightsError(
-          f'{path} stores {name} as {part.get_dtype()}, but only F64, F32, F16 '
+          f'{path} stores {name} as {kind}, but only F64, F32, F16 '
           'and BF16 are read; use weights that are not quantised.'
         )
-      yield name, Stored(file, tuple(part.get_shape()), part.__getitem__)
+      read = part.__getitem__
+      if kind == fp8.DTYPE:
+        read = fp8.reader(path, name)
+      yield name, Stored(file, shape, read, kind)
 
 
 def _read_json(path: pathlib.Path) -> dict:

@@ -263,7 +263,10 @@ def _checked(
   }
   embedding = getattr(llama.EMBEDDING, naming)
   head = getattr(llama.HEAD, naming) if config.tied_embedding else None
-  patterns = _family(config).LEFT_OUT
+  patterns = {
+    pattern.format(after=config.num_layers): what
+    for pattern, what in _family(config).LEFT_OUT.items()
+  }
   passed = dict.fromkeys(patterns, 0)
   found: dict[str, Stored] = {}
   unknown, twice, shapes = [], [], []

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlzero.models.config import ModelConfig
+from rlzero.models.config import Experts, Latent, ModelConfig
 
 Index = tuple[slice, ...]
 _PIECE = 16 * 2**20  # numbers of a tensor that are read at a time
@@ -25,6 +25,7 @@ class Stored(NamedTuple):
   file: str
   shape: tuple[int, ...]
   read: Callable[[Index], np.ndarray]
+  kind: str = ''  # of its numbers, as the file calls it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,4 +249,24 @@ def sizes(config: ModelConfig) -> dict[str, int]:
     'N': config.num_heads,
     'K': config.num_kv_heads,
     'H': config.head_dim,
+    **(_of_latent(config.head_dim, config.latent) if config.latent else {}),
+    **(_of_experts(config.experts) if config.experts else {}),
+  }
+
+
+def _of_latent(head_dim: int, latent: Latent) -> dict[str, int]:
+  return {
+    'A': latent.kv_rank + latent.rope_dim,
+    'Q': latent.query_rank,
+    'R': latent.kv_rank,
+    'U': latent.value_dim,
+    'X': head_dim - latent.rope_dim + latent.value_dim,
+  }
+
+
+def _of_experts(experts: Experts) -> dict[str, int]:
+  return {
+    'E': experts.num_experts,
+    'W': experts.width,
+    'Z': experts.shared_width,
   }

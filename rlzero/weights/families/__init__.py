@@ -6,7 +6,8 @@ A family says, for its `model_type`s,
   hf_from_config(config)   and back,
   config_from_gguf(facts)  the ModelConfig of a GGUF file, where it has any,
   table(config)            its parameters, a `Row` each,
-  LEFT_OUT                 tensors that are passed over: pattern -> what it is,
+  LEFT_OUT                 tensors that are passed over: pattern -> what it is;
+                           {after} is the number of layers,
   RENAMED                  other beginnings of names in files -> those of the
                            table,
   EXTRA_TOKENS             of the tokenizer, which the model does not have.
@@ -15,13 +16,16 @@ That is all there is to a family besides its parts of the one model
 (`rlzero/models`).
 """
 
-from rlzero.weights.families import gemma3, llama, qwen
+from rlzero.weights.families import deepseek, gemma3, llama, qwen
 
 # model_type of a config.json, which is ModelConfig.family too.
 FAMILIES = {
   'llama': llama,
   'qwen2': qwen,
   'qwen3': qwen,
+  'qwen3_moe': qwen,
+  'deepseek_v2': deepseek,
+  'deepseek_v3': deepseek,
   'gemma3_text': gemma3,
   'gemma3': gemma3,  # with images; its text model is a gemma3_text here
 }

@@ -7,6 +7,7 @@ import numpy as np
 
 from rlzero.models.config import ModelConfig, RopeScaling
 from rlzero.models.rope import frequencies
+from rlzero.weights import fp8
 from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.families import rope
 from rlzero.weights.rows import Row, layer_rows
@@ -92,7 +93,7 @@ def dense(
     max_position: where the file has none.
   """
   facts.only('hidden_act', 'silu')
-  facts.only('quantization_config', None)
+  fp8.quantised(facts)
   facts.only('use_sliding_window', False)
   types = set(facts.get('layer_types', ())) - {'full_attention'}
   facts.only('layer_types', [], sorted(types))

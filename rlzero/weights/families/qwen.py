@@ -1,10 +1,10 @@
-"""Qwen2, Qwen2.5 and Qwen2.5-Math; Qwen3, dense."""
+"""Qwen2, Qwen2.5 and Qwen2.5-Math; Qwen3, dense and of experts."""
 
 from typing import Any
 
-from rlzero.models.config import ModelConfig
+from rlzero.models.config import Experts, ModelConfig
 from rlzero.weights.facts import Facts
-from rlzero.weights.families import llama
+from rlzero.weights.families import deepseek, llama
 from rlzero.weights.rows import Row, layer_rows
 
 LEFT_OUT = llama.LEFT_OUT
@@ -27,13 +27,20 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
   rows = (
     *llama.ATTENTION,
     *llama.NORMS,
-    *llama.MLP,
     *(_BIAS if config.qkv_bias else ()),
     *(QK_NORM if config.qk_norm else ()),
   )
+  dense = range(config.num_dense_layers)
+  stacks = layer_rows(dense, rows + llama.MLP)
+  if config.experts:
+    routed = range(config.num_dense_layers, config.num_layers)
+    stacks = (
+      *(layer_rows(dense, rows + llama.MLP, 'dense_layers') if dense else ()),
+      *layer_rows(routed, rows + deepseek.EXPERTS),
+    )
   return (
     llama.EMBEDDING,
-    *layer_rows(range(config.num_layers), rows),
+    *stacks,
     llama.NORM,
     *(() if config.tied_embedding else (llama.HEAD,)),
   )
@@ -42,21 +49,50 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
 def config_from_hf(facts: Facts) -> ModelConfig:
   """The model a config.json describes; absent keys are those of its class."""
   kind = facts.get('model_type')
-  if kind == 'qwen3':  # Qwen2 has a bias on q, k and v whatever it says
+  if kind != 'qwen2':  # Qwen2 has a bias on q, k and v whatever it says
     facts.only('attention_bias', False)
   head_dim = 128 if kind == 'qwen3' else None
   return ModelConfig(
-    **llama.dense(facts, head_dim, 32768), **_options(kind), family=kind
+    **llama.dense(facts, head_dim, 32768),
+    **_options(kind),
+    experts=_experts(facts) if kind == 'qwen3_moe' else None,
+    family=kind,
+  )
+
+
+def _experts(facts: Facts) -> Experts:
+  facts.only('decoder_sparse_step', 1)
+  # Those with an MLP are the first, or they are not implemented.
+  dense = facts.get('mlp_only_layers', [])
+  facts.only('mlp_only_layers', list(range(len(dense))), dense)
+  return Experts(
+    num_experts=facts.size('num_experts', facts.get('num_local_experts', 128)),
+    num_chosen=facts.size('num_experts_per_tok', 8),
+    width=facts.size('moe_intermediate_size', 768),
+    num_dense_layers=len(dense),
+    normalize=bool(facts.get('norm_topk_prob', False)),
   )
 
 
 def hf_from_config(config: ModelConfig) -> dict[str, Any]:
   """`config_from_hf`, inverted."""
-  name = config.family.capitalize()
+  name = config.family.title().replace('_', '')
   return {
     'architectures': [f'{name}ForCausalLM'],
     **llama.described(config),
     'use_sliding_window': False,
+    **(_described_experts(config.experts) if config.experts else {}),
+  }
+
+
+def _described_experts(experts: Experts) -> dict[str, Any]:
+  return {
+    'decoder_sparse_step': 1,
+    'mlp_only_layers': list(range(experts.num_dense_layers)),
+    'num_experts': experts.num_experts,
+    'num_experts_per_tok': experts.num_chosen,
+    'moe_intermediate_size': experts.width,
+    'norm_topk_prob': experts.normalize,
   }
 
 
@@ -68,4 +104,4 @@ def config_from_gguf(facts: Facts) -> ModelConfig:
 
 
 def _options(kind: str) -> dict[str, bool]:
-  return {'qkv_bias': kind == 'qwen2', 'qk_norm': kind == 'qwen3'}
+  return {'qkv_bias': kind == 'qwen2', 'qk_norm': kind != 'qwen2'}

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rlzero.models.config import LinearScaling, RopeScaling
+from rlzero.models.config import LinearScaling, RopeScaling, Yarn
 from rlzero.weights.facts import Facts, WeightsError
 
-Scaling = RopeScaling | LinearScaling
+Scaling = RopeScaling | LinearScaling | Yarn
 
 # rope_type of a config.json, and its names of our fields.
 _KINDS = {
@@ -20,7 +20,20 @@ _KINDS = {
     },
   ),
   'linear': (LinearScaling, {'factor': 'factor'}),
+  'yarn': (
+    Yarn,
+    {
+      'factor': 'factor',
+      'original_max_position': 'original_max_position_embeddings',
+      'beta_fast': 'beta_fast',
+      'beta_slow': 'beta_slow',
+      'mscale': 'mscale',
+      'mscale_all_dim': 'mscale_all_dim',
+    },
+  ),
 }
+# Those that may be absent have the defaults of our fields.
+_OPTIONAL = ('beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim')
 
 
 def read(facts: Facts) -> tuple[float, Scaling | None]:
@@ -52,13 +65,20 @@ def scaling(rope: Mapping[str, Any], facts: Facts) -> Scaling | None:
     known = sorted(('default', *_KINDS))
     raise facts.refusal(f'rope_type = {kind!r}', ' and '.join(known))
   cls, names = _KINDS[kind]
-  missing = [name for name in names.values() if name not in rope]
+  facts.only('attention_factor', None, rope.get('attention_factor'))
+  facts.only('truncate', True, rope.get('truncate'))
+  there = {ours: name for ours, name in names.items() if name in rope}
+  missing = [
+    name
+    for name in names.values()
+    if name not in rope and name not in _OPTIONAL
+  ]
   if missing:
     raise WeightsError(
       f'{facts.source} has rope_type {kind!r} without {", ".join(missing)}; '
       "restore the model's own file."
     )
-  return cls(**{ours: rope[name] for ours, name in names.items()})
+  return cls(**{ours: rope[name] for ours, name in there.items()})
 
 
 def write(scaling: Scaling | None) -> dict[str, Any] | None:

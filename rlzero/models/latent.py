@@ -1,0 +1,128 @@
+"""Multi-head latent attention: keys and values from one small vector a token.
+
+DeepSeek-V2, arXiv 2405.04434, section 2.1. The cache holds the latent vector
+and the rotated key that all heads share. There are two ways to attend over
+them with equal results:
+
+  plain     keys and values of every head are made, then it is attention with
+            as many key heads as query heads: least work for many queries, so
+            for prefill, the update and the reference
+  absorbed  queries are taken to the latent space, where all heads look at one
+            key, and what comes out is taken back: nothing is made of the
+            cache, so for decoding
+"""
+
+import flax.linen as nn
+from jax import numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rlzero.models import layers, rope
+from rlzero.models.config import ModelConfig
+from rlzero.types import KeyValues
+
+
+class LatentAttention(nn.Module):
+  """Projections around `attention.attend`, the plain and the absorbed way."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c, a = self.config, self.config.latent
+    d, n, h = c.width, c.num_heads, c.head_dim
+    plain = h - a.rope_dim
+    if a.query_rank:
+      q = a.query_rank
+      self.query_down = self.param('query_down', layers.INIT, (d, q))
+      self.query_down_norm = self.param(
+        'query_down_norm', layers.norm_init(c), (q,)
+      )
+      self.query_up = self.param('query_up', layers.INIT, (q, n, h))
+    else:
+      self.query = self.param('query', layers.INIT, (d, n, h))
+    self.latent_down = self.param(
+      'latent_down', layers.INIT, (d, a.kv_rank + a.rope_dim)
+    )
+    self.latent_norm = self.param(
+      'latent_norm', layers.norm_init(c), (a.kv_rank,)
+    )
+    self.latent_up = self.param(
+      'latent_up', layers.INIT, (a.kv_rank, n, plain + a.value_dim)
+    )
+    self.latent_output = self.param(
+      'latent_output', layers.INIT, (n, a.value_dim, d)
+    )
+
+  def project(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Int[Array, 'B T'],
+    local: None,
+    absorbed: bool,
+  ) -> tuple[Float[Array, 'B K R T H'], KeyValues, KeyValues]:
+    """Queries, what they attend over, and what the cache holds.
+
+    Plain, K = N and R = 1; absorbed, K = 1, R = N and H is the cache's width.
+    The cache's values are empty: they are the first part of its keys.
+    """
+    del local  # there are no windows
+    c, a = self.config, self.config.latent
+    query = self._queries(x)
+    query, turned = jnp.split(query, [c.head_dim - a.rope_dim], axis=-1)
+    turned = self._rotate(turned, positions)
+    down = layers.multiply(x, self.latent_down)
+    latent, shared = jnp.split(down, [a.kv_rank], axis=-1)
+    latent = layers.rms_norm(latent, self.latent_norm, c)
+    shared = self._rotate(shared[:, None], positions)
+    held = jnp.concatenate([latent[:, None], shared], axis=-1)
+    held = KeyValues(held, held[..., :0])
+    key_up, value_up = self._up(x.dtype)
+    if absorbed:
+      query = jnp.einsum('bnth,rnh->bntr', query, key_up)
+      query = jnp.concatenate([query, turned], axis=-1)[:, None]
+      return query, KeyValues(held.key, held.key), held
+    key, value = (
+      jnp.einsum('btr,rnh->bnth', latent, up) for up in (key_up, value_up)
+    )
+    shared = jnp.broadcast_to(shared, (*key.shape[:-1], a.rope_dim))
+    key = jnp.concatenate([key, shared], axis=-1)
+    query = jnp.concatenate([query, turned], axis=-1)[:, :, None]
+    return query, KeyValues(key, value), held
+
+  def merge(
+    self, heads: Float[Array, 'B K R T H'], absorbed: bool
+  ) -> Float[Array, 'B T D']:
+    """What the heads have seen, back in the model's width."""
+    if absorbed:
+      _, value_up = self._up(heads.dtype)
+      latent = heads[:, 0, ..., : self.config.latent.kv_rank]
+      heads = jnp.einsum('bntr,rnh->bnth', latent, value_up)
+    else:
+      heads = heads[:, :, 0]
+    b, _, t, _ = heads.shape
+    heads = heads.swapaxes(1, 2).reshape(b, t, -1)
+    return layers.multiply(
+      heads, self.latent_output.reshape(-1, self.config.width)
+    )
+
+  def _queries(self, x):
+    """[B, T, D] -> [B, N, T, H]."""
+    c = self.config
+    if c.latent.query_rank:
+      x = layers.multiply(x, self.query_down)
+      x = layers.rms_norm(x, self.query_down_norm, c)
+      kernel = self.query_up
+    else:
+      kernel = self.query
+    query = layers.multiply(x, kernel.reshape(x.shape[-1], -1))
+    return query.reshape(*x.shape[:2], -1, c.head_dim).swapaxes(1, 2)
+
+  def _rotate(self, x, positions):
+    c = self.config
+    turns = rope.frequencies(x.shape[-1], c.rope_theta, c.rope_scaling)
+    size = rope.amplitude(c.rope_scaling)
+    return rope.rotate(x, positions, turns, size, interleaved=True)
+
+  def _up(self, dtype):
+    """From latents to the keys' plain part and to the values, [R, N, ...]."""
+    plain = self.config.head_dim - self.config.latent.rope_dim
+    return jnp.split(self.latent_up.astype(dtype), [plain], axis=-1)

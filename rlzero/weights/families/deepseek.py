@@ -1,0 +1,164 @@
+"""DeepSeek-V2 and V3; R1-Zero and R1 are V3."""
+
+from typing import Any
+
+from rlzero.models.config import Experts, Latent, ModelConfig
+from rlzero.weights.facts import Facts
+from rlzero.weights.families import llama
+from rlzero.weights.rows import Row, layer_rows
+
+LEFT_OUT = llama.LEFT_OUT | {
+  # The layer after the last; V3 is trained with it and generates without.
+  'model.layers.{after}.*': (
+    'the layer that predicts a second token, which no stage here trains or uses'
+  )
+}
+RENAMED = llama.RENAMED
+EXTRA_TOKENS = llama.EXTRA_TOKENS
+
+_ATTENTION = (
+  (
+    'attention/latent_down',
+    'self_attn.kv_a_proj_with_mqa',
+    '',
+    'A D -> DA',
+  ),
+  ('attention/latent_norm', 'self_attn.kv_a_layernorm', '', 'R -> R'),
+  ('attention/latent_up', 'self_attn.kv_b_proj', '', 'NX R -> RNX'),
+  ('attention/latent_output', 'self_attn.o_proj', '', 'D NU -> NUD'),
+)
+_QUERY = (('attention/query', 'self_attn.q_proj', '', 'NH D -> DNH'),)
+_QUERY_RANK = (
+  ('attention/query_down', 'self_attn.q_a_proj', '', 'Q D -> DQ'),
+  ('attention/query_down_norm', 'self_attn.q_a_layernorm', '', 'Q -> Q'),
+  ('attention/query_up', 'self_attn.q_b_proj', '', 'NH Q -> QNH'),
+)
+_SHARED = (
+  ('moe/shared_gate', 'mlp.shared_experts.gate_proj', '', 'Z D -> DZ'),
+  ('moe/shared_up', 'mlp.shared_experts.up_proj', '', 'Z D -> DZ'),
+  ('moe/shared_down', 'mlp.shared_experts.down_proj', '', 'D Z -> ZD'),
+)
+EXPERTS = (
+  ('moe/router', 'mlp.gate', '', 'E D -> DE'),
+  ('moe/expert_gate', 'mlp.experts.{E}.gate_proj', '', 'E W D -> EDW'),
+  ('moe/expert_up', 'mlp.experts.{E}.up_proj', '', 'E W D -> EDW'),
+  ('moe/expert_down', 'mlp.experts.{E}.down_proj', '', 'E D W -> EWD'),
+)
+
+
+def table(config: ModelConfig) -> tuple[Row, ...]:
+  """The rows of a model: every parameter it has and no other."""
+  dense = range(config.num_dense_layers)
+  routed = range(config.num_dense_layers, config.num_layers)
+  attention = llama.NORMS + _ATTENTION
+  attention += _QUERY_RANK if config.latent.query_rank else _QUERY
+  experts = EXPERTS + (_SHARED if config.experts.shared_width else ())
+  stack = layer_rows(dense, attention + llama.MLP, 'dense_layers')
+  bias = Row(
+    'layers/moe/router_bias',
+    'model.layers.{L}.mlp.gate.e_score_correction_bias',
+    'L E -> LE',
+    layers=routed,
+  )
+  return (
+    llama.EMBEDDING,
+    *(stack if dense else ()),
+    *layer_rows(routed, attention + experts),
+    *((bias,) if config.experts.scores == 'sigmoid' else ()),
+    llama.NORM,
+    *(() if config.tied_embedding else (llama.HEAD,)),
+  )
+
+
+def config_from_hf(facts: Facts) -> ModelConfig:
+  """The model a config.json describes; absent keys are those of its class."""
+  third = facts.get('model_type') == 'deepseek_v3'
+  for key, wanted in (
+    ('attention_bias', False),
+    ('mlp_bias', False),
+    ('rope_interleave', True),
+    ('moe_layer_freq', 1),
+    ('scoring_func', 'sigmoid' if third else 'softmax'),
+    ('rms_norm_eps', 1e-6),  # transformers' norms of latents have no other
+  ):
+    facts.only(key, wanted)
+  rope_dim = facts.size('qk_rope_head_dim', 64)
+  fields = llama.dense(facts, max_position=4096 if third else 2048)
+  fields['head_dim'] = facts.size('qk_nope_head_dim', 128) + rope_dim
+  facts.only('num_key_value_heads', fields['num_heads'])
+  return ModelConfig(
+    **fields,
+    latent=Latent(
+      kv_rank=facts.size('kv_lora_rank', 512),
+      rope_dim=rope_dim,
+      value_dim=facts.size('v_head_dim', 128),
+      # Here null says that there is none.
+      query_rank=facts.values.get('q_lora_rank', 1536) or 0,
+    ),
+    experts=_experts(facts, third),
+    family=facts.get('model_type'),
+  )
+
+
+def _experts(facts: Facts, third: bool) -> Experts:
+  groups = facts.size('n_group', 8 if third else 1)
+  chosen = facts.size('topk_group', 4 if third else 1)
+  if third:
+    facts.only('topk_method', 'noaux_tc')
+  else:
+    # transformers' router knows no other; so do the published models.
+    facts.only('norm_topk_prob', False)
+    method = facts.get('topk_method', 'greedy')
+    if method == 'greedy':
+      groups = chosen = 1
+    elif method != 'group_limited_greedy':
+      raise facts.refusal(
+        f'topk_method = {method!r}', "'greedy' and 'group_limited_greedy'"
+      )
+  width = facts.size('moe_intermediate_size', 2048 if third else 1407)
+  return Experts(
+    num_experts=facts.size('n_routed_experts', 256 if third else 64),
+    num_chosen=facts.size('num_experts_per_tok', 8 if third else None),
+    width=width,
+    shared_width=width * facts.size('n_shared_experts', 1 if third else 2),
+    num_dense_layers=facts.size('first_k_dense_replace', 3 if third else 0),
+    scores='sigmoid' if third else 'softmax',
+    num_groups=groups,
+    num_chosen_groups=chosen,
+    normalize=bool(facts.get('norm_topk_prob', third)),
+    scale=facts.number('routed_scaling_factor', 2.5 if third else 1.0),
+  )
+
+
+def hf_from_config(config: ModelConfig) -> dict[str, Any]:
+  """`config_from_hf`, inverted."""
+  third = config.family == 'deepseek_v3'
+  a, e = config.latent, config.experts
+  described = llama.described(config)
+  del described['head_dim']
+  if third:
+    method = 'noaux_tc'
+  else:
+    method = 'group_limited_greedy' if e.num_groups > 1 else 'greedy'
+  return {
+    'architectures': [f'DeepseekV{3 if third else 2}ForCausalLM'],
+    **described,
+    'q_lora_rank': a.query_rank or None,
+    'kv_lora_rank': a.kv_rank,
+    'qk_nope_head_dim': config.head_dim - a.rope_dim,
+    'qk_rope_head_dim': a.rope_dim,
+    'v_head_dim': a.value_dim,
+    'n_routed_experts': e.num_experts,
+    'n_shared_experts': e.shared_width // e.width,
+    'num_experts_per_tok': e.num_chosen,
+    'moe_intermediate_size': e.width,
+    'first_k_dense_replace': e.num_dense_layers,
+    'n_group': e.num_groups,
+    'topk_group': e.num_chosen_groups,
+    'topk_method': method,
+    'scoring_func': e.scores,
+    'norm_topk_prob': e.normalize,
+    'routed_scaling_factor': e.scale,
+    # The layer that predicts a second token is not among the weights.
+    **({'num_nextn_predict_layers': 0} if third else {}),
+  }
