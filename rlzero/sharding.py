@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -310,8 +311,11 @@ def place_params(axes: Mapping[str, str], params: Params) -> Params:
   """Parameters of the host, or of another mesh, cut over the devices."""
 
   def of_one(x, where):
-    if isinstance(x, jax.Array):
+    if isinstance(x, jax.Array) and (
+      where.is_fully_addressable or not x.is_fully_addressable
+    ):
       return jax.device_put(x, where)
+    x = np.asarray(x)  # every host has it and hands over its parts
     return jax.make_array_from_callback(x.shape, where, x.__getitem__)
 
   where = of_params(axes, params)

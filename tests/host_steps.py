@@ -8,7 +8,7 @@ import pathlib
 import pickle
 import sys
 
-from rlzero import checkpoint, grpo, hosts, process, sharding, step, weights
+from rlzero import checkpoint, grpo, hosts, process, sharding, step
 from rlzero.tasks.template import Template
 
 MESH = sharding.Mesh(data=2, fsdp=4)
@@ -32,11 +32,10 @@ CONFIG = {
 def main(folder: str) -> None:
   """Writes what each step drew and its gradients, and a checkpoint."""
   cfg = grpo.Config(workdir=folder, **CONFIG)
-  loaded = weights.load(checkpoint.embedded('tiny_base'))
   examples = cfg.task.examples('train')
   steps = []
   with sharding.use(cfg.mesh), grpo.reward_pool(cfg) as pool:
-    loop = step.Loop(cfg, loaded, pool)
+    loop = step.Loop(cfg, grpo.load_start(cfg), pool)
     for number in range(3):
       drawn = [(i, examples[i]) for i in range(2 * number, 2 * number + 2)]
       experience = loop.rollout(drawn)

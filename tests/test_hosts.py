@@ -12,7 +12,7 @@ import pytest
 from host_steps import CONFIG
 from test_learner import distance
 
-from rlzero import checkpoint, grpo, hosts, process, sharding, step, weights
+from rlzero import checkpoint, grpo, hosts, process, sharding, step
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -54,10 +54,9 @@ def test_two_processes_equal_one(tmp_path):
     assert distance(grads, same_grads) < 1e-5
   # What two wrote, one reads, on its own mesh and with none.
   cfg = grpo.Config(workdir=str(tmp_path), **CONFIG)
-  loaded = weights.load(checkpoint.embedded('tiny_base'))
   for mesh in (sharding.Mesh(fsdp=8), sharding.Mesh()):
     with sharding.use(mesh):
-      loop = step.Loop(cfg, loaded, None)
+      loop = step.Loop(cfg, grpo.load_start(cfg), None)
       rest = {'opt_state': loop.state.opt_state}
       with contextlib.closing(
         checkpoint.Store(str(tmp_path / 'two'), read_only=True)

@@ -266,3 +266,27 @@ def test_run_on_a_mesh_learns_what_one_device_does(tmp_path):
   for first, second in zip(one * 2, sum(others, []), strict=True):
     for key in ('completion/len_mean', 'reward/mean', 'policy/grad_norm'):
       np.testing.assert_allclose(first[key], second[key], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_rollouts_in_a_layout_of_their_own(tmp_path):
+  from test_grpo import _config
+
+  from rlzero import grpo, step
+
+  found = []
+  for layout in (None, sharding.Mesh(data=8)):
+    cfg = _config(
+      tmp_path, mesh=sharding.Mesh(fsdp=8), rollout_mesh=layout, kl_coef=0.0
+    )
+    drawn = list(enumerate(cfg.task.examples('train')[: cfg.num_prompts]))
+    with sharding.use(cfg.mesh), grpo.reward_pool(cfg) as pool:
+      loop = step.Loop(cfg, grpo.load_start(cfg), pool)
+      found.append(loop.rollout(drawn))
+      row = loop.update(found[-1])
+    assert np.isfinite(row['policy/grad_norm'])
+  same, other = found
+  assert same.records == other.records
+  assert 'reshard/bytes' not in same.figures
+  assert other.figures['reshard/bytes'] > 0
+  assert other.figures['time/reshard_s'] > 0
