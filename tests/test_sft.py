@@ -2,6 +2,8 @@
 
 import collections
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from rlzero import (
   config,
   metrics,
   packing,
+  process,
   sft,
   sharding,
   supervised,
@@ -218,18 +221,32 @@ def test_learns_and_goes_on_with_the_same_bits(base, tmp_path, monkeypatch):
   data = write(tmp_path / 'data.jsonl', rows)
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   sft.run(make_config(base, whole, data, num_steps=30, save_every=4))
-  losses = [row['loss/mean'] for row in metrics.read_metrics(str(whole))]
+  rows = metrics.read_metrics(str(whole))
+  losses = [row['loss/mean'] for row in rows]
   assert losses[-1] < 0.1 * losses[0]
+  # The first update divides by its learned tokens, once.
+  cfg = make_config(base, cut, data, num_steps=30, save_every=4)
+  examples, order = sft.load(cfg, tokenizer())
+  micros = packed([examples[i] for i in order.batch(0)])
+  params = checkpoint.load_model(base).params
+  grads, totals = supervised.gradient(the_loss)(params, micros)
+  norm = optax.tree.norm(grads) / totals['loss'].count
+  np.testing.assert_allclose(rows[0]['update/grad_norm'], norm, rtol=1e-4)
   batch = supervised.Order.batch
 
-  def killed(self, step):
-    if step == 10:
+  def stopped(self, step):
+    if step == 6:  # saves and ends
+      os.kill(os.getpid(), signal.SIGTERM)
+    if step == 11:  # loses what came after the last checkpoint
       raise KeyboardInterrupt
     return batch(self, step)
 
-  monkeypatch.setattr(supervised.Order, 'batch', killed)
+  monkeypatch.setattr(supervised.Order, 'batch', stopped)
+  with pytest.raises(SystemExit, match=str(process.PREEMPTED)):
+    sft.run(cfg)
+  assert checkpoint.Store(str(cut), read_only=True).latest() == 7
   with pytest.raises(KeyboardInterrupt):
-    sft.run(make_config(base, cut, data, num_steps=30, save_every=4))
+    sft.run(cfg)
   monkeypatch.undo()
   sft.run(make_config(base, cut, data, num_steps=30, save_every=4))
   first, second = (
