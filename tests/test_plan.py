@@ -228,13 +228,13 @@ model = ModelConfig(
   num_kv_heads=4, head_dim=64, max_position=4096, remat=True,
 )
 cfg = grpo.Config(
-  workdir='', model=model, num_prompts=2, group_size=4, max_len=512,
+  workdir='', model=model, num_prompts=2, group_size=8, max_len=512,
   max_prompt_len=64, num_slots=64, decode_steps=2, micro_tokens=2048,
 )
 run = programs.Run(cfg, model, 64)
 name = sys.argv[1]
 lowered = {'update': run.update, 'decode': run.rollout}[name](
-  {'update': 2048, 'decode': 64}[name]
+  {'update': 2048, 'decode': 128}[name]
 )[name]
 compiled = lowered.compile()
 with open('/proc/self/clear_refs', 'w') as file:
