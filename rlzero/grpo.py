@@ -98,6 +98,8 @@ class Config:
   reference_every: int = 400  # steps between replacements of the reference
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
   remat: bool = _late(False)  # recompute layers in the backward pass
+  # By a kernel, where the backend has one.
+  fused_attention: bool = _late(True)
   skip_constant_groups: bool = True  # in updates without KL; saves time alone
   # Of models with experts: the step of the router's bias against the load of
   # its experts (gamma of DeepSeek-V3, 0 at the end of its pre-training), and
@@ -240,7 +242,12 @@ class Config:
 
   def computed(self, model: ModelConfig) -> ModelConfig:
     """A model as the run computes it."""
-    return dataclasses.replace(model, dtype=self.dtype, remat=self.remat)
+    return dataclasses.replace(
+      model,
+      dtype=self.dtype,
+      remat=self.remat,
+      fused_attention=self.fused_attention,
+    )
 
   def make_learner(self, model: ModelConfig) -> learner.Learner:
     """The compiled functions of the update."""

@@ -149,7 +149,8 @@ def on_mesh() -> bool:
 
 def platform() -> str:
   """Of the current mesh's devices, which may be others than this host's."""
-  return jax.sharding.get_abstract_mesh().abstract_device.platform
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if on_mesh() and device else jax.default_backend()
 
 
 def ways(axis: str) -> int:

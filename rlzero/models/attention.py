@@ -1,4 +1,9 @@
-"""Grouped-query attention over a row's own keys and a shared prefix."""
+"""Grouped-query attention over a row's own keys and a shared prefix.
+
+There are two ways with equal results: plain, which holds all scores, and the
+fused kernels that JAX has for TPUs (Pallas splash attention) and GPUs (cuDNN),
+which do not.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,12 +12,31 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rlzero import sharding
+from rlzero.models import splash
+from rlzero.models.config import ModelConfig
 
-def causal_mask(segments: Int[Array, 'B T']) -> Bool[Array, 'B T T']:
-  """Who may look at whom inside a row: the past of the same segment."""
-  length = segments.shape[1]
-  past = jnp.tril(jnp.ones((length, length), bool))
-  return past[None] & (segments[:, :, None] == segments[:, None, :])
+_SHORTEST = 128  # tokens; what the kernels' blocks hold
+
+
+class Ids(NamedTuple):
+  """Who may look at whom: a query at the keys of its own id."""
+
+  query: Int[Array, 'B T']
+  key: Int[Array, 'B S']
+
+  def mask(self, causal: bool) -> Bool[Array, 'B T S']:
+    """The same, one by one; causal: and not ahead in the row."""
+    same = self.query[:, :, None] == self.key[:, None]
+    if not causal:
+      return same
+    length = self.query.shape[1]
+    return same & jnp.tril(jnp.ones((length, length), bool))[None]
+
+  def of(self, local: None) -> 'Ids':
+    """As `Visible.of`; kernels are not used for models with windows."""
+    del local
+    return self
 
 
 class Visible(NamedTuple):
@@ -53,7 +77,7 @@ class Part(NamedTuple):
 
   key: Float[Array, 'B K S H']
   value: Float[Array, 'B K S U']
-  visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S']
+  visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S'] | Ids
 
 
 def attend(
@@ -64,8 +88,11 @@ def attend(
   One softmax runs over the scores of the parts (a shared prompt or a cache,
   and the row's own past), while keys and values stay where they are: joining
   them would copy the whole cache for each token that is decoded. Scores and
-  weights are float32. R = N / K queries share a key.
+  weights are float32. R = N / K queries share a key. The last part is the
+  row's own past; where `fuses` says so, parts are visible by ids.
   """
+  if isinstance(parts[-1].visible, Ids):
+    return _fused(query, parts, scale)
   scores = []
   for part in parts:
     score = jnp.einsum(
@@ -84,3 +111,62 @@ def attend(
     out += jnp.einsum('bkrts,bksh->bkrth', weights[..., start:end], part.value)
     start = end
   return out
+
+
+def fuses(config: ModelConfig, length: int) -> bool:
+  """Whether a kernel serves rows of this many tokens, here."""
+  if config.window or length < _SHORTEST or not config.fused_attention:
+    return False
+  platform = sharding.platform()
+  # cuDNN has 16 bits alone, and values as wide as keys.
+  short = config.dtype == 'bfloat16' and config.latent is None
+  return platform == 'tpu' or (platform in ('gpu', 'cuda') and short)
+
+
+def _fused(query, parts, scale):
+  """`attend` by a kernel; on a mesh, each device does its rows and heads."""
+  kernel = _splash if sharding.platform() == 'tpu' else _cudnn
+  arrays = [(p.key, p.value, *p.visible) for p in parts]
+  if not sharding.on_mesh():
+    return kernel(query, arrays, scale)
+
+  def spec(axes, x):
+    return sharding.spec(axes, x.shape, 'Attention')
+
+  each = [
+    tuple(map(spec, ('BKSH', 'BKSU', 'BT', 'BS'), part)) for part in arrays
+  ]
+  across = jax.shard_map(
+    lambda query, arrays: kernel(query, arrays, scale),
+    in_specs=(spec('BKRTH', query), each),
+    out_specs=spec('BKRTU', query),
+    check_vma=False,  # the kernels do not say along what they vary
+  )
+  return across(query, arrays)
+
+
+def _splash(query, arrays, scale):
+  b, k, r, t, h = query.shape
+  own = len(arrays) - 1
+  parts = [splash.Keys(*part, i == own) for i, part in enumerate(arrays)]
+  out = splash.attend((query * scale).reshape(b, k * r, t, h), parts)
+  return out.reshape(b, k, r, t, -1)
+
+
+def _cudnn(query, arrays, scale, implementation='cudnn'):
+  b, k, r, t, h = query.shape
+  keys, values = (
+    jnp.concatenate(parts, axis=2).swapaxes(1, 2)
+    for parts in list(zip(*arrays, strict=True))[:2]
+  )
+  own = len(arrays) - 1
+  mask = [Ids(*ids).mask(i == own) for i, (_, _, *ids) in enumerate(arrays)]
+  out = jax.nn.dot_product_attention(
+    query.reshape(b, k * r, t, h).swapaxes(1, 2),
+    keys,
+    values,
+    mask=jnp.concatenate(mask, axis=-1)[:, None],
+    scale=scale,
+    implementation=implementation,
+  )
+  return out.swapaxes(1, 2).reshape(query.shape)

@@ -222,6 +222,7 @@ class ModelConfig:
   family: str = 'llama'  # whose files it is exported as: their model_type
   dtype: str = 'float32'  # of activations; parameters stay float32
   remat: bool = False  # recompute each layer in the backward pass
+  fused_attention: bool = True  # by a kernel, where the backend has one
 
   def __post_init__(self):
     for name in (

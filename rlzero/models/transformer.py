@@ -197,14 +197,24 @@ def _of_rows(part, index):
   return part.reshape(*part.shape[:2], -1, part.shape[-1])
 
 
-def _continued(prompts):
-  """Which prompt tokens a row's tokens may look at, [B, T, M * Tp]."""
+def _continued(prompts) -> attention.Ids:
+  """Which of the M * Tp prompt tokens a row's tokens may look at."""
   real = (prompts.tokens.segments > 0)[prompts.index]
-  own = (
-    prompts.which[..., None] == jnp.arange(prompts.index.shape[1])[None, None]
-  )
-  visible = own[..., None] & real[:, None]
-  return visible.reshape(*visible.shape[:2], -1)
+  slots = jnp.arange(prompts.index.shape[1])[None, :, None]
+  slots = jnp.where(real, slots, -1)
+  return attention.Ids(prompts.which, slots.reshape(slots.shape[0], -1))
+
+
+def _sight(config: ModelConfig, length: int):
+  """How queries of this many tokens a row are told what they may look at."""
+  fused = attention.fuses(config, length)
+
+  def sight(ids, positions, keys, causal=False):
+    if fused:
+      return ids
+    return attention.windows(ids.mask(causal), positions, keys, config.window)
+
+  return sight
 
 
 class Transformer(nn.Module):
@@ -264,11 +274,11 @@ class Transformer(nn.Module):
     c = self.config
 
     def mask(tokens):
-      seen = attention.causal_mask(tokens.segments)
-      return attention.windows(
-        seen, tokens.positions, tokens.positions, c.window
-      )
+      ids = attention.Ids(tokens.segments, tokens.segments)
+      sight = _sight(c, tokens.ids.shape[1])
+      return sight(ids, tokens.positions, tokens.positions, causal=True)
 
+    sight = _sight(c, rows.ids.shape[1])
     if prompts is not None and c.experts:
       prompts = _without_padding(prompts)
     x = sharding.constrain(self._embed(rows.ids), 'BT_')
@@ -279,15 +289,14 @@ class Transformer(nn.Module):
       prompt_mask = mask(prompts.tokens)
       places = prompts.tokens.positions[prompts.index]
       places = places.reshape(places.shape[0], -1)
-      valid = (
-        attention.windows(
-          _continued(prompts), rows.positions, places, c.window
-        ),
-      )
+      valid = (sight(_continued(prompts), rows.positions, places),)
     if prefix is not None:
       cached = prefix.cache
+      query = jnp.zeros_like(rows.ids)
       valid = [
-        attention.windows(seen[:, None], rows.positions, places, c.window)
+        sight(
+          attention.Ids(query, jnp.where(seen, 0, -1)), rows.positions, places
+        )
         for seen, places in zip(prefix.valid, prefix.positions, strict=True)
       ]
     local = np.array(c.local_layers) if c.window else None

@@ -26,7 +26,7 @@ from rlzero.weights.rows import Lazy, Row, Stored, sizes
 _BLOCK_BYTES = 256 * 2**20  # of a parameter that the host holds at a time
 
 # Fields of ModelConfig that say how it is computed and are in no file.
-_OF_A_RUN = ('dtype', 'remat')
+_OF_A_RUN = ('dtype', 'remat', 'fused_attention')
 
 
 def table(config: ModelConfig) -> tuple[Row, ...]:

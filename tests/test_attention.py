@@ -1,0 +1,150 @@
+"""Fused attention: the plain path's values and gradients, on every backend."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.experimental import topologies
+
+from rlzero import learner, packing, sharding
+from rlzero.models import attention, splash, transformer
+from rlzero.models.config import Latent, ModelConfig
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+GQA = ModelConfig(
+  vocab_size=32,
+  num_layers=1,
+  width=16,
+  mlp_width=24,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+)
+LATENT = dataclasses.replace(
+  GQA,
+  num_kv_heads=4,
+  head_dim=6,
+  latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
+)
+OBJECTIVE = learner.Objective(max_len=128, kl_coef=0.1)
+
+
+def _rows() -> packing.Rows:
+  """Completions of two prompts, some of which share a row of 128 tokens."""
+  rng = np.random.default_rng(0)
+  lengths = [50, 40, 128, 30, 21, 60]
+
+  def draw(size):
+    return rng.integers(1, 31, size)
+
+  return packing.Rows(
+    prompts=[draw(9).tolist(), draw(14).tolist()],
+    prompt_index=np.array([0, 0, 0, 1, 1, 1]),
+    completions=[draw(n) for n in lengths],
+    old_logprobs=[np.float32(rng.normal(-3.4, 0.3, n)) for n in lengths],
+    ref_logprobs=[np.float32(rng.normal(-3.4, 0.3, n)) for n in lengths],
+    advantages=np.float32([1, -1, 0.5, 2, -1, -1]),
+  )
+
+
+def _micro() -> packing.Micro:
+  ((_, micro),) = packing.microbatches(_rows(), np.arange(6), 512, 128, ways=2)
+  assert np.any(micro.prompts.which > 0)
+  assert np.any(micro.tokens.segments == 0)
+  return micro
+
+
+def _loss_and_gradient(config, params, micro):
+  loss = functools.partial(learner._loss, config, OBJECTIVE)
+  (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+    params, micro
+  )
+  return value, grads
+
+
+def _assert_same(first, second):
+  """Each array to 1e-5 of its norm."""
+
+  def check(a, b):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
+
+  jax.tree.map(check, first, second)
+
+
+def _params(config):
+  params = transformer.init(config, jax.random.key(0))
+  return jax.tree.map(lambda x: 3 * x, params)  # attention is not flat
+
+
+@pytest.fixture
+def on_tpu(monkeypatch):
+  """As on a TPU, but kernels run as plain JAX."""
+  interpreted = functools.partial(splash.attend, interpret=True)
+  monkeypatch.setattr(splash, 'attend', interpreted)
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+
+
+def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
+  params, micro = _params(LATENT), _micro()
+  plain = _loss_and_gradient(LATENT, params, micro)
+  request.getfixturevalue('on_tpu')
+  assert attention.fuses(LATENT, 128)
+  with sharding.use(sharding.Mesh(data=2, tensor=2), jax.devices()[:4]):
+    on_mesh = sharding.place_params(transformer.AXES, params)
+    fused = _loss_and_gradient(LATENT, on_mesh, learner._place(micro))
+    _assert_same(plain, jax.device_get(fused))
+
+
+def test_the_call_for_gpus_is_the_plain_path(monkeypatch):
+  """All but the kernel itself, for which there is no device here."""
+  params, micro = _params(GQA), _micro()
+  plain = _loss_and_gradient(GQA, params, micro)
+  monkeypatch.setattr(attention, 'fuses', lambda config, length: length >= 128)
+  monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
+  monkeypatch.setattr(
+    attention,
+    '_cudnn',
+    functools.partial(attention._cudnn, implementation='xla'),
+  )
+  _assert_same(plain, _loss_and_gradient(GQA, params, micro))
+
+
+def test_what_has_a_kernel(monkeypatch):
+  short = dataclasses.replace(GQA, dtype='bfloat16')
+  windowed = dataclasses.replace(GQA, window=4, global_every=2)
+  off = dataclasses.replace(GQA, fused_attention=False)
+  assert not attention.fuses(short, 128)  # of this CPU
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+  assert attention.fuses(GQA, 128)
+  assert not attention.fuses(GQA, 127)
+  assert not attention.fuses(windowed, 128)
+  assert not attention.fuses(off, 128)
+  monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
+  assert attention.fuses(short, 128)
+  assert not attention.fuses(GQA, 128)  # float32
+  assert not attention.fuses(dataclasses.replace(LATENT, dtype='bfloat16'), 128)
+
+
+@pytest.mark.parity
+def test_the_update_compiles_for_a_tpu_with_the_kernels(monkeypatch):
+  pytest.importorskip('libtpu', reason='the extra `plan` brings it')
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+  # Another process may be planning.
+  monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  topology = topologies.get_topology_desc(
+    platform='tpu', topology_name='v5e:2x2'
+  )
+  config = dataclasses.replace(GQA, head_dim=64, dtype='bfloat16')
+  update = learner.Learner(config, OBJECTIVE, optax.sgd(1.0), 512)
+  with sharding.use(sharding.Mesh(data=2, tensor=2), topology.devices):
+    shapes = jax.eval_shape(
+      functools.partial(transformer.init, config), jax.random.key(0)
+    )
+    lowered = update.lower(update.abstract(shapes), _rows())['update']
+    text = lowered.compile().as_text()
+  # Forward and backward of the prompts' part and of the rows' own.
+  assert text.count('tpu_custom_call') >= 6
