@@ -10,6 +10,7 @@ gradients. tests/test_plan.py holds the memory against compiled programs.
 from jax import numpy as jnp
 
 from rlzero import flops, learner, sharding
+from rlzero.models import attention
 from rlzero.programs import Program, Run
 from rlzero.rollout import scheduler
 
@@ -17,10 +18,16 @@ _SCORES = 12  # bytes a score costs to write and read, in float32 and rounded
 
 
 class Estimate:
-  """Programs of a run on the current mesh, of one device."""
+  """Programs of a run on the current mesh, of one device.
 
-  def __init__(self, run: Run):
+  Args:
+    run: its shapes.
+    platform: of the device, 'tpu', 'gpu' or 'cpu'.
+  """
+
+  def __init__(self, run: Run, platform: str):
     self.run = run
+    self.platform = platform
     m = self.model = run.model
     self.item = jnp.dtype(m.dtype).itemsize
     self.tensor = sharding.ways('F')
@@ -36,6 +43,13 @@ class Estimate:
     self.layer = 6 * m.width + (attention + 3 * m.mlp_width) / self.tensor
     self.logits = m.vocab_size / self.tensor
     self.one_layer = self.body / m.num_layers * self.item
+
+  def _scores(self, rows: float, length: int, seen: int) -> float:
+    """Numbers as large as attention's scores that are held whole."""
+    pairs = rows * length * seen
+    if not attention.has_kernel(self.model, length, self.platform):
+      return self.heads * pairs
+    return 0.0 if self.platform == 'tpu' else pairs  # cuDNN's mask
 
   def _gathered(self, passes: int) -> float:
     """Bytes received so that each pass over the layers has them whole."""
@@ -59,7 +73,7 @@ class Estimate:
     num_prompts = scheduler.block_size(run.num_prompts) // sharding.ways('P')
     tokens = num_prompts * run.prompt_len
     out = sharding.held(slots.cache) / rows / capacity * tokens
-    scores = num_prompts * s.heads * run.prompt_len**2
+    scores = s._scores(num_prompts, run.prompt_len, run.prompt_len)
     prefill = Program(
       memory=s.params
       + out
@@ -98,10 +112,9 @@ class Estimate:
     rows, prompts = rows / ways, prompts / ways
     tokens = rows * width + prompts * prompt_width
     looked_at = width + micro.prompts.index.shape[1] * prompt_width
-    scores = s.heads * max(rows * width * looked_at, prompts * prompt_width**2)
-    all_scores = s.heads * (
-      rows * width * looked_at + prompts * prompt_width**2
-    )
+    of_rows = s._scores(rows, width, looked_at)
+    of_prompts = s._scores(prompts, prompt_width, prompt_width)
+    scores, all_scores = max(of_rows, of_prompts), of_rows + of_prompts
     inputs = 4 * 10 * rows * width
     chunk = min(learner.CHUNK, rows * width)
     head = s.head * s.item + 3 * 4 * chunk * s.logits

@@ -253,9 +253,12 @@ class _Plan:
       'cost': hours * self.num_devices * cfg.price or None,
     }
 
+  def _estimate(self) -> estimate.Estimate:
+    return estimate.Estimate(self.run, 'tpu' if self.chip.is_tpu else 'gpu')
+
   def _find(self, wanted) -> None:
     """Fills `found` with programs of (name, rows or slots of a device)."""
-    source = self.run if self.compiled else estimate.Estimate(self.run)
+    source = self.run if self.compiled else self._estimate()
     made: dict[tuple[str, int], Any] = {}
     new = {}
     for name, size in wanted:
@@ -294,7 +297,7 @@ class _Plan:
     program = self.found[name, size]
     moved, received = program.moved, program.received
     if not program.known:  # not compiled, so by arithmetic
-      guess = estimate.Estimate(self.run)
+      guess = self._estimate()
       guess = guess.rollout if name in _ROLLOUT else guess.update
       unit = 1 if name in _ROLLOUT else self.width
       _, moved, received, _ = guess(size * self.ways * unit)[name]

@@ -115,9 +115,13 @@ def attend(
 
 def fuses(config: ModelConfig, length: int) -> bool:
   """Whether a kernel serves rows of this many tokens, here."""
+  return has_kernel(config, length, sharding.platform())
+
+
+def has_kernel(config: ModelConfig, length: int, platform: str) -> bool:
+  """Whether a kernel serves rows of this many tokens on such devices."""
   if config.window or length < _SHORTEST or not config.fused_attention:
     return False
-  platform = sharding.platform()
   # cuDNN has 16 bits alone, and values as wide as keys.
   short = config.dtype == 'bfloat16' and config.latent is None
   return platform == 'tpu' or (platform in ('gpu', 'cuda') and short)
