@@ -1,7 +1,7 @@
 """What a rollout has finished, appended to a file as it is finished.
 
 A rollout may take hours and a kill comes when it comes. Each completion, and
-later each score, is a line of its own: a checksum and JSON. A kill leaves at
+later the scores of some groups, is a line: a checksum and JSON. A kill leaves at
 most the last line torn, which is passed over. The first line says of what
 rollout the rest are: step, configuration, fingerprint of the policy, prompts.
 A journal of anything else is never used.
@@ -66,9 +66,11 @@ class Journal:
     )
 
   def add_scores(self, records: Sequence[dict[str, Any]]) -> None:
-    """Keeps the records of the completions after those scored so far."""
-    for record in records:
-      self._keep({'score': record})
+    """Keeps the records of the completions after those scored so far.
+
+    One line for all of them, so that a kill leaves no part of a group.
+    """
+    self._keep({'scores': list(records)})
 
   def sync(self) -> None:
     """Until everything is on disk."""
@@ -87,8 +89,8 @@ class Journal:
     self._take(json.loads(json.dumps(line)))  # as a later process reads it
 
   def _take(self, line):
-    if 'score' in line:
-      self.scores.append(line['score'])
+    if 'scores' in line:
+      self.scores += line['scores']
       return
     self.completions[line['index']] = Completion(
       _array(line['tokens'], np.int32),
@@ -136,7 +138,7 @@ def prune(workdir: str, first_step: int) -> None:
 def holds(path: str, header: dict[str, Any], num_scores: int) -> bool:
   """Whether the journal is of this rollout and has all of its scores."""
   lines = _sound_lines(path)
-  scores = sum('score' in line for line, _ in lines[1:])
+  scores = sum(len(line.get('scores', ())) for line, _ in lines[1:])
   return bool(lines) and lines[0][0] == header and scores == num_scores
 
 

@@ -161,7 +161,7 @@ def _moment(workdir):
   if not journals:
     return 'evaluation'
   lines = journals[-1].read_bytes().splitlines()
-  scores = sum(b'{"score"' in line for line in lines)
+  scores = sum(b'{"scores"' in line for line in lines)
   if scores:
     return 'scored: reference, updates, metrics'
   return 'rollout' if len(lines) < 33 else 'scoring'

@@ -51,12 +51,13 @@ def test_a_torn_line_is_passed_over_and_written_again(path):
   with open(path, 'rb') as file:
     whole = file.read()
   ends = [i + 1 for i, c in enumerate(whole) if c == ord('\n')]
-  for cut in (ends[-1] - 1, ends[-2] + 3, ends[-2]):
+  for cut in (ends[-1] - 1, ends[-1] - 20, ends[-2] + 3, ends[-2]):
     with open(path, 'wb') as file:
       file.write(whole[:cut])
     with contextlib.closing(journal.Journal(path, _HEADER)) as kept:
-      assert len(kept.scores) == 1
-      kept.add_scores([{'reward': 0.0}])
+      assert len(kept.completions) == 3
+      assert not kept.scores  # all of what came together, or none
+      kept.add_scores([{'reward': 1 / 3}, {'reward': 0.0}])
     with open(path, 'rb') as file:
       assert file.read() == whole
 
