@@ -33,6 +33,7 @@ from jaxtyping import Array, Float
 from rlzero import (
   checkpoint,
   config,
+  hosts,
   metrics,
   packing,
   sampler,
@@ -148,7 +149,7 @@ class RewardModel:
     for places, packed in packing.pack(
       pieces, _MICRO_TOKENS, self._model.max_position, sharding.ways('B')
     ):
-      found = jax.device_get(
+      found = hosts.fetch(
         self._scores(self._params, supervised.place(packed).tokens)
       )
       for i, row, start in places:
