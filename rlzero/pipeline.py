@@ -256,8 +256,10 @@ def _execute(command: Sequence[str], name: str, lock: int) -> None:
     raise
   finally:
     signal.signal(signal.SIGTERM, previous)
-  if status == process.PREEMPTED:  # it has saved its state
-    sys.exit(status)
+  # It has saved its state, or keeps what it has done as it goes (`reject`,
+  # `evaluate`) and SIGTERM just ended it.
+  if status in (process.PREEMPTED, -signal.SIGTERM):
+    sys.exit(process.PREEMPTED)
   if status:
     raise config.UserError(
       f'Stage {name!r} ended with status {status}; what it said stands above. '

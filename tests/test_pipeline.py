@@ -12,13 +12,13 @@ import time
 
 import pytest
 
-from rlzero import config, pipeline
+from rlzero import config, pipeline, process
 
 _ROOT = pathlib.Path(__file__).parent.parent
 # A stage that writes what it was given and one word more; it is slow where a
 # file says so.
 _STAGE = """
-import dataclasses, os, time
+import dataclasses, os, signal, time
 from rlzero import config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,15 @@ class Config:
   source: str = ''
   other: str = ''
   fails: bool = False
+  killed: bool = False
 
 def run(cfg):
   os.makedirs(cfg.workdir + '/checkpoints', exist_ok=True)
   open(cfg.workdir + '/checkpoints/state', 'a').write('begun ')
   if cfg.fails:
     raise ValueError('no luck')
+  if cfg.killed:
+    os.kill(os.getpid(), signal.SIGTERM)
   while os.path.exists(cfg.workdir + '/../wait'):
     time.sleep(0.02)
   text = open(cfg.source).read() if cfg.source else ''
@@ -142,6 +145,13 @@ def test_a_stage_that_fails_stops_the_pipeline(tmp_path, capfd):
     pipeline.run(_config(tmp_path, *stages))
   assert 'error: no luck' in capfd.readouterr().err
   assert list(_manifest(tmp_path)) == ['one']
+
+
+def test_a_stage_that_sigterm_ends_can_be_started_again(tmp_path):
+  with pytest.raises(SystemExit) as ended:
+    pipeline.run(_config(tmp_path, _stage('one', '--killed')))
+  assert ended.value.code == process.PREEMPTED
+  assert not (tmp_path / 'work' / 'manifest.json').exists()
 
 
 @pytest.mark.parametrize(
