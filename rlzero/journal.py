@@ -1,8 +1,8 @@
 """What a rollout has finished, appended to a file as it is finished.
 
 A rollout may take hours and a kill comes when it comes. Each completion, and
-later the scores of some groups, is a line: a checksum and JSON. A kill leaves at
-most the last line torn, which is passed over. The first line says of what
+later the scores of some groups, is a line: a checksum and JSON. A kill leaves
+at most the last line torn, which is passed over. The first line says of what
 rollout the rest are: step, configuration, fingerprint of the policy, prompts.
 A journal of anything else is never used.
 """
