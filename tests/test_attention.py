@@ -126,6 +126,7 @@ def test_what_has_a_kernel(monkeypatch):
   monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
   assert attention.fuses(short, 128)
   assert not attention.fuses(GQA, 128)  # float32
+  assert not attention.fuses(dataclasses.replace(short, head_dim=12), 128)
   assert not attention.fuses(dataclasses.replace(LATENT, dtype='bfloat16'), 128)
 
 
@@ -150,9 +151,7 @@ def test_the_update_compiles_for_a_tpu_with_the_kernels(monkeypatch):
   config = dataclasses.replace(GQA, head_dim=64, dtype='bfloat16')
   update = learner.Learner(config, OBJECTIVE, optax.sgd(1.0), 512)
   with sharding.use(sharding.Mesh(data=2, tensor=2), topology.devices):
-    shapes = jax.eval_shape(
-      lambda: transformer.init(config, jax.random.key(0))
-    )
+    shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     lowered = update.lower(update.abstract(shapes), _rows())['update']
     text = lowered.compile().as_text()
   # Forward and backward of the prompts' part and of the rows' own.

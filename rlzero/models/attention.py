@@ -17,6 +17,7 @@ from rlzero.models import splash
 from rlzero.models.config import ModelConfig
 
 _SHORTEST = 128  # tokens; what the kernels' blocks hold
+_WIDEST = 128  # numbers of a head, of those that cuDNN has on every GPU
 
 
 class Ids(NamedTuple):
@@ -122,9 +123,14 @@ def has_kernel(config: ModelConfig, length: int, platform: str) -> bool:
   """Whether a kernel serves rows of this many tokens on such devices."""
   if config.window or length < _SHORTEST or not config.fused_attention:
     return False
-  # cuDNN has 16 bits alone, and values as wide as keys.
-  short = config.dtype == 'bfloat16' and config.latent is None
-  return platform == 'tpu' or (platform in ('gpu', 'cuda') and short)
+  # cuDNN has 16 bits alone, heads of few sizes, and values as wide as keys.
+  served = (
+    config.dtype == 'bfloat16'
+    and config.latent is None
+    and config.head_dim % 8 == 0
+    and config.head_dim <= _WIDEST
+  )
+  return platform == 'tpu' or (platform in ('gpu', 'cuda') and served)
 
 
 def _fused(query, parts, scale):
