@@ -3,12 +3,10 @@
 import contextlib
 import json
 import os
-import platform
 import sys
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 import rlzero
@@ -288,10 +286,7 @@ class Run:
       'stage': 'grpo',
       'wall_s': self._wall(),
       'seed': self.cfg.seed,
-      'hardware': (
-        f'{jax.device_count()} x {jax.devices()[0].device_kind} '
-        f'({os.cpu_count()} cores, {platform.machine()})'
-      ),
+      'hardware': provenance.hardware(),
       'version': rlzero.__version__,
       'commit': self.commit,
       'verdicts': self.loop.pool.counts,
