@@ -161,17 +161,20 @@ class Endpoint:
     pool = concurrent.futures.ThreadPoolExecutor(sampling.num_slots)
     try:
       asked = {pool.submit(self._ask, *requests[i]): i for i in missing}
-      failure = None
-      for done in concurrent.futures.as_completed(asked):
-        if done.cancelled():
-          continue
-        if error := done.exception():
-          # The others under way may still end well, and are kept.
-          failure = failure or error
-          pool.shutdown(wait=False, cancel_futures=True)
-          continue
-        samples[asked[done]] = done.result()
-        on_finished(asked[done], done.result())
+      waiting, failure = set(asked), None
+      while waiting:
+        ended, waiting = concurrent.futures.wait(
+          waiting, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for done in ended:
+          if error := done.exception():
+            # Those under way may still end well, and are kept.
+            failure = failure or error
+          else:
+            samples[asked[done]] = done.result()
+            on_finished(asked[done], done.result())
+        if failure:
+          waiting = {one for one in waiting if not one.cancel()}
       if failure:
         raise failure
     finally:
