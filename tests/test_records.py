@@ -75,7 +75,8 @@ def test_tfds_folder(tmp_path):
     ('x.jsonl', '[1]\n', r'x\.jsonl:1 is a JSON list'),
     ('x.jsonl', '', 'has no records'),
     ('x.parquet', 'PAR', 'is not a parquet file'),
-    ('x.csv', 'a,b', 'holds no examples'),
+    ('x.csv', 'a,b', 'has no records'),
+    ('x.txt', 'a,b', 'holds no examples'),
   ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, text, message):
