@@ -133,6 +133,8 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     process.restart_with_large_pages()
     process.keep_compilations()
     argv = sys.argv[1:]
+  if not getattr(stage, 'SEVERAL_HOSTS', False):
+    process.refuse_hosts(argv, stage.__name__)
   argv = process.join_hosts(argv)
   if '--help' in argv:
     print(_help(stage))
@@ -592,10 +594,11 @@ def _quoted(text: str, hint: Any) -> str:
 
 
 def _help(stage: types.ModuleType) -> str:
+  several = getattr(stage, 'SEVERAL_HOSTS', False)
   lines = [
     f'python -m {stage.__name__} [--gin_file=FILE ...] '
     '[--gin.SELECTOR=VALUE ...] [--name=value ...]',
-    f'on several hosts: {" ".join(process.HOST_FLAGS)}',
+    *([f'on several hosts: {" ".join(process.HOST_FLAGS)}'] if several else []),
     '',
     (inspect.getdoc(stage) or '').partition('\n')[0],
     '',

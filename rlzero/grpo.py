@@ -39,6 +39,7 @@ from rlzero.tasks import base, countdown, sandbox
 from rlzero.tasks.datasets import stream
 from rlzero.tasks.template import Template
 
+SEVERAL_HOSTS = True  # may run it together
 _changeable = {'changeable': True}
 
 

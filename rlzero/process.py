@@ -104,6 +104,22 @@ def join_hosts(argv: Sequence[str]) -> list[str]:
   return others
 
 
+def refuse_hosts(argv: Sequence[str], stage: str) -> None:
+  """For a stage of one host: several would write over each other.
+
+  Raises:
+    SystemExit: 2, for a flag of several hosts.
+  """
+  for flag in argv:
+    if flag.partition('=')[0] in HOST_FLAGS:
+      print(
+        f'error: {flag} is for stages that run on several hosts, and {stage} '
+        'runs on one; leave it out.',
+        file=sys.stderr,
+      )
+      sys.exit(2)
+
+
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[], bool]]:
   """Inside, SIGTERM ends nothing; the function it gives says whether it came.

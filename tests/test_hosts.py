@@ -12,7 +12,7 @@ import pytest
 from host_steps import CONFIG
 from test_learner import distance
 
-from rlzero import checkpoint, grpo, hosts, process, sharding, step
+from rlzero import checkpoint, config, grpo, hosts, process, sft, sharding, step
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -88,3 +88,6 @@ def test_flags_of_a_process_are_not_those_of_a_run(monkeypatch, capsys):
     with pytest.raises(SystemExit, match='2'):
       process.join_hosts(wrong)
   assert 'do not say which processes belong' in capsys.readouterr().err
+  with pytest.raises(SystemExit, match='2'):
+    config.main(sft, ['--distributed'])
+  assert 'rlzero.sft runs on one' in capsys.readouterr().err
