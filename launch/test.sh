@@ -17,4 +17,6 @@ if [[ "${1:-}" == --parity ]]; then
   selection=(-m 'not slow')
 fi
 .venv/bin/python -m ruff check rlzero tests
-exec .venv/bin/python -m pytest "${selection[@]+"${selection[@]}"}" "$@"
+# Two processes, since most tests keep less than a core busy.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile \
+  "${selection[@]+"${selection[@]}"}" "$@"
