@@ -10,6 +10,7 @@ The series goes on where it was, if it is killed itself.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import random
@@ -134,8 +135,11 @@ def _wait_for_work(process, workdir):
   """Until the process has compiled, and draws something new."""
 
   def kept():
-    journals = (workdir / 'journal').glob('*.jsonl')
-    return {path.name: path.stat().st_size for path in journals}
+    sizes = {}
+    for path in (workdir / 'journal').glob('*.jsonl'):
+      with contextlib.suppress(FileNotFoundError):  # a rollout that is over
+        sizes[path.name] = path.stat().st_size
+    return sizes
 
   before = kept()
   while process.poll() is None:
