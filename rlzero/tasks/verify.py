@@ -160,3 +160,35 @@ def _compare(first: str, second: str) -> bool:
     math_verify.verify(*pair, timeout_seconds=None)
     for pair in (parsed, parsed[::-1])
   )
+
+
+class Formulas:
+  """Judging of tasks whose answers are compared as mathematics."""
+
+  def extract(self, text: str) -> str | None:
+    return last_answer(text, numeric=False)
+
+  def verify(self, answer: str, target: str) -> bool:
+    return equal(answer, target)
+
+  def same(self, first: str, second: str) -> bool:
+    return equal(first, second)
+
+  def count_tries(self, text: str) -> int:
+    return count_results(text)
+
+  def warm_up(self) -> None:
+    """Loads math-verify."""
+    warm_up()
+
+
+class Numbers(Formulas):
+  """Judging of tasks whose answers are one number."""
+
+  def extract(self, text: str) -> str | None:
+    return last_answer(text)
+
+  def verify(self, answer: str, target: str) -> bool:
+    """Whether the answer holds one number, and it is the target's."""
+    found = only_number(answer)
+    return found is not None and found == number(target)

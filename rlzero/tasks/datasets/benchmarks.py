@@ -30,7 +30,7 @@ _CHOICE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class AIME:
+class AIME(verify.Numbers):
   """The American Invitational Mathematics Examination, I and II of a year.
 
   Raises:
@@ -66,23 +66,9 @@ class AIME:
     hub.check_split(self.name, split)
     return hub.examples(self.name, self.data_dir, repo, files, convert)
 
-  def extract(self, text: str) -> str | None:
-    return verify.last_answer(text)
-
-  def verify(self, answer: str, target: str) -> bool:
-    """Whether the answer holds one number, and it is the target's."""
-    number = verify.only_number(answer)
-    return number is not None and number == verify.number(target)
-
-  def same(self, first: str, second: str) -> bool:
-    return verify.equal(first, second)
-
-  def count_tries(self, text: str) -> int:
-    return verify.count_results(text)
-
 
 @dataclasses.dataclass(frozen=True)
-class MATH500:
+class MATH500(verify.Formulas):
   """500 problems of MATH (arXiv 2103.03874, 2305.20050); LaTeX answers."""
 
   data_dir: str = '~/tensorflow_datasets'  # folder of TFDS datasets
@@ -103,22 +89,6 @@ class MATH500:
     return hub.examples(
       self.name, self.data_dir, 'HuggingFaceH4/MATH-500', ['*.jsonl'], convert
     )
-
-  def extract(self, text: str) -> str | None:
-    return verify.last_answer(text, numeric=False)
-
-  def verify(self, answer: str, target: str) -> bool:
-    return verify.equal(answer, target)
-
-  def same(self, first: str, second: str) -> bool:
-    return verify.equal(first, second)
-
-  def count_tries(self, text: str) -> int:
-    return verify.count_results(text)
-
-  def warm_up(self) -> None:
-    """Loads math-verify."""
-    verify.warm_up()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ _PREPARE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class GSM8K:
+class GSM8K(verify.Numbers):
   """Grade-school word problems whose answers are numbers.
 
   'test' is the official one; 'validation' is a tenth of the official
@@ -68,24 +68,6 @@ class GSM8K:
         )
       )
     return found
-
-  def extract(self, text: str) -> str | None:
-    return verify.last_answer(text)
-
-  def verify(self, answer: str, target: str) -> bool:
-    """Whether the answer holds one number, and it is the target's."""
-    number = verify.only_number(answer)
-    return number is not None and number == verify.number(target)
-
-  def same(self, first: str, second: str) -> bool:
-    return verify.equal(first, second)
-
-  def count_tries(self, text: str) -> int:
-    return verify.count_results(text)
-
-  def warm_up(self) -> None:
-    """Loads what `same` needs."""
-    verify.warm_up()
 
 
 def prepare(data_dir: str) -> None:

@@ -13,7 +13,7 @@ from rlzero.tasks.datasets import records
 
 
 @dataclasses.dataclass(frozen=True)
-class MATH:
+class MATH(verify.Formulas):
   """The problems; answers are compared as mathematics.
 
   'validation' is a twentieth of the training problems, by hash of the
@@ -58,20 +58,3 @@ class MATH:
         )
       )
     return found
-
-  def extract(self, text: str) -> str | None:
-    return verify.last_answer(text, numeric=False)
-
-  def verify(self, answer: str, target: str) -> bool:
-    """Whether the two are equal as mathematics."""
-    return verify.equal(answer, target)
-
-  def same(self, first: str, second: str) -> bool:
-    return verify.equal(first, second)
-
-  def count_tries(self, text: str) -> int:
-    return verify.count_results(text)
-
-  def warm_up(self) -> None:
-    """Loads what `verify` needs."""
-    verify.warm_up()
