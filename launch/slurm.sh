@@ -7,7 +7,8 @@
 # One process a node, with all its GPUs; jax.distributed takes the rest from
 # Slurm. DIR is on a file system that all nodes see. Five minutes before the
 # time is up, and when Slurm preempts the job, the run saves and exits with 75;
-# the job is then queued again and goes on. --dry-run prints the job.
+# the job is then queued again and goes on, as it does where a node fails. With
+# any other status it ends. --dry-run prints the job.
 set -euo pipefail
 
 die() {

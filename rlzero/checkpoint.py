@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax import numpy as jnp
 
-from rlzero import sharding, weights
+from rlzero import hosts, sharding, weights
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.tokenizer import Tokenizer
@@ -38,9 +38,9 @@ class Saved(NamedTuple):
 class Store:
   """The numbered checkpoints of a run; each is written whole or not at all.
 
-  Every checkpoint carries the fingerprints of its arrays. One that cannot be
-  read, or whose bits are not those that were saved, is passed over with a
-  sentence, and the one before it is taken.
+  Every checkpoint carries the fingerprints of its arrays. One that a host
+  cannot read, or whose bits are not those that were saved, is passed over with
+  a sentence by all hosts, and the one before it is taken.
 
   Args:
     workdir: the run's folder.
@@ -57,6 +57,14 @@ class Store:
         max_to_keep=keep,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+      ),
+    )
+    # Waits for no other host: one that fails could never tell them.
+    self._reader = ocp.Checkpointer(
+      ocp.CompositeCheckpointHandler(),
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
       ),
     )
 
@@ -96,31 +104,29 @@ class Store:
     self,
     params: Params,
     rest: Any,
-    check: Callable[[dict[str, Any]], None] = lambda facts: None,
+    check: Callable[[dict[str, Any]], str] = lambda facts: '',
   ) -> Saved | None:
     """The newest sound checkpoint, or None if none was ever saved.
 
     Args:
       params: arrays, or shapes, that say how to restore the parameters.
       rest: the same for the rest.
-      check: given the facts; raises ValueError if something beside the
-        checkpoint is missing that belongs to it.
+      check: given the facts, says what is missing beside the checkpoint that
+        belongs to it; '' if nothing is. The same on every host.
 
     Raises:
       ValueError: there are checkpoints and all of them are damaged.
     """
-
-    def read(step):
-      found = self._read(step, {'params': params, 'rest': rest})
-      check(found['facts'])
-      return Saved(step, found['params'], found['rest'], found['facts'])
-
-    return self._newest(read)
+    found = self._newest({'params': params, 'rest': rest}, check)
+    if found is None:
+      return None
+    step, trees, facts = found
+    return Saved(step, trees['params'], trees['rest'], facts)
 
   def restore_params(self, params: Params) -> Params:
     """The parameters alone, of the newest sound checkpoint."""
-    found = self._newest(lambda step: self._read(step, {'params': params}))
-    return found['params']
+    _, trees, _ = self._newest({'params': params}, lambda facts: '')
+    return trees['params']
 
   def wait(self) -> None:
     """Until what was saved is on disk."""
@@ -131,31 +137,39 @@ class Store:
     self._manager.close()
 
   def _read(self, step, trees):
+    """What this host has of the arrays, their fingerprints, and the facts."""
     shapes = jax.tree.map(_shape, trees)
-    read = self._manager.restore(
-      step,
+    read = self._reader.restore(
+      os.path.join(self._folder, str(step)),
       args=ocp.args.Composite(
         **{n: ocp.args.StandardRestore(tree) for n, tree in shapes.items()},
         facts=ocp.args.JsonRestore(),
       ),
     )
-    found = {name: read[name] for name in trees}
-    prints = jax.device_get(_fingerprints(found))
-    for name, number in prints.items():
-      if int(number) != read.facts['fingerprints'][name]:
-        raise ValueError(f'the bits of {name} are not those that were saved')
-    return {**found, 'facts': read.facts['facts']}
+    prints = {name: read.facts['fingerprints'][name] for name in trees}
+    return {name: read[name] for name in trees}, prints, read.facts['facts']
 
-  def _newest(self, read):
-    """What `read` gives for the newest step where it does not fail."""
-    steps = self.steps()[::-1]
+  def _newest(self, trees, check):
+    """Step, trees and facts of the newest sound checkpoint, if there is any."""
+    steps = hosts.agree(self.steps()[::-1])
     for number, step in enumerate(steps):
+      trouble = ''
       try:
-        found = read(step)
+        found, prints, facts = self._read(step, trees)
       except Exception as error:  # Orbax and TensorStore raise of every kind
+        trouble = _first_line(error)
+      # Only when all have read can they go on to what they do together.
+      trouble = hosts.any_of(trouble)
+      trouble = trouble or _difference(found, prints) or check(facts)
+      if not trouble:
+        if not self._read_only:
+          for damaged in steps[:number]:  # the run will come by there again
+            self._manager.delete(damaged)
+        return step, found, facts
+      if hosts.is_first():
         print(
           f'The checkpoint of step {step} in {self._folder} is damaged '
-          f'({_first_line(error)}); '
+          f'({trouble}); '
           + (
             f'trying the one of step {steps[number + 1]}.'
             if number + 1 < len(steps)
@@ -164,11 +178,6 @@ class Store:
           file=sys.stderr,
           flush=True,
         )
-        continue
-      if not self._read_only:
-        for damaged in steps[:number]:  # the run will come by there again
-          self._manager.delete(damaged)
-      return found
     if steps:
       raise ValueError(
         f'{self._folder} has no checkpoint that can be read; to begin anew, '
@@ -206,6 +215,14 @@ def _fingerprint(tree):
 
 def _fingerprints(trees):
   return {name: _fingerprint(tree) for name, tree in trees.items()}
+
+
+def _difference(trees, prints) -> str:
+  """What is not as it was saved, if anything."""
+  for name, number in jax.device_get(_fingerprints(trees)).items():
+    if int(number) != prints[name]:
+      return f'the bits of {name} are not those that were saved'
+  return ''
 
 
 def _shape(leaf):

@@ -127,7 +127,8 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
 
   Raises:
     SystemExit: 2 after a ValueError or OSError, told on stderr in a sentence
-      (RLZERO_TRACEBACK=1 lets the traceback through); 130 when interrupted.
+      (RLZERO_TRACEBACK=1 lets the traceback through); 130 when interrupted;
+      process.PREEMPTED after SIGTERM.
   """
   if argv is None:
     process.restart_with_large_pages()
@@ -140,7 +141,8 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     print(_help(stage))
     return
   try:
-    stage.run(build(stage, argv))
+    with process.ended_by_sigterm():
+      stage.run(build(stage, argv))
   except KeyboardInterrupt:
     sys.exit(130)
   except (ValueError, OSError) as error:

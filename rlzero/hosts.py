@@ -37,9 +37,11 @@ def agree(value: Any) -> Any:
   return value if jax.process_count() == 1 else _everyones(value)[0]
 
 
-def any_of(flag: bool) -> bool:
-  """Whether it is so on at least one host."""
-  return flag if jax.process_count() == 1 else any(_everyones(flag))
+def any_of(value: Any) -> Any:
+  """The first host's value that is true, the same on all; else its own."""
+  if jax.process_count() == 1:
+    return value
+  return next(filter(None, _everyones(value)), value)
 
 
 def least(value: int) -> int:
@@ -68,6 +70,16 @@ def fetch(tree: Any) -> Any:
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def fetch_first(tree: Any) -> Any:
+  """`fetch` for the first host; the others help, and keep nothing."""
+
+  def one(array):
+    whole = fetch(array)
+    return whole if is_first() else None
+
+  return jax.tree.map(one, tree)
 
 
 def _everyones(value: Any) -> list[Any]:

@@ -109,7 +109,8 @@ def run(cfg: Config) -> None:
   """Runs what is not done yet, and prints the table of evaluations.
 
   Raises:
-    ValueError: a stage that failed, or a finished one that has changed.
+    ValueError: a finished stage that has changed.
+    SystemExit: a stage that failed or was preempted, with its status.
   """
   plans = [Plan(cfg.workdir, stage) for stage in cfg.stages]
   if cfg.dry_run:
@@ -256,15 +257,17 @@ def _execute(command: Sequence[str], name: str, lock: int) -> None:
     raise
   finally:
     signal.signal(signal.SIGTERM, previous)
-  # It has saved its state, or keeps what it has done as it goes (`reject`,
-  # `evaluate`) and SIGTERM just ended it.
-  if status in (process.PREEMPTED, -signal.SIGTERM):
-    sys.exit(process.PREEMPTED)
+  if status == -signal.SIGTERM:  # before it had begun
+    status = process.PREEMPTED
+  if status < 0:  # by a signal, as a shell says it
+    status = 128 - status
   if status:
-    raise config.UserError(
+    print(
       f'Stage {name!r} ended with status {status}; what it said stands above. '
-      'The same command goes on from there.'
+      'The same command goes on from there.',
+      file=sys.stderr,
     )
+    sys.exit(status)
 
 
 def _forget(cfg: Config, manifest: Manifest) -> None:

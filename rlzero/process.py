@@ -8,8 +8,9 @@ Compilations are kept on disk, so that a run that goes on, or a second one like
 it, starts at once.
 
 SIGTERM is what a machine that will be taken away sends first. A stage looks
-for it where it can save, and then ends with the code PREEMPTED; a launcher
-that sees this code starts the same command again.
+for it where it can save, or keeps its work as it goes and is ended at once;
+both with the code PREEMPTED. A launcher that sees this code starts the same
+command again.
 """
 
 import contextlib
@@ -121,10 +122,20 @@ def refuse_hosts(argv: Sequence[str], stage: str) -> None:
 
 
 @contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+  """Inside, SIGTERM ends the process at once, with the code PREEMPTED."""
+  before = signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def preemption() -> Iterator[Callable[[], bool]]:
   """Inside, SIGTERM ends nothing; the function it gives says whether it came.
 
-  A second one ends the process at once, as SIGTERM does.
+  A second one does what the first had done outside.
   """
   came = []
 

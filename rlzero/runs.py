@@ -47,7 +47,6 @@ class Run:
     self.commit = provenance.commit()  # of the code that runs, not a later one
     self.preempted = lambda: False
     self.saved_step = -1
-    self.looks = 0
     # Of the rollout under way.
     self.cursor = prompt_stream.get_state()  # where its problems begin
     self.header: dict[str, Any] = {}  # of its journal
@@ -116,7 +115,7 @@ class Run:
     self.store.wait()
     params = loop.state.params
     if hosts.count() > 1:
-      params = hosts.fetch(params)
+      params = hosts.fetch_first(params)
     if hosts.is_first():
       checkpoint.write_model(cfg.workdir, loop.model, params, loop.tokenizer)
       journal.prune(cfg.workdir, cfg.num_steps)
@@ -124,10 +123,7 @@ class Run:
     self._write_facts()
 
   def _look(self) -> None:
-    """Ends the work at hand if SIGTERM came; hosts ask each other at times."""
-    self.looks += 1
-    if hosts.count() > 1 and self.looks % 16:
-      return
+    """Ends the work at hand, on all hosts, if SIGTERM came to one."""
     if hosts.any_of(self.preempted()):
       raise _Preempted
 
@@ -266,15 +262,16 @@ class Run:
       f'going on from the checkpoint of step {saved.step} of {cfg.num_steps}'
     )
 
-  def _check_journal(self, facts: dict[str, Any]) -> None:
+  def _check_journal(self, facts: dict[str, Any]) -> str:
     """A checkpoint between minibatches needs what its rollout wrote."""
     cfg, header = self.cfg, facts['journal']
     if header is None:
-      return
+      return ''
     path = journal.path_of(cfg.workdir, header['step'])
     rows = cfg.num_prompts * cfg.group_size * cfg.steps_per_rollout
-    if not hosts.agree(journal.holds(path, header, rows)):
-      raise ValueError(f'its journal {path} is missing or damaged')
+    if hosts.agree(journal.holds(path, header, rows)):
+      return ''
+    return f'its journal {path} is missing or damaged'
 
   def _wall(self) -> float:
     return self.wall_s + time.monotonic() - self.began

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero import checkpoint, sharding, weights
+from rlzero import checkpoint, hosts, sharding, weights
 from rlzero.models import transformer
 
 
@@ -101,6 +101,21 @@ def test_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, capsys):
   store.save(2, *states[2])
   store.close()
   assert _restored(tmp_path, *states[1]).step == 2
+
+
+def test_what_another_host_cannot_read_is_passed_over(
+  tmp_path, monkeypatch, capsys
+):
+  state = {'x': jnp.ones(3)}, {'y': jnp.ones(3)}
+  store = checkpoint.Store(str(tmp_path))
+  for step in (1, 2):
+    store.save(step, *state)
+  store.close()
+  others = iter(['no such file', ''])
+  monkeypatch.setattr(hosts, 'any_of', lambda own: own or next(others))
+  assert _restored(tmp_path, *state).step == 1
+  assert 'step 2' in (said := capsys.readouterr().err)
+  assert '(no such file)' in said
 
 
 def test_nothing_but_damaged_checkpoints(tmp_path):

@@ -4,7 +4,10 @@ import contextlib
 import os
 import pathlib
 import pickle
+import shutil
+import signal
 import subprocess
+import time
 
 import jax
 import numpy as np
@@ -12,36 +15,55 @@ import pytest
 from host_steps import CONFIG
 from test_learner import distance
 
-from rlzero import checkpoint, config, grpo, hosts, process, sft, sharding, step
+from rlzero import (
+  checkpoint,
+  config,
+  grpo,
+  hosts,
+  metrics,
+  process,
+  sft,
+  sharding,
+  step,
+)
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _steps(folder, number):
-  environment = {**os.environ, 'DEVICES': str(8 // number), 'XLA_FLAGS': ''}
-  done = subprocess.run(
-    [
-      'bash',
-      'launch/local_cluster.sh',
-      str(number),
-      'tests.host_steps',
-      folder,
-    ],
+_PATIENCE_S = 300.0  # hosts that wait for each other would wait for ever
+
+
+def _start(number, *command):
+  """So many processes with eight devices in all."""
+  return subprocess.Popen(
+    ['bash', 'launch/local_cluster.sh', str(number), *command],
     cwd=_ROOT,
-    env=environment,
-    capture_output=True,
+    env={**os.environ, 'DEVICES': str(8 // number), 'XLA_FLAGS': ''},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
-    check=False,
   )
-  assert not done.returncode, done.stderr
+
+
+def _ended(cluster, code=0):
+  """What it says on stderr, when it has ended."""
+  try:
+    _, said = cluster.communicate(timeout=_PATIENCE_S)
+  finally:
+    cluster.terminate()  # a cluster that hangs
+  assert cluster.returncode == code, said
+  return said
+
+
+def _steps(folder, number):
+  folder.mkdir()
+  _ended(_start(number, 'tests.host_steps', folder))
   with open(folder / 'steps.pickle', 'rb') as file:
     return pickle.load(file)
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-  (tmp_path / 'two').mkdir()
-  (tmp_path / 'one').mkdir()
   two, params = _steps(tmp_path / 'two', 2)
   one, _ = _steps(tmp_path / 'one', 1)
   for (records, rows, grads), (same, same_rows, same_grads) in zip(
@@ -64,12 +86,73 @@ def test_two_processes_equal_one(tmp_path):
         saved = store.restore(loop.state.params, rest)
     assert saved.step == 3
     jax.tree.map(np.testing.assert_array_equal, saved.params, params)
+  # What one wrote, two read; what one of the two cannot read, neither takes.
+  shutil.copytree(tmp_path / 'one', tmp_path / 'copy')
+  (tmp_path / 'copy' / 'checkpoints' / '3' / 'facts' / 'metadata').unlink()
+  said = _ended(
+    _start(2, 'tests.host_steps', tmp_path / 'one', tmp_path / 'copy')
+  )
+  assert 'The checkpoint of step 3' in said and 'the one of step 2' in said
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_host_saves_on_all(tmp_path):
+  cfg = grpo.Config(
+    **CONFIG | {'max_len': 64, 'decode_steps': 1},
+    workdir='',
+    num_steps=3,
+    save_every=10,
+    eval_every=0,
+    final_problems=1,
+    final_samples=2,
+  )
+  (tmp_path / 'run.gin').write_text(config.resolved(cfg))
+
+  def start(name):
+    flags = f'--gin_file={tmp_path}/run.gin', f'--workdir={tmp_path / name}'
+    return _start(2, 'rlzero.grpo', *flags)
+
+  cluster = start('cut')
+  while not (tmp_path / 'cut' / 'journal' / 'step_000001.jsonl').exists():
+    assert cluster.poll() is None, cluster.communicate()
+    time.sleep(0.01)
+  os.kill(_process(cluster, '--process_id=1'), signal.SIGTERM)
+  _ended(cluster, process.PREEMPTED)
+  (saved,) = (tmp_path / 'cut' / 'checkpoints').iterdir()
+  assert saved.name in ('1', '2')
+  _ended(start('cut'))
+  _ended(start('whole'))
+  for read in (_params, _rows):
+    whole, cut = (read(tmp_path / name) for name in ('whole', 'cut'))
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+
+
+def _process(cluster, flag):
+  """The process of a cluster that was started with the flag."""
+  of_it = pathlib.Path(f'/proc/{cluster.pid}/task/{cluster.pid}/children')
+  (number,) = (
+    int(child)
+    for child in of_it.read_text().split()
+    if flag in pathlib.Path(f'/proc/{child}/cmdline').read_text()
+  )
+  return number
+
+
+def _params(workdir):
+  return checkpoint.load_model(str(workdir / 'model')).params
+
+
+def _rows(workdir):
+  return [
+    {k: v for k, v in row.items() if not k.startswith('time/')}
+    for row in metrics.read_metrics(str(workdir))
+  ]
 
 
 def test_one_process_asks_nobody():
   assert hosts.count() == 1 and hosts.is_first()
   assert hosts.agree({'a': 1}) == {'a': 1}
-  assert hosts.any_of(True) and not hosts.any_of(False)
+  assert hosts.any_of('this') == 'this' and hosts.any_of('') == ''
   assert hosts.least(3) == 3
   assert hosts.shared([1, 2], lambda items: [2 * i for i in items]) == [2, 4]
 

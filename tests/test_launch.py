@@ -228,7 +228,7 @@ def _counting(tmp_path, body):
   """A program that notes its starts and then does something."""
   path = tmp_path / 'program.py'
   path.write_text(
-    'import pathlib, signal, sys, time\n'
+    'import os, pathlib, signal, sys, time\n'
     f'starts = pathlib.Path({str(tmp_path / "starts")!r})\n'
     "starts.write_text((starts.read_text() if starts.exists() else '') + '|')\n"
     f'number = len(starts.read_text())\n{body}'
@@ -236,11 +236,23 @@ def _counting(tmp_path, body):
   return [sys.executable, str(path)]
 
 
-def test_restarted_as_long_as_it_was_preempted(tmp_path):
-  program = _counting(tmp_path, 'sys.exit(75 if number < 3 else 4)\n')
-  done = _bash('restart.sh', *program, check=False, RESTART_DELAY_S='0')
-  assert done.returncode == 4
-  assert (tmp_path / 'starts').read_text() == '|||'
+@pytest.mark.parametrize(
+  ('body', 'status', 'starts'),
+  [
+    ('sys.exit(75 if number < 4 else 0)', 0, 4),  # preempted as often as it is
+    ('os.kill(os.getpid(), signal.SIGKILL)', 137, 3),
+    ('sys.exit([1, 75, 134, 75, 143][number - 1])', 143, 5),
+    ('sys.exit(2)', 2, 1),
+    ('sys.exit(130)', 130, 1),
+  ],
+)
+def test_what_is_started_again(tmp_path, body, status, starts):
+  program = _counting(tmp_path, body)
+  done = _bash(
+    'restart.sh', *program, check=False, RESTART_DELAY_S='0', MAX_CRASHES='2'
+  )
+  assert done.returncode == status
+  assert (tmp_path / 'starts').read_text() == starts * '|'
 
 
 def test_a_signal_is_handed_on_and_ends_it(tmp_path):
@@ -283,6 +295,19 @@ def test_jobset_fills_its_slice():
   assert spec['completions'] * limits['google.com/tpu'] == chips
   assert container['command'][:2] == ['bash', 'launch/restart.sh']
   _names_files(container['command'])
+  # What cannot go on by itself is not started a hundred times.
+  (rule,) = spec['podFailurePolicy']['rules']
+  assert rule['action'] == 'FailJob'
+  assert rule['onExitCodes'] == {
+    'containerName': container['name'],
+    'operator': 'In',
+    'values': [2],
+  }
+  (rule,) = jobset['spec']['failurePolicy']['rules']
+  assert rule == {
+    'action': 'FailJobSet',
+    'onJobFailureReasons': ['PodFailurePolicy'],
+  }
   (mount,), (volume,) = container['volumeMounts'], pod['volumes']
   assert mount['name'] == volume['name']
   workdir = container['command'][-1]

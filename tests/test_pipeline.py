@@ -28,7 +28,7 @@ class Config:
   source: str = ''
   other: str = ''
   fails: bool = False
-  killed: bool = False
+  killed: int = 0
 
 def run(cfg):
   os.makedirs(cfg.workdir + '/checkpoints', exist_ok=True)
@@ -36,7 +36,8 @@ def run(cfg):
   if cfg.fails:
     raise ValueError('no luck')
   if cfg.killed:
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), cfg.killed)
+    time.sleep(60)
   while os.path.exists(cfg.workdir + '/../wait'):
     time.sleep(0.02)
   text = open(cfg.source).read() if cfg.source else ''
@@ -141,16 +142,23 @@ def test_a_finished_stage_that_has_changed_is_an_error(tmp_path):
 
 def test_a_stage_that_fails_stops_the_pipeline(tmp_path, capfd):
   stages = _stage('one'), _stage('two', '--fails'), _stage('three')
-  with pytest.raises(config.UserError, match="'two' ended with status 2"):
+  with pytest.raises(SystemExit) as ended:
     pipeline.run(_config(tmp_path, *stages))
-  assert 'error: no luck' in capfd.readouterr().err
+  assert ended.value.code == 2  # a launcher does not try again
+  said = capfd.readouterr().err
+  assert 'error: no luck' in said and "'two' ended with status 2" in said
   assert list(_manifest(tmp_path)) == ['one']
 
 
-def test_a_stage_that_sigterm_ends_can_be_started_again(tmp_path):
+@pytest.mark.parametrize(
+  ('number', 'status'),
+  [(signal.SIGTERM, process.PREEMPTED), (signal.SIGKILL, 128 + signal.SIGKILL)],
+)
+def test_a_stage_that_is_killed_can_be_started_again(tmp_path, number, status):
+  stage = _stage('one', f'--killed={number:d}')
   with pytest.raises(SystemExit) as ended:
-    pipeline.run(_config(tmp_path, _stage('one', '--killed')))
-  assert ended.value.code == process.PREEMPTED
+    pipeline.run(_config(tmp_path, stage))
+  assert ended.value.code == status
   assert not (tmp_path / 'work' / 'manifest.json').exists()
 
 
