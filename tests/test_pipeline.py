@@ -1,5 +1,7 @@
 """The order of stages, what is recorded of them, and going on."""
 
+import bisect
+import itertools
 import json
 import os
 import pathlib
@@ -244,7 +246,12 @@ def test_every_manifest_builds(path, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_killed_ten_times_it_ends_with_the_same_hashes(tmp_path):
-  """RLZERO_KILLS_SEED draws the moments; the whole process group dies."""
+  """RLZERO_KILLS_SEED draws the moments; the whole process group dies.
+
+  A moment of the undisturbed run is a stage and a time in it: what a start
+  costs, and what is done twice, would otherwise put all kills into the first
+  stages.
+  """
   command = [
     *(sys.executable, '-m', 'rlzero.pipeline'),
     '--gin_file=configs/runs/r1_tiny_short.gin',
@@ -257,34 +264,31 @@ def test_killed_ten_times_it_ends_with_the_same_hashes(tmp_path):
       start_new_session=True,
     )
 
-  began = time.monotonic()
+  def finished(name):
+    path = tmp_path / name / 'manifest.json'
+    return json.loads(path.read_text())['stages'] if path.exists() else {}
+
   assert start('whole').wait() == 0
-  seconds = time.monotonic() - began
+  whole = finished('whole')
+  ends = list(itertools.accumulate(s['wall_s'] for s in whole.values()))
   rng = random.Random(int(os.environ.get('RLZERO_KILLS_SEED', '0')))
-  moments = sorted(rng.uniform(0, 1) * seconds for _ in range(10))
-  waits = [b - a for a, b in zip([0.0, *moments], moments, strict=False)]
+  moments = sorted(rng.uniform(0, ends[-1]) for _ in range(10))
   killed_in = []
-  for wait in waits:
-    process = start('cut')
-    try:
-      # A process that goes on spends its first seconds on starting.
-      process.wait(wait + 3.0)
-    except subprocess.TimeoutExpired:
-      os.killpg(process.pid, signal.SIGKILL)
-      process.wait()
-      manifest = tmp_path / 'cut' / 'manifest.json'
-      killed_in.append(
-        len(json.loads(manifest.read_text())['stages'])
-        if manifest.exists()
-        else 0
-      )
+  for moment in moments:
+    number = bisect.bisect(ends, moment)
+    child = start('cut')
+    while len(finished('cut')) < number and child.poll() is None:
+      time.sleep(0.1)
+    # A stage that went on where it was killed may be done before that.
+    time.sleep(moment - (ends[number - 1] if number else 0.0))
+    assert child.poll() is None
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    killed_in.append(list(whole)[len(finished('cut'))])
   assert start('cut').wait() == 0
-  print(f'killed in stages {killed_in} of a run of {seconds:.0f} s')
-  assert len(killed_in) == 10 and len({*killed_in}) > 3
-  whole, cut = (
-    json.loads((tmp_path / name / 'manifest.json').read_text())['stages']
-    for name in ('whole', 'cut')
-  )
+  print(f'killed in {killed_in} of a run of {ends[-1]:.0f} s')
+  assert len({*killed_in}) > 3
+  cut = finished('cut')
   assert list(whole) == list(cut)
   for name in whole:
     assert whole[name]['outputs'] == cut[name]['outputs'], name
