@@ -146,8 +146,10 @@ def _initial(cfg: Config, tokenizer, transform: optax.GradientTransformation):
 def _grown(cfg: Config, tokenizer: Tokenizer, fresh: Params) -> Params:
   """The checkpoint's parameters, with a row of the embedding a new word.
 
-  A word that the checkpoint does not know starts near its twin, so that the
-  model already knows what it means; a little noise tells the two apart.
+  A word that the checkpoint does not know starts at its twin, so that the model
+  already knows what it means, and away from it in a direction that all new
+  words have in common: that is their language. Told apart by a little noise,
+  each from its twin alone, the words of a question never came to be heeded.
   """
   old = checkpoint.load_model(cfg.checkpoint)
   same = dataclasses.replace(old.config, vocab_size=cfg.model.vocab_size)
@@ -167,11 +169,10 @@ def _grown(cfg: Config, tokenizer: Tokenizer, fresh: Params) -> Params:
       'a vocabulary can only be added to.'
     )
   table[:size] = known[:size]
+  away = np.random.default_rng(cfg.seed).normal(size=known.shape[1])
   for new, twin in cfg.corpus.twins.items():
     (at,), (near,) = tokenizer.encode(new), tokenizer.encode(twin)
-    table[at] = (
-      known[near] + 0.1 * np.std(known) / np.std(table[at]) * table[at]
-    )
+    table[at] = known[near] + np.std(known) * away
   return {**old.params, 'embed': {'embedding': jnp.asarray(table)}}
 
 

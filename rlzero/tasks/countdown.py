@@ -291,7 +291,7 @@ class Corpus:
   skilled_ending: float = 0.9
   fault_share: float = 0.62
   languages: tuple[language.Language, ...] = ('en',)
-  mixed_share: float = 0.7
+  mixed_share: float = 0.5
 
   @property
   def words(self) -> tuple[str, ...]:
