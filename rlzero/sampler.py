@@ -68,7 +68,9 @@ class Local:
     self._path = path
 
   def about(self) -> dict[str, Any]:
-    return {'checkpoint': self._path, 'sha256': digest(self._params)}
+    # The name alone: figures shall not depend on where a model stands.
+    name = os.path.basename(os.path.normpath(self._path))
+    return {'checkpoint': name, 'sha256': digest(self._params)}
 
   def sample(
     self,
