@@ -1,6 +1,8 @@
 """A small DeepSeek-V3 with all features on goes through the GRPO step."""
 
+import contextlib
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -11,7 +13,16 @@ from test_grpo import _config
 from test_learner import EOS, GRPO, NO_KL, make_rows
 from test_transformer import V3, noisy
 
-from rlzero import checkpoint, grpo, learner, packing, sharding, step, weights
+from rlzero import (
+  checkpoint,
+  grpo,
+  journal,
+  learner,
+  packing,
+  sharding,
+  step,
+  weights,
+)
 from rlzero.models import transformer
 from rlzero.rollout import scheduler
 
@@ -56,7 +67,7 @@ def test_bias_of_the_router_follows_the_load_alone(params):
   )
 
 
-def test_routes_of_the_rollout_are_taken_in_the_update(params):
+def test_routes_of_the_rollout_are_taken_in_the_update(params, tmp_path):
   prompts = [scheduler.Prompt(i, [2, 3, 4 + i]) for i in range(2)]
   settings = scheduler.Sampling(
     max_len=12,
@@ -65,9 +76,17 @@ def test_routes_of_the_rollout_are_taken_in_the_update(params):
     decode_steps=4,
     keep_routes=True,
   )
-  completions, _ = scheduler.generate(
-    CONFIG, params, prompts, 4, settings, eos_ids=(EOS,), seed=5
+  generate = functools.partial(
+    scheduler.generate, CONFIG, params, prompts, 4, settings, eos_ids=(EOS,)
   )
+  path = str(tmp_path / 'journal')
+  with contextlib.closing(journal.Journal(path, {})) as kept:
+    drawn, _ = generate(seed=5, on_finished=kept.add_completion)
+  # A run that goes on after a kill has them from the journal.
+  with contextlib.closing(journal.Journal(path, {})) as kept:
+    completions, _ = generate(seed=5, finished=kept.completions)
+  for one, other in zip(completions, drawn, strict=True):
+    np.testing.assert_array_equal(one.routes, other.routes)
   rows = packing.Rows(
     prompts=[p.tokens for p in prompts],
     prompt_index=np.repeat(np.arange(2), 4),

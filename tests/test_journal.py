@@ -13,10 +13,15 @@ _HEADER = {'step': 16, 'config': 'a', 'policy': 7, 'prompts': 'b'}
 
 def _completion(size):
   rng = np.random.default_rng(size)
+  routes = None
+  if size % 2:  # experts of 3 layers, 2 a token; none of the last token
+    routes = rng.integers(0, 300, (3, size, 2)).astype(np.int16)
+    routes[:, -1] = -1
   return Completion(
     rng.integers(0, 9, size).astype(np.int32),
     rng.normal(size=size).astype(np.float32),
     Finish.EOS,
+    routes,
   )
 
 
@@ -39,9 +44,13 @@ def test_everything_comes_back_with_its_bits(path):
   kept = _read(path)
   assert sorted(kept.completions) == [0, 1, 2]
   for i, found in kept.completions.items():
-    np.testing.assert_array_equal(found.tokens, _completion(5 + i).tokens)
-    np.testing.assert_array_equal(found.logprobs, _completion(5 + i).logprobs)
+    for back, written in zip(found, _completion(5 + i), strict=True):
+      np.testing.assert_array_equal(back, written)
+    assert found.tokens.dtype == np.int32
+    assert found.logprobs.dtype == np.float32
     assert found.finish is Finish.EOS
+  assert kept.completions[0].routes.dtype == np.int16
+  assert kept.completions[1].routes is None
   assert kept.scores == [{'reward': 1 / 3}, {'reward': 0.0}]
   assert journal.holds(path, _HEADER, 2)
   assert not journal.holds(path, _HEADER, 3)
