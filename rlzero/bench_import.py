@@ -9,6 +9,7 @@ small; JSON on stdout. Linux alone: it looks into /proc.
 
 import dataclasses
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -107,44 +108,52 @@ def measure(path: str, dtype: str) -> dict[str, float | str]:
   """MB/s of the files, and MB of memory at its highest."""
   jnp.zeros(()).block_until_ready()  # what JAX itself takes is there
   stored = sum(f.stat().st_size for f in pathlib.Path(path).glob('*.safetens*'))
-  before = peak = _resident()
+  before = peak = _resident('RssAnon')
+  mapped_before = mapped = _resident('RssFile')
   done = threading.Event()
 
   def watch():
-    nonlocal peak
+    nonlocal peak, mapped
     while not done.wait(0.002):
-      peak = max(peak, _resident())
+      peak = max(peak, _resident('RssAnon'))
+      mapped = max(mapped, _resident('RssFile'))
 
   watcher = threading.Thread(target=watch)
   watcher.start()
   began, cpu = time.monotonic(), time.process_time()
-  loaded = jax.block_until_ready(checkpoint.load_model(path, dtype).params)
+  loaded = checkpoint.load_model(path, dtype)
+  jax.block_until_ready(loaded.params)
   seconds, cpu = time.monotonic() - began, time.process_time() - cpu
   done.set()
   watcher.join()
-  held = sum(x.nbytes for x in jax.tree.leaves(loaded))
+  leaves = jax.tree.leaves(loaded.params)
+  tensors = mapping.tensors_from_params(loaded.config, loaded.params)
+  largest = max(math.prod(t.shape) for t in tensors) * np.dtype(dtype).itemsize
+  held = sum(x.nbytes for x in leaves)
   # A CPU device's memory is the host's.
   on_host = held if jax.default_backend() == 'cpu' else 0
   return {
     'checkpoint_mb': round(stored / 1e6),
     'parameters_mb': round(held / 1e6),
     'dtype': dtype,
-    'devices': f'{len(jax.tree.leaves(loaded)[0].devices())} '
-    f'{jax.devices()[0].device_kind}',
+    'devices': f'{len(leaves[0].devices())} {jax.devices()[0].device_kind}',
     'seconds': round(seconds, 2),
     'mb_per_s': round(stored / 1e6 / seconds),
     'mb_per_cpu_s': round(stored / 1e6 / cpu),  # whatever else runs
     'peak_mb': round((peak - before) / 1e6),
     'beside_parameters_mb': round((peak - before - on_host) / 1e6),
+    'largest_tensor_mb': round(largest / 1e6),
+    # Pages of the files, which the kernel takes back when it needs memory.
+    'mapped_peak_mb': round((mapped - mapped_before) / 1e6),
   }
 
 
-def _resident() -> int:
-  """Bytes of memory that are this process's own, not pages of a file."""
+def _resident(kind: str) -> int:
+  """Bytes: RssAnon is the process's own, RssFile pages of files."""
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
-    if line.startswith('RssAnon:'):
+    if line.startswith(f'{kind}:'):
       return int(line.split()[1]) * 1024
-  raise RuntimeError('/proc/self/status has no RssAnon.')
+  raise RuntimeError(f'/proc/self/status has no {kind}.')
 
 
 if __name__ == '__main__':

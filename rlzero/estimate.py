@@ -3,17 +3,23 @@
 For devices that nothing here can compile for. Inputs are exact; temporaries
 and traffic follow the large arrays of the model: the layers' inputs that
 rematerialisation keeps, one layer at work, attention's scores where they are
-held whole, a chunk of logits, the weights gathered for a layer, and the new
-gradients. tests/test_plan.py holds the memory against compiled programs.
+held whole, a chunk of logits, the weights gathered for a layer, the room of an
+exchange of tokens between experts, and the new gradients. tests/test_plan.py
+holds the memory against compiled programs.
 """
+
+import collections
+import math
 
 from jax import numpy as jnp
 
 from rlzero import flops, learner, sharding
-from rlzero.models import attention
+from rlzero.models import attention, moe
+from rlzero.models.config import ModelConfig
 from rlzero.programs import Program, Run
 from rlzero.rollout import scheduler
 
+_FSDP = set('DQR')  # axes that are gathered for a layer
 _SCORES = 12  # bytes a score costs to write and read, in float32 and rounded
 
 
@@ -33,16 +39,22 @@ class Estimate:
     self.tensor = sharding.ways('F')
     self.fsdp = sharding.ways('D')
     self.copies = sharding.ways('B') // self.fsdp
-    body, head = flops.matmul_weights(m)
-    self.body = body / self.tensor
-    self.head = head / self.tensor
+    # Weights that pass through a device; those of all experts that it has.
+    stacks: dict[str, float] = collections.defaultdict(float)
+    self.body = 0.0
+    for stack, axes, shape in flops.matrices(m):
+      size = math.prod(shape) / math.prod(map(sharding.ways, set(axes) - _FSDP))
+      self.body += size
+      stacks[stack] += size / shape[0]
+    self.head = flops.matmul_weights(m)[1] / self.tensor
     self.heads = m.num_heads / self.tensor
     self.params = sharding.held(run.state.params)
-    attention = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim
     # Numbers of one token that a layer works on, and those of its vocabulary.
-    self.layer = 6 * m.width + (attention + 3 * m.mlp_width) / self.tensor
+    hidden = 3 * (m.experts.shared_width if m.experts else m.mlp_width)
+    self.layer = 6 * m.width + (_of_heads(m) + hidden) / self.tensor
     self.logits = m.vocab_size / self.tensor
-    self.one_layer = self.body / m.num_layers * self.item
+    self.one_layer = max(stacks.values()) * self.item
+    self.routed = m.num_layers - m.num_dense_layers  # layers
 
   def _scores(self, rows: float, length: int, seen: int) -> float:
     """Numbers as large as attention's scores that are held whole."""
@@ -63,6 +75,28 @@ class Estimate:
     sums = 2 * self.model.num_layers * tokens * self.model.width * self.item
     return 2 * passes * (1 - 1 / self.tensor) * sums
 
+  def _experts(self, tokens: float) -> tuple[float, float, float]:
+    """Of a layer with experts: bytes at work, moved, and received, a pass.
+
+    A copy of a token for each of its experts is sorted, sent, put into the
+    order of the experts, multiplied, and all of it undone; where tokens are
+    sent there is room for the worst case, which is at work whole.
+    """
+    if not self.routed:
+      return 0.0, 0.0, 0.0
+    e, ways = self.model.experts, sharding.ways('E')
+    number, room, sent = 1, tokens * e.num_chosen, 0.0
+    if ways > 1:
+      held = e.num_experts // ways
+      number, size, room = moe.parts(
+        math.ceil(tokens), ways, e.num_chosen, held
+      )
+      there_and_back = 2 * number * size * e.num_chosen * self.model.width
+      sent = (1 - 1 / ways) * there_and_back * self.item
+    row = self.model.width * self.item
+    hidden = 3 * e.width / self.tensor * self.item
+    return room * (3 * row + hidden), number * room * (12 * row + hidden), sent
+
   def rollout(self, num_slots: int) -> dict[str, Program]:
     """Prefill and decode."""
     s, m, run = self, self.model, self.run
@@ -74,31 +108,41 @@ class Estimate:
     tokens = num_prompts * run.prompt_len
     out = sharding.held(slots.cache) / rows / capacity * tokens
     scores = s._scores(num_prompts, run.prompt_len, run.prompt_len)
+    at_work, moved, sent = s._experts(tokens)
     prefill = Program(
       memory=s.params
       + out
       + tokens * s.layer * s.item
       + scores * (4 + s.item)
-      + s.one_layer,
+      + s.one_layer
+      + at_work,
       moved=s.body * s.item
       + tokens * m.num_layers * 2 * s.layer * s.item
       + scores * m.num_layers * _SCORES
+      + s.routed * moved
       + 2 * out,
-      received=s._gathered(1) + s._reduced(tokens, 1),
+      received=s._gathered(1) + s._reduced(tokens, 1) + s.routed * sent,
     )
     steps = run.cfg.decode_steps
     cache = sharding.held(slots.cache)
+    at_work, moved, sent = s._experts(rows)
     decode = Program(
       memory=s.params
       + held
       + cache  # the new keys are merged into a copy
       + rows * (3 * 4 * m.vocab_size + capacity * s.heads * 8)
       + s.head * s.item
-      + s.one_layer,
+      + s.one_layer
+      + at_work,
       moved=steps
-      * ((s.body + s.head) * s.item + cache + rows * m.vocab_size * 12)
+      * (
+        (s.body + s.head) * s.item
+        + cache
+        + rows * m.vocab_size * 12
+        + s.routed * moved
+      )
       + 2 * cache,
-      received=steps * (s._gathered(1) + s._reduced(rows, 1)),
+      received=steps * (s._gathered(1) + s._reduced(rows, 1) + s.routed * sent),
     )
     return {'prefill': prefill, 'decode': decode}
 
@@ -118,7 +162,8 @@ class Estimate:
     inputs = 4 * 10 * rows * width
     chunk = min(learner.CHUNK, rows * width)
     head = s.head * s.item + 3 * 4 * chunk * s.logits
-    working = tokens * s.layer * s.item + s.one_layer
+    at_work, moved, sent = s._experts(tokens)
+    working = tokens * s.layer * s.item + s.one_layer + at_work
     reference = Program(
       memory=s.params
       + inputs
@@ -127,8 +172,9 @@ class Estimate:
       moved=(s.body + s.head) * s.item
       + tokens * m.num_layers * 2 * s.layer * s.item
       + all_scores * m.num_layers * _SCORES
+      + s.routed * moved
       + rows * width * s.logits * 12,
-      received=s._gathered(1) + s._reduced(tokens, 1),
+      received=s._gathered(1) + s._reduced(tokens, 1) + s.routed * sent,
     )
     passes = 3 + m.remat
     kept = s.layer if not m.remat else m.width
@@ -146,6 +192,7 @@ class Estimate:
       moved=passes * reference.moved + 3 * s.params,
       received=s._gathered(2 + m.remat)
       + s._reduced(tokens, 2 + m.remat)
+      + (2 + m.remat) * s.routed * sent
       # Gradients: each device gets its part of the sum, all copies the same.
       + (1 - 1 / s.fsdp) * 4 * (s.body + s.head)
       + 2 * (1 - 1 / s.copies) * s.params,
@@ -157,3 +204,11 @@ class Estimate:
       received=0.0,
     )
     return {'reference': reference, 'update': gradient, 'apply': apply}
+
+
+def _of_heads(model: ModelConfig) -> int:
+  """Numbers of a token that attention works on, in all heads together."""
+  if model.latent:
+    keys_and_values = model.head_dim + model.latent.value_dim
+    return 2 * model.num_heads * keys_and_values
+  return (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim

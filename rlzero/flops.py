@@ -5,11 +5,26 @@ meet, 2 a head for every number of the score and of the value.
 """
 
 import functools
+import math
+from collections.abc import Iterator
 
 import jax
 
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
+
+
+def matrices(model: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+  """Of the layers: the stack, the axes and the shape of what multiplies.
+
+  Axes are those of a layer; the shape has the layers before them.
+  """
+  shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    axes = transformer.AXES[path[-1].key]
+    # From or to the width or a rank: no norm and no bias.
+    if 'layers' in path[0].key and set('DQR') & set(axes) and axes[1:]:
+      yield path[0].key, axes, leaf.shape
 
 
 @functools.cache
@@ -18,32 +33,47 @@ def matmul_weights(model: ModelConfig) -> tuple[int, int]:
 
   Of the experts those that a token goes to.
   """
-  shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
   body = 0
-  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-    axes = transformer.AXES[path[-1].key]
-    # From or to the width or a rank: no norm and no bias.
-    if 'layers' not in path[0].key or not (set('DQR') & set(axes) and axes[1:]):
-      continue
-    size = leaf.size
+  for _, axes, shape in matrices(model):
+    size = math.prod(shape)
     if axes[0] == 'E':
       size = size * model.experts.num_chosen // model.experts.num_experts
     body += size
   return body, model.width * model.vocab_size
 
 
-def pair(model: ModelConfig) -> int:
+def idle(model: ModelConfig) -> int:
+  """Weights of the experts that a token does not go to."""
+  if not model.experts:
+    return 0
+  e = model.experts
+  routed = model.num_layers - model.num_dense_layers
+  return routed * (e.num_experts - e.num_chosen) * 3 * model.width * e.width
+
+
+def pair(model: ModelConfig, absorbed: bool = False) -> int:
   """FLOPs of a query that meets a key, in all layers.
 
-  Of latent attention, of its plain way: prefill and updates.
+  Args:
+    model: its shape.
+    absorbed: whether latent attention looks at the cache itself, as it does
+      in decoding: score and value have all of its numbers.
   """
-  value = model.latent.value_dim if model.latent else model.head_dim
-  numbers = model.head_dim + value
+  if model.latent and absorbed:
+    numbers = 2 * (model.latent.kv_rank + model.latent.rope_dim)
+  elif model.latent:
+    numbers = model.head_dim + model.latent.value_dim
+  else:
+    numbers = 2 * model.head_dim
   return 2 * model.num_layers * model.num_heads * numbers
 
 
 def forward(
-  model: ModelConfig, tokens: float, predicted: float, pairs: float
+  model: ModelConfig,
+  tokens: float,
+  predicted: float,
+  pairs: float,
+  absorbed: bool = False,
 ) -> float:
   """FLOPs of a forward pass.
 
@@ -52,6 +82,7 @@ def forward(
     tokens: that go through the layers.
     predicted: tokens whose logits are computed.
     pairs: of a query and a key.
+    absorbed: as of `pair`.
   """
   body, head = matmul_weights(model)
-  return 2 * (body * tokens + head * predicted) + pair(model) * pairs
+  return 2 * (body * tokens + head * predicted) + pair(model, absorbed) * pairs

@@ -110,6 +110,11 @@ def traffic(text: str) -> Traffic:
         size = op.size
         if op.kind.endswith('-start') and len(op.parts) > 1:
           size = max(size for size, _ in op.parts)
+        if kind == 'ragged-all-to-all':
+          # As many rows come in the mean as there are on the side that has no
+          # room for more.
+          source = computations[name].get(op.operands[0])
+          size = min(size, source.size) if source else size
         channel = re.search(r'channel_id=(\d+)', op.rest)
         key = kind, channel[1] if channel else f'{name}/{op.name}'
         received = factor * _COLLECTIVES[kind] * size

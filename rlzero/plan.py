@@ -40,13 +40,14 @@ DEFAULTS = (
   '--gin.grpo.Config.workdir=""',
 )
 _ROLLOUT = ('prefill', 'decode')
+_CUT = 'use more chips, or cut more by `fsdp`, `expert` or `tensor`.'
 # What a device holds, and what makes it smaller.
 _ADVICE = {
-  'parameters': 'use more chips, or cut more by `fsdp` or `tensor`.',
-  'optimiser': 'use more chips, or cut more by `fsdp` or `tensor`.',
+  'parameters': _CUT,
+  'optimiser': _CUT,
   'reference': 'use more chips, or do without it (kl_coef = 0).',
   'cache': 'use fewer num_slots, or cut more by `tensor`.',
-  'gradients': 'use more chips, or cut more by `fsdp` or `tensor`.',
+  'gradients': _CUT,
   'temporaries': 'lower micro_tokens, num_slots or max_len, set remat, or cut '
   'more by `tensor`.',
 }
@@ -227,14 +228,16 @@ class _Plan:
           'update', rows, most_rows, self.ways * self.width
         ),
       }
-    params = self.run.state.params
+    params = jax.tree.leaves(self.run.state.params)
+    total = sum(math.prod(x.shape) for x in params)
     return {
       'topology': cfg.topology,
       'devices': self.num_devices,
       'mesh': run.mesh.sizes(self.num_devices),
       'source': 'compiled' if self.compiled else 'arithmetic',
       'hbm_bytes': self.chip.memory,
-      'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
+      'parameters': total,
+      'active': total - flops.idle(self.model),
       'max_len': run.max_len,
       'mean_len': cfg.assumed_len,
       'prompt_len': self.run.prompt_len,
@@ -345,7 +348,7 @@ class _Plan:
         rows, steps = size * self.ways, run.decode_steps
         slots = self.run.slots(rows)
         keys = slots.cache.key.shape[3] + steps
-        work = steps * forward(rows, rows, rows * keys)
+        work = steps * forward(rows, rows, rows * keys, absorbed=True)
         calls = {1.0: self._decode_calls(rows)}
       case 'apply':  # some twenty operations a parameter
         work = 20 * sum(x.size for x in jax.tree.leaves(self.run.state.params))
@@ -469,10 +472,13 @@ def text(cfg: Config, report: dict[str, Any]) -> str:
   r = report
   mesh = ' x '.join(f'{n} {axis}' for axis, n in r['mesh'].items())
   rows, width = r['microbatch']
+  active = ''
+  if r['active'] < r['parameters']:
+    active = f', {r["active"] / 1e9:.2f}B of them for a token'
   lines = [
     f'{r["topology"]}: {r["devices"]} devices of '
     f'{r["hbm_bytes"] / _GIB:.1f} GiB, {mesh} ({r["source"]})',
-    f'{r["parameters"] / 1e9:.2f}B parameters; completions of at most '
+    f'{r["parameters"] / 1e9:.2f}B parameters{active}; completions of at most '
     f'{r["max_len"]} tokens, {r["mean_len"]} assumed in the mean, prompts of '
     f'{r["prompt_len"]}',
     f'{r["slots"]} slots; microbatches of {rows} rows x {width} tokens',

@@ -61,3 +61,20 @@ ENTRY %main (a: f32[8,256], i: s32[]) -> f32[1,256] {
   # The broadcast reads a scalar and writes nothing to HBM; the fusion reads
   # a slice of 1,024 bytes and the index, and writes 1,024.
   assert hlo.traffic(text).memory == 4 + 1024 + 4 + 1024
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_ragged_exchange_counts_its_rows_and_not_its_room(there):
+  """8 rows of 16 numbers leave, for 128 that there is room for; or come."""
+  few, room = 'f32[8,16]', 'f32[128,16]'
+  source, target = (few, room) if there else (room, few)
+  text = f"""HloModule m
+
+ENTRY %main (a: {source}, b: {target}, i: s32[4]) -> {target} {{
+  %a = {source} parameter(0)
+  %b = {target} parameter(1)
+  %i = s32[4] parameter(2)
+  ROOT %sent = {target} ragged-all-to-all(%a, %b, %i, %i, %i, %i), channel_id=1
+}}
+"""
+  assert hlo.traffic(text).collectives == {'ragged-all-to-all': 8 * 16 * 4}

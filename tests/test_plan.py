@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from rlzero import config, flops, grpo, plan, programs, sharding
-from rlzero.models.config import ModelConfig
+from rlzero import config, estimate, flops, grpo, plan, programs, sharding
+from rlzero.models.config import Experts, ModelConfig
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -118,6 +118,69 @@ def test_arithmetic_agrees_with_the_compiler(compiled):
     # So small a model has more than the large arrays that arithmetic counts;
     # docs/plan.md compares it on real ones.
     assert 0.5 < other['total'] / phase['total'] < 2
+
+
+V3_RUN = 'configs/runs/r1_zero_deepseek_v3.gin'
+
+
+def test_deepseek_v3_by_hand():
+  """All of it goes through initialisation and sharding, as shapes."""
+  cfg = config.build(
+    plan,
+    [*plan.DEFAULTS, f'--gin_file={V3_RUN}', '--topology=v5p:8x8x8',
+     '--compile=False', '--fit=False'],
+  )  # fmt: skip
+  report = plan.plan(cfg)
+  # Queries by a rank, keys and values by another, and the output.
+  attention = 7168 * 1536 + 1536 * 128 * 192
+  attention += 7168 * 576 + 512 * 128 * (128 + 128) + 128 * 128 * 7168
+  expert, dense, router = 3 * 7168 * 2048, 3 * 7168 * 18432, 7168 * 256
+  norms = 61 * (2 * 7168 + 1536 + 512) + 7168
+  vocabulary = 129280 * 7168
+  total = 61 * attention + 3 * dense + 2 * vocabulary + norms
+  total += 58 * (257 * expert + router + 256)  # 256 of the router's bias
+  assert report['parameters'] == total == 671_026_419_200
+  # 8 experts and the shared one.
+  assert report['active'] == total - 58 * 248 * expert == 37_552_297_472
+  body = 61 * attention + 3 * dense + 58 * (9 * expert + router)
+  model = cfg.run.model
+  assert flops.matmul_weights(model) == (body, vocabulary)
+  # Every head, 192 numbers of the score and 128 of the value; in decoding the
+  # cache's 576 twice.
+  assert flops.pair(model) == 2 * 61 * 128 * (192 + 128)
+  assert flops.pair(model, absorbed=True) == 2 * 61 * 128 * 2 * 576
+  # 8 slots of a device, 576 bfloat16 numbers a token and layer.
+  phases = {p['name']: p for p in report['phases']}
+  cache = 8 * 61 * 576 * 2 * (1024 + 32768 + 64)
+  assert cache < phases['decode']['memory']['cache'] < 1.001 * cache
+  # Experts lie on all 512 devices, the rest on the 32 of fsdp and tensor (a
+  # little of it on fewer), in float32.
+  experts = 58 * 256 * expert
+  held = 4 * (experts / 512 + (total - experts) / 32)
+  assert held < phases['update']['memory']['parameters'] < 1.05 * held
+  assert report['fits']
+
+
+def test_tokens_sent_to_experts_by_hand():
+  experts = Experts(
+    num_experts=16, num_chosen=3, width=64, num_dense_layers=1, scores='sigmoid'
+  )
+  model = dataclasses.replace(MODEL, num_layers=3, experts=experts)
+  run = dataclasses.replace(RUN, model=model, mesh=sharding.Mesh(expert=8))
+  with sharding.imagine(run.mesh, 8):
+    made = estimate.Estimate(programs.Run(run, model, 32), 'tpu')
+    prefill = made.rollout(16)['prefill']
+    update = made.update(1024)
+  # A prompt of 32 tokens a device, 3 experts a token in 2 layers, 7 of 8 with
+  # other devices, 256 numbers of float32, there and back.
+  sent = 2 * 2 * (32 * 3) * 7 / 8 * 256 * 4
+  assert prefill.received == sent
+  # Two rows of 64 and a prompt: three times, forward and twice going back.
+  assert update['reference'].received == sent * (128 + 32) / 32
+  # The whole head and all matrices of the layers, in float32, are read.
+  weights = 3 * 256 * 16 * 12 + 3 * 256 * 1024
+  weights += 2 * (256 * 16 // 8 + 16 // 8 * 3 * 256 * 64)
+  assert made.body == weights
 
 
 def test_lengths_have_the_mean_and_the_longest():

@@ -173,12 +173,12 @@ def routed(
   spec = sharding.spec
   rows = spec('BT_', x.shape, 'Tokens')
   chosen = spec('BT_', ids.shape, 'Experts of tokens')
-  parts = [
+  matrices = [
     spec(axes, w.shape, 'Experts')
     for axes, w in (('E_W', gate), ('E_W', up), ('EW_', down))
   ]
   across = jax.shard_map(
-    _of_device, in_specs=(rows, chosen, chosen, *parts), out_specs=rows
+    _of_device, in_specs=(rows, chosen, chosen, *matrices), out_specs=rows
   )
   return across(x, ids, weights, gate, up, down)
 
@@ -197,16 +197,31 @@ def _of_device(x, ids, weights, gate, up, down):
   return out.reshape(b, t, d)
 
 
+def parts(
+  tokens: int, ways: int, chosen: int, held: int
+) -> tuple[int, int, int]:
+  """How many exchanges there are, tokens of one, and rows of its room.
+
+  Args:
+    tokens: of a device.
+    ways: parts that the experts are cut in.
+    chosen: experts a token.
+    held: experts of a device.
+  """
+  worst = ways * min(chosen, held)  # rows a token, if all devices agree
+  number = min(-(-tokens * worst // _ROOM), tokens)
+  size = -(-tokens // number)
+  return number, size, size * worst
+
+
 def _in_parts(flat, ways, gate, up, down):
   """Exchanges as many tokens at a time as there is room for."""
   tokens, chosen = flat[1].shape
   held = gate.shape[0]
   across = functools.partial(_across, ways, gate, up, down)
-  worst = ways * min(chosen, held)  # rows a token, if all devices agree
-  number = min(-(-tokens * worst // _ROOM), tokens)
+  number, size, _ = parts(tokens, ways, chosen, held)
   if number == 1:
     return _weighed(*flat, across)
-  size = -(-tokens // number)
 
   def cut(y, value=0):
     pad = ((0, number * size - tokens), (0, 0))
@@ -214,8 +229,8 @@ def _in_parts(flat, ways, gate, up, down):
     return y.reshape(number, size, -1)
 
   x, ids, weights = flat
-  parts = cut(x), cut(ids, ways * held), cut(weights)
-  out = jax.lax.map(jax.checkpoint(lambda part: _weighed(*part, across)), parts)
+  cuts = cut(x), cut(ids, ways * held), cut(weights)
+  out = jax.lax.map(jax.checkpoint(lambda part: _weighed(*part, across)), cuts)
   return out.reshape(number * size, -1)[:tokens]
 
 

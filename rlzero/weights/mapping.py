@@ -23,7 +23,7 @@ from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.families import FAMILIES, GGUF_FAMILIES, llama
 from rlzero.weights.rows import Lazy, Row, Stored, sizes
 
-_BLOCK_BYTES = 256 * 2**20  # of a parameter that the host holds at a time
+_BLOCK_BYTES = 128 * 2**20  # of a parameter that the host holds at a time
 
 # Fields of ModelConfig that say how it is computed and are in no file.
 _OF_A_RUN = ('dtype', 'remat', 'fused_attention')
@@ -358,8 +358,10 @@ def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
   whole = _zeros(shape, dtype, where)
   for start in range(0, shape[0], max(1, fitting)):
     part = block(start, min(start + max(1, fitting), shape[0]))
-    # Waiting keeps the host from running ahead with further blocks.
+    # Waiting keeps the host from running ahead with further blocks; on a CPU
+    # the device's own copy of one is the host's memory too.
     whole = jax.block_until_ready(_write(whole, part, start))
+    part.delete()
   return whole
 
 
