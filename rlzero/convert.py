@@ -4,9 +4,10 @@
 
 PATH is a run's folder, a Hugging Face folder, hf://org/name or a GGUF file. A
 file of weights is made at a time: of the model the host holds no more, unless
-PATH is a run's folder. What was written is read back: its weights must be the
-rounded ones bit for bit, tensor by tensor, and the difference that the
-rounding makes to the log-probs is shown.
+PATH is a run's folder. With --kind=run it becomes an Orbax checkpoint, as runs
+save them, which holds the model whole. What was written is read back: its
+weights must be the rounded ones bit for bit, tensor by tensor, and the
+difference that the rounding makes to the log-probs is shown.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class Config:
 
   checkpoint: str  # run folder, Hugging Face folder, hf:// name or GGUF file
   output: str  # folder to write
+  kind: Literal['folder', 'run'] = 'folder'  # Hugging Face's, or a run's
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the written weights
   shard_gb: float = 5.0  # the most a file of weights holds, in GB
   # whether to compare log-probs too, with one whole model in memory at a time
@@ -40,6 +42,11 @@ class Config:
     if self.shard_gb <= 0:
       raise ValueError(
         f'convert.Config.shard_gb is {self.shard_gb}; it must be above 0.'
+      )
+    if self.kind == 'run' and self.dtype != 'float32':
+      raise ValueError(
+        f"convert.Config.kind is 'run' with dtype {self.dtype!r}; runs hold "
+        "float32, so leave dtype out, or write a 'folder'."
       )
 
 
@@ -57,6 +64,11 @@ def run(cfg: Config) -> None:
       f'The output {cfg.output!r} is the checkpoint itself; name another '
       'folder with --output=DIR.'
     )
+  if cfg.kind == 'run' and os.path.exists(f'{cfg.output}/checkpoints'):
+    raise ValueError(
+      f'The output {cfg.output!r} is the folder of a run that has checkpoints; '
+      'name another with --output=DIR.'
+    )
   before = checkpoint.open_model(cfg.checkpoint)
   sizes = [x.shape for x in jax.tree.leaves(before.params)]
   print(
@@ -64,32 +76,18 @@ def run(cfg: Config) -> None:
     f'{sum(np.prod(s, dtype=np.int64) for s in sizes):,} parameters',
     flush=True,
   )
-  bar: list[metrics.Progress] = []
-
-  def show(done: int, total: int) -> None:
-    """In MB."""
-    if not bar:
-      bar.append(metrics.Progress(round(total / 1e6), 'convert, MB'))
-    bar[0].show(round(done / 1e6))
-
-  try:
-    weights.write_folder(
-      cfg.output,
-      before.config,
-      before.params,
-      before.tokenizer,
-      cfg.dtype,
-      int(cfg.shard_gb * 1e9),
-      show,
-    )
-  finally:
-    for shown in bar:
-      shown.close()
+  if cfg.kind == 'run':
+    _write_run(cfg, before)
+  else:
+    _write_folder(cfg, before)
   written = sum(
-    file.stat().st_size for file in pathlib.Path(cfg.output).iterdir()
+    file.stat().st_size
+    for file in pathlib.Path(cfg.output).rglob('*')
+    if file.is_file()
   )
   print(f'wrote {written / 1e6:,.1f} MB to {cfg.output}', flush=True)
-  after = weights.open_folder(cfg.output)
+  back = checkpoint.open_model if cfg.kind == 'run' else weights.open_folder
+  after = back(cfg.output)
   _check(cfg, before, after)
   said = f'read back: weights equal after rounding to {cfg.dtype}'
   if cfg.compare_logprobs:
@@ -101,7 +99,41 @@ def run(cfg: Config) -> None:
   print(said)
 
 
-def _check(cfg: Config, before: weights.Loaded, after: mapping.Read) -> None:
+def _write_folder(cfg: Config, model: weights.Loaded) -> None:
+  bar: list[metrics.Progress] = []
+
+  def show(done: int, total: int) -> None:
+    """In MB."""
+    if not bar:
+      bar.append(metrics.Progress(round(total / 1e6), 'convert, MB'))
+    bar[0].show(round(done / 1e6))
+
+  try:
+    weights.write_folder(
+      cfg.output,
+      model.config,
+      model.params,
+      model.tokenizer,
+      cfg.dtype,
+      int(cfg.shard_gb * 1e9),
+      show,
+    )
+  finally:
+    for shown in bar:
+      shown.close()
+
+
+def _write_run(cfg: Config, model: weights.Loaded) -> None:
+  checkpoint.write_description(cfg.output, model.config, model.tokenizer)
+  store = checkpoint.Store(cfg.output)
+  params = mapping.place(model.params, cfg.dtype)
+  store.save(0, params, {'step': np.int32(0)})
+  store.close()
+
+
+def _check(
+  cfg: Config, before: weights.Loaded, after: weights.Loaded | mapping.Read
+) -> None:
   if after.config != before.config:
     raise ValueError(
       f'{os.path.join(cfg.output, "config.json")} reads back as {after.config} '

@@ -85,7 +85,21 @@ def test_a_written_folder_that_differs_is_noticed(tmp_path, monkeypatch):
     convert.run(convert.Config(checkpoint=_TINY, output=str(tmp_path / 'out')))
 
 
+def test_a_folder_becomes_a_run_and_a_folder_again(tmp_path, capsys):
+  run, out = (str(tmp_path / name) for name in ('run', 'out'))
+  for source, output, kind in ((_TINY, run, 'run'), (run, out, 'folder')):
+    convert.run(convert.Config(checkpoint=source, output=output, kind=kind))
+    assert 'log-probs differ by 0 at most' in capsys.readouterr().out
+  before, after = weights.load(_TINY), weights.load(out)
+  jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+  assert after.config == before.config
+  with pytest.raises(ValueError, match='folder of a run that has checkpoints'):
+    convert.run(convert.Config(checkpoint=_TINY, output=run, kind='run'))
+
+
 def test_refusals(tmp_path):
+  with pytest.raises(ValueError, match="'run' with dtype 'bfloat16'"):
+    convert.Config(checkpoint='a', output='b', kind='run', dtype='bfloat16')
   with pytest.raises(ValueError, match='is the checkpoint itself'):
     convert.run(convert.Config(checkpoint=_TINY, output=_TINY))
   with pytest.raises(ValueError, match='shard_gb is 0'):

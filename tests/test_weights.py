@@ -261,6 +261,9 @@ def test_shards_and_half_precision(folder):
   (folder / 'shard-1.safetensors').unlink()
   with pytest.raises(FileNotFoundError, match='shard-1.safetensors is missing'):
     hf.read_folder(folder)
+  (folder / 'model.safetensors.index.json').write_text('{"metadata": {}}')
+  with pytest.raises(weights.WeightsError, match='index.json has no weight_m'):
+    hf.read_folder(folder)
 
 
 def test_tensor_in_two_shards_is_named(folder):
@@ -426,6 +429,60 @@ def test_nothing_is_written_from_wrong_parameters(tmp_path):
   both = dataclasses.replace(LLAMA, qkv_bias=True, qk_norm=True)
   with pytest.raises(weights.WeightsError, match='has qkv_bias = True, qk_n'):
     hf.write_folder(target, both, random_params(both), words())
+
+
+def damaged(kind, folder):
+  """Makes one thing wrong; returns what must be named, and what to do."""
+  tensors, shard = tensors_of(folder), folder / 'b.safetensors'
+  match kind:
+    case 'missing shard' | 'truncated shard':
+      first = (folder / 'model.safetensors').rename(folder / 'a.safetensors')
+      places = dict.fromkeys(tensors, first.name)
+      places['model.norm.weight'] = shard.name
+      (folder / 'model.safetensors.index.json').write_text(
+        json.dumps({'weight_map': places})
+      )
+      if kind == 'missing shard':
+        return shard, 'copy or download it'
+      safetensors.numpy.save_file({'a': np.ones(9, np.float32)}, shard)
+      shard.write_bytes(shard.read_bytes()[:-1])
+      return shard, 'copy or download it again'
+    case 'architecture':
+      edit_config(folder, model_type='mamba2')
+      return folder / 'config.json', 'choose another model'
+    case 'sliding window':
+      edit_config(folder, model_type='qwen2', use_sliding_window=True)
+      return folder / 'config.json', 'but only False is implemented'
+    case 'shape':
+      tensors['model.norm.weight'] = np.ones(31, np.float32)
+      name = 'model.norm.weight (model.safetensors) is [31] and should be [32]'
+    case 'extra':
+      tensors['model.more.weight'] = np.ones(1, np.float32)
+      name = 'unknown: model.more.weight (model.safetensors)'
+    case 'eos':
+      edit_config(folder, eos_token_id=None)
+      (folder / 'generation_config.json').unlink()
+      (folder / 'tokenizer_config.json').unlink()
+      return folder, 'set eos_token in tokenizer_config.json'
+    case 'vocabulary':
+      many = [f'w{i}' for i in range(12)]
+      Tokenizer.word_level(many, '<eos>', '<pad>').save(folder)
+      return folder, 'put the tokenizer of this very model there'
+  write_tensors(folder, tensors)
+  return f'{folder} does not match its config: ', name, 'Use the weights and '
+
+
+@pytest.mark.parametrize(
+  'kind',
+  ['missing shard', 'truncated shard', 'architecture', 'sliding window',
+   'shape', 'extra', 'eos', 'vocabulary'],
+)  # fmt: skip
+def test_bad_input_is_named_with_what_to_do(kind, folder):
+  parts = damaged(kind, folder)
+  with pytest.raises((weights.WeightsError, ValueError, OSError)) as error:
+    weights.load(folder)
+  for part in parts:
+    assert str(part) in str(error.value)
 
 
 def test_unpermute_by_hand():
@@ -606,7 +663,10 @@ def test_gguf_type_nobody_undoes(tmp_path):
   at = data.index(name) + len(name) + 4 + 8  # number of axes, one axis
   data[at : at + 4] = gguf.GGMLQuantizationType.I32.to_bytes(4, 'little')
   path.write_bytes(data)
-  with pytest.raises(weights.WeightsError, match='output_norm.weight as I32'):
+  with pytest.raises(
+    weights.WeightsError,
+    match=f'{path} stores output_norm.weight as I32, .* use a file of another',
+  ):
     weights.load(path)
 
 

@@ -49,7 +49,13 @@ def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
   if (folder / _SINGLE).is_file():
     files = [_SINGLE]
   elif (folder / _INDEX).is_file():
-    files = sorted(set(_read_json(folder / _INDEX)['weight_map'].values()))
+    places = _read_json(folder / _INDEX).get('weight_map')
+    if not isinstance(places, dict):
+      raise WeightsError(
+        f'{folder / _INDEX} has no weight_map, which says what file a tensor '
+        'is in; copy or download it again.'
+      )
+    files = sorted(set(places.values()))
   else:
     raise FileNotFoundError(
       f'{folder} holds neither {_SINGLE} nor {_INDEX}; put the weights there '
