@@ -3,17 +3,22 @@
   python -m tests.kill_series --folder=DIR [--kills=20] [--out=FILE]
 
 A tiny run is left alone once. The same run is then killed (SIGKILL) twenty
-times at random moments and started again each time; its last checkpoint is
-damaged and it is started once more. Parameters, metrics (but for times),
-kept completions and evaluations must be those of the run that was left alone.
-The series goes on where it was, if it is killed itself.
+times and started again each time; its last checkpoint is damaged and it is
+started once more. Parameters, metrics (but for times), kept completions and
+evaluations must be those of the run that was left alone. The series goes on
+where it was, if it is killed itself.
+
+A kill is aimed at the part of a step that was hit least so far, at a random
+moment of it, after a random part of the run. What it hit is what the run
+itself noted last (`noted_run.py`).
 """
 
 import argparse
-import contextlib
+import collections
 import json
 import pathlib
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,8 +28,18 @@ import jax
 import numpy as np
 
 from rlzero import checkpoint, metrics, provenance
+from tests import noted_run
 
-_STEPS = 20
+_STEPS = 40
+# Parts that kills are aimed at, and where the metrics say how long they take.
+_PARTS = {
+  'rollout': 'time/rollout_s',
+  'rollout/scoring': 'time/score_s',
+  'update': 'time/update_s',
+  'between minibatches': None,
+  'saving': None,
+}
+_SAVING_S = 0.1  # seconds, most of it in the background
 _GIN = """
 from __gin__ import dynamic_registration
 from rlzero import grpo
@@ -70,59 +85,82 @@ def main() -> None:
 
 def series(folder: pathlib.Path, kills: int) -> dict:
   """Runs it all; what happened, in numbers."""
-  gin = folder / 'run.gin'
-  gin.write_text(_GIN)
+  (folder / 'run.gin').write_text(_GIN)
   whole, killed = folder / 'whole', folder / 'killed'
-  if not (whole / 'summary.json').exists() and _start(gin, whole).wait():
-    sys.exit((folder / 'whole.log').read_text())
-  step_s = statistics.median(
-    row['time/step_s'] for row in metrics.read_metrics(str(whole))
-  )
+  if not (whole / 'summary.json').exists():
+    _finish(whole)
   done = folder / 'kills.jsonl'
-  while (number := len(metrics.read_lines(str(done)))) < kills:
-    process = _start(gin, killed)
-    _wait_for_work(process, killed)
-    # So that what is left of the run lasts for the kills that are left.
-    rest = step_s * (_STEPS - _steps(killed))
-    time.sleep(random.uniform(0, 1.5 * rest / (kills - number)))
-    if process.poll() is not None:
-      sys.exit((folder / 'killed.log').read_text())
-    process.kill()
-    process.wait()
-    row = {'step': _steps(killed), 'during': _moment(killed)}
-    print(f'kill {number + 1}: {row}', flush=True)
+  while len(before := metrics.read_lines(str(done))) < kills:
+    kill = _kill(killed, whole, before, kills - len(before))
+    print(f'kill {len(before) + 1}: {kill}', flush=True)
     with open(done, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(row) + '\n')
-  if _start(gin, killed).wait():
-    sys.exit((folder / 'killed.log').read_text())
+      file.write(json.dumps(kill) + '\n')
+  _finish(killed)
   equal = {'after_kills': _same(whole, killed)}
   newest = max((killed / 'checkpoints').glob('[0-9]*'), key=_number)
   files = [path for path in newest.rglob('*') if path.is_file()]
   largest = max(files, key=lambda path: path.stat().st_size)
   largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-  if _start(gin, killed).wait():
-    sys.exit((folder / 'killed.log').read_text())
+  _finish(killed)
   equal['after_damage'] = _same(whole, killed)
-  said = 'is damaged' in (folder / 'killed.log').read_text()
+  said = 'is damaged' in killed.with_suffix('.log').read_text()
+  rows = metrics.read_lines(str(done))
   return {
     'command': 'python -m tests.kill_series ' + ' '.join(sys.argv[1:]),
     **provenance.facts(),
     'steps': _STEPS,
-    'kills': metrics.read_lines(str(done)),
+    'hit': collections.Counter(row['during'] for row in rows),
+    'unfinished_checkpoints': sum(row['unfinished'] for row in rows),
+    'kills': rows,
     'damaged_checkpoint_told': said,
     **equal,
     'equal': all(equal.values()) and said,
   }
 
 
-def _start(gin, workdir):
+def _kill(workdir, whole, before, left):
+  """Starts the run and kills it; what was hit."""
+  hits = collections.Counter(kill['during'] for kill in before)
+  hits['saving'] = sum(kill['unfinished'] for kill in before)
+  aim = min(_PARTS, key=lambda part: (hits[part], random.random()))
+  usual = metrics.read_metrics(str(whole))
+
+  def median(name):
+    return statistics.median(row[name] for row in usual)
+
+  process = _start(workdir)
+  _wait(process, workdir, lambda work, _: work > 0)  # it has compiled
+  # So that what is left of the run lasts for the kills that are left.
+  rest = median('time/step_s') * (_STEPS - _steps(workdir))
+  time.sleep(random.uniform(0, rest / left))
+  _wait(process, workdir, lambda _, during: during == aim)
+  if aim != 'between minibatches':  # which is over at once
+    longest = median(_PARTS[aim]) if _PARTS[aim] else _SAVING_S
+    time.sleep(random.uniform(0, longest))
+  process.kill()
+  if process.wait() != -signal.SIGKILL:
+    sys.exit('The run ended before it was killed; begin in another folder.')
+  _, during = noted_run.read(_notes(workdir))
+  return {
+    'step': _steps(workdir),
+    'during': during,
+    'unfinished': any((workdir / 'checkpoints').glob('*tmp*')),
+  }
+
+
+def _finish(workdir):
+  """Runs to the end."""
+  if _start(workdir).wait():
+    sys.exit(workdir.with_suffix('.log').read_text())
+
+
+def _start(workdir):
+  _notes(workdir).write_text('0 not begun')
   with open(workdir.with_suffix('.log'), 'a', encoding='utf-8') as log:
     return subprocess.Popen(
       [
-        sys.executable,
-        '-m',
-        'rlzero.grpo',
-        f'--gin_file={gin}',
+        *(sys.executable, '-m', 'tests.noted_run', _notes(workdir)),
+        f'--gin_file={workdir.parent}/run.gin',
         f'--workdir={workdir}',
         f'--num_steps={_STEPS}',
       ],
@@ -131,22 +169,17 @@ def _start(gin, workdir):
     )
 
 
-def _wait_for_work(process, workdir):
-  """Until the process has compiled, and draws something new."""
+def _wait(process, workdir, until):
+  """Until the run notes what is waited for."""
+  while not until(*noted_run.read(_notes(workdir))):
+    if process.poll() is not None:
+      log = workdir.with_suffix('.log').read_text()
+      sys.exit(f'{log}\nThe run ended before it was killed (see above).')
+    time.sleep(0.0002)
 
-  def kept():
-    sizes = {}
-    for path in (workdir / 'journal').glob('*.jsonl'):
-      with contextlib.suppress(FileNotFoundError):  # a rollout that is over
-        sizes[path.name] = path.stat().st_size
-    return sizes
 
-  before = kept()
-  while process.poll() is None:
-    new = {name: size - before.get(name, 0) for name, size in kept().items()}
-    if max(new.values(), default=0) > 300:  # bytes: more than a first line
-      return
-    time.sleep(0.01)
+def _notes(workdir):
+  return workdir.with_suffix('.notes')
 
 
 def _steps(workdir):
@@ -155,20 +188,6 @@ def _steps(workdir):
 
 def _number(path):
   return int(path.name) if path.name.isdecimal() else -1
-
-
-def _moment(workdir):
-  """What the run seems to have been doing."""
-  if any((workdir / 'checkpoints').glob('*tmp*')):
-    return 'saving'
-  journals = sorted((workdir / 'journal').glob('*.jsonl'))
-  if not journals:
-    return 'evaluation'
-  lines = journals[-1].read_bytes().splitlines()
-  scores = sum(b'{"scores"' in line for line in lines)
-  if scores:
-    return 'scored: reference, updates, metrics'
-  return 'rollout' if len(lines) < 33 else 'scoring'
 
 
 def _same(first, second):

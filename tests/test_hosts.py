@@ -98,9 +98,9 @@ def test_two_processes_equal_one(tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_one_host_saves_on_all(tmp_path):
   cfg = grpo.Config(
-    **CONFIG | {'max_len': 64, 'decode_steps': 1},
+    **CONFIG | {'decode_steps': 2, 'kl_coef': 0.0},
     workdir='',
-    num_steps=3,
+    num_steps=2,
     save_every=10,
     eval_every=0,
     final_problems=1,
@@ -113,13 +113,13 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path):
     return _start(2, 'rlzero.grpo', *flags)
 
   cluster = start('cut')
-  while not (tmp_path / 'cut' / 'journal' / 'step_000001.jsonl').exists():
+  while not (tmp_path / 'cut' / 'journal' / 'step_000000.jsonl').exists():
     assert cluster.poll() is None, cluster.communicate()
     time.sleep(0.01)
   os.kill(_process(cluster, '--process_id=1'), signal.SIGTERM)
   _ended(cluster, process.PREEMPTED)
   (saved,) = (tmp_path / 'cut' / 'checkpoints').iterdir()
-  assert saved.name in ('1', '2')
+  assert saved.name in ('0', '1')
   _ended(start('cut'))
   _ended(start('whole'))
   for read in (_params, _rows):

@@ -164,6 +164,12 @@ def test_a_stage_that_is_killed_can_be_started_again(tmp_path, number, status):
   assert not (tmp_path / 'work' / 'manifest.json').exists()
 
 
+def test_any_stage_ends_as_preempted_on_sigterm(tmp_path):
+  flags = f'--killed={signal.SIGTERM:d}', f'--workdir={tmp_path / "alone"}'
+  done = subprocess.run([sys.executable, '-m', 'wordy', *flags], check=False)
+  assert done.returncode == process.PREEMPTED
+
+
 @pytest.mark.parametrize(
   'stages, message',
   [

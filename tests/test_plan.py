@@ -197,6 +197,21 @@ def test_tpus_without_their_compiler():
   assert report['hbm_bytes'] == 15.75 * 2**30
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize('topology', ['v5e:2x4', 'v5p:2x2x2', 'v6e:2x4'])
+def test_compiled_for_tpus(topology):
+  pytest.importorskip('libtpu', reason='the extra `plan` brings it')
+  report = plan.plan(_plan(topology, fit=False))
+  guess = plan.plan(_plan(topology, fit=False, compile=False))
+  assert report['source'] == 'compiled' and report['fits']
+  for phase, other in zip(report['phases'], guess['phases'], strict=True):
+    for name in set(phase['memory']) - {'temporaries'}:
+      assert phase['memory'][name] == other['memory'][name]
+    assert phase['memory']['temporaries'] >= 0
+    assert phase['moved'] > 0
+  assert report['phases'][3]['received'] > 0  # the update's collectives
+
+
 def test_the_largest_sizes_are_the_largest():
   chip = plan.hardware.CHIPS['h100']
   report = plan.plan(_plan('h100:8', price=2.0))

@@ -166,14 +166,17 @@ def _collectives(text):
   return found
 
 
-def test_update_gathers_neither_the_model_nor_logits():
+@pytest.mark.parametrize(
+  'mesh', [sharding.Mesh(fsdp=8), sharding.Mesh(data=2, fsdp=2, tensor=2)]
+)
+def test_update_gathers_neither_the_model_nor_logits(mesh):
   # Wide enough that a layer, the tree and the logits are of different sizes.
   config = dataclasses.replace(
     EVEN, vocab_size=512, num_layers=4, width=32, mlp_width=64
   )
   params = params_of(config)
   rows = make_rows(GRPO)
-  with sharding.use(sharding.Mesh(data=2, fsdp=2, tensor=2)):
+  with sharding.use(mesh):
     update = learner.Learner(
       config, GRPO, optim.Optimizer(learning_rate=0.05).transform(4), 256
     )
