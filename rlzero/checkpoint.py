@@ -135,6 +135,7 @@ class Store:
   def close(self) -> None:
     """Waits, and ends what works in the background."""
     self._manager.close()
+    self._reader.close()
 
   def _read(self, step, trees):
     """What this host has of the arrays, their fingerprints, and the facts."""

@@ -156,6 +156,48 @@ def test_keep_makes_everything_anew():
   ]
 
 
+def test_keep_goes_on_where_a_tpu_was_taken_away(tmp_path):
+  # Stand-ins: gcloud notes its calls and tells the states in their order.
+  (tmp_path / 'states').write_text('ACTIVE SUSPENDED PROVISIONING ACTIVE ')
+  (tmp_path / 'gcloud').write_text(
+    f"""#!/usr/bin/env bash
+    cd {tmp_path}
+    echo "$*" >> calls
+    [[ "$*" != *describe* ]] || {{
+      read -r state rest < states
+      echo "$state"
+      echo "${{rest:-ACTIVE}}" > states
+    }}
+    """
+  )
+  (tmp_path / 'sleep').write_text('#!/bin/sh\nexec /bin/sleep 0.05\n')
+  for name in ('gcloud', 'sleep'):
+    (tmp_path / name).chmod(0o755)
+  options = [*_WHERE, *_BUCKET, '--type=v5p-8', '--spot', *_FLAGS]
+  keeper = subprocess.Popen(
+    ['bash', _LAUNCH / 'tpu_vm.sh', 'keep', *options],
+    env={
+      **os.environ,
+      'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+      'TMPDIR': str(tmp_path),
+    },
+    stdout=subprocess.DEVNULL,
+  )
+  calls, deadline = [], time.monotonic() + 30
+  while len(calls) < 9 and time.monotonic() < deadline:
+    time.sleep(0.1)
+    if (tmp_path / 'calls').exists():
+      text = (tmp_path / 'calls').read_text()
+      calls = [c for c in text.split('compute tpus ') if c]
+  keeper.kill()
+  keeper.wait()
+  assert [call.split()[1] for call in calls[:9]] == [
+    *('describe', 'describe', 'delete', 'create', 'describe', 'describe'),
+    *('scp', 'ssh', 'ssh'),
+  ]
+  assert 'launch/restart.sh .venv/bin/python -m rlzero.grpo' in calls[8]
+
+
 @pytest.mark.parametrize(
   ('args', 'sentence'),
   [
