@@ -112,7 +112,7 @@ class Config:
   # Run
   num_steps: int = 10_400  # policy updates
   seed: int = 0
-  save_every: int = _late(160)  # steps
+  save_every: int = _late(16)  # steps
   keep_checkpoints: int = _late(2)  # the newest
   eval_every: int = _late(160)  # steps; 0 evaluates before and after only
   eval_problems: int = 64  # of the validation split, during the run
