@@ -11,12 +11,15 @@ finished stage how it was configured, what went in and what came out, with
 hashes. Stopped anywhere, the same command goes on: finished stages are passed
 by, and the one that was stopped goes on from its own checkpoint. A finished
 stage whose configuration or input is no longer the same is an error.
+`WORKDIR/results.json` has the figures of all evaluations so far, with the share
+of completions that could be kept as readable, and what each stage took.
 
 Differences from the paper: none in the order of the stages. What is written
 by hand there (the cold start's edits, the 200k samples of general data) has to
 come from files.
 """
 
+import collections
 import dataclasses
 import fcntl
 import hashlib
@@ -28,6 +31,7 @@ import platform
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -35,10 +39,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rlzero
-from rlzero import config, process, provenance
+from rlzero import config, metrics, process, provenance, reject
+from rlzero.tasks import readability
 
 _late = {'changeable': True}
 MANIFEST = 'manifest.json'
+RESULTS = 'results.json'
+_FIGURES = (
+  'pass@1',
+  'pass@1_interval',
+  'strict',
+  'format',
+  'language',
+  'completion_len',
+  'tries',
+  'truncated',
+)
 # What a stage keeps for itself: states to go on from, logs, times and paths.
 _OWN = {
   'checkpoints',
@@ -125,7 +141,11 @@ def run(cfg: Config) -> None:
     for plan in plans:
       if cfg.only in ('', plan.stage.name):
         _make(plan, manifest, lock, again=bool(cfg.only))
-  print(table(cfg.workdir))
+  found = results(cfg.workdir)
+  with open(os.path.join(cfg.workdir, RESULTS), 'w', encoding='utf-8') as file:
+    json.dump(found, file, indent=1)
+    file.write('\n')
+  print(table(found))
 
 
 class Plan:
@@ -322,32 +342,73 @@ def _is_in(path: str, folder: str) -> bool:
   return not folder or path.startswith(f'{folder}/')
 
 
-def table(workdir: str) -> str:
-  """Figures of the finished evaluations, one line each."""
+def results(workdir: str) -> dict[str, Any]:
+  """What the finished stages took, and what the evaluations among them found.
+
+  Raises:
+    FileNotFoundError: files of a finished evaluation are gone.
+  """
+  stages = Manifest(workdir).stages
+  return {
+    'evaluations': {
+      name: _evaluation(os.path.join(workdir, name, 'evaluations'))
+      for name, stage in stages.items()
+      if stage['module'] == 'rlzero.evaluate'
+    },
+    'stages': {
+      name: {
+        'module': stage['module'],
+        'wall_s': round(stage['wall_s'], 1),
+        **{k: stage[k] for k in ('finished', 'hardware', 'commit')},
+      }
+      for name, stage in stages.items()
+    },
+  }
+
+
+def _evaluation(folder: str) -> dict[str, Any]:
+  """Its figures, and how its completions fare with the checks of `reject`."""
+  with open(os.path.join(folder, 'evaluation.json'), encoding='utf-8') as file:
+    figures = json.load(file)
+  records = metrics.read_lines(os.path.join(folder, 'evaluation.jsonl'))
+  limits = readability.Limits()
+  texts = [r['completion'] for r in records]
+  faults = collections.Counter(
+    readability.fault(text, reject.consistency(record, 'prompt'), limits)
+    for text, record in zip(texts, records, strict=True)
+  )
+  measures = [readability.measures(text) for text in texts]
+  return {
+    **{name: figures[name] for name in _FIGURES},
+    'readable': faults.pop(None, 0) / len(records),
+    'unreadable': {k: n / len(records) for k, n in sorted(faults.items())},
+    **{
+      name: statistics.fmean(m[name] for m in measures) for name in measures[0]
+    },
+  }
+
+
+def table(found: Mapping[str, Any]) -> str:
+  """The evaluations of `results`, one line each, as Markdown."""
   lines = [
-    f'{"":16} {"pass@1":>7} {"strict":>7} {"format":>7} {"language":>9} '
-    f'{"length":>7}'
+    '| | pass@1 | strict | format | language | length | readable | repeats |',
+    '|---|---|---|---|---|---|---|---|',
   ]
-  for name, figures in evaluations(workdir).items():
+  for name, figures in found['evaluations'].items():
+    low, high = figures['pass@1_interval']
     language = figures['language']
-    lines.append(
-      f'{name:16} {figures["pass@1"]:7.3f} {figures["strict"]:7.3f} '
-      f'{figures["format"]:7.3f} '
-      f'{"-" if language is None else format(language, ".3f"):>9} '
-      f'{figures["completion_len"]:7.1f}'
-    )
+    cells = [
+      f'`{name.removesuffix("_evaluation")}`',
+      f'{figures["pass@1"]:.3f} [{low:.3f}, {high:.3f}]',
+      f'{figures["strict"]:.3f}',
+      f'{figures["format"]:.3f}',
+      '-' if language is None else f'{language:.3f}',
+      f'{figures["completion_len"]:.0f}',
+      f'{figures["readable"]:.3f}',
+      f'{figures["repetition"]:.3f}',
+    ]
+    lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
-
-
-def evaluations(workdir: str) -> dict[str, Mapping[str, Any]]:
-  """Figures of each finished stage of `rlzero.evaluate`, by its name."""
-  found = {}
-  for name, stage in Manifest(workdir).stages.items():
-    if stage['module'] == 'rlzero.evaluate':
-      path = os.path.join(workdir, name, 'evaluations', 'evaluation.json')
-      with open(path, encoding='utf-8') as file:
-        found[name] = json.load(file)
-  return found
 
 
 def chosen(value: Any) -> Any:

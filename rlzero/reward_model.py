@@ -58,7 +58,11 @@ Reads = Literal['summary', 'everything']
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(supervised.Config):
-  """Settings of a run."""
+  """Settings of a run.
+
+  The defaults of batch size, length, epochs and rate are those of the paper's
+  helpful reward model (arXiv 2501.12948v2, supplement); `held_out` is ours.
+  """
 
   kind: Literal['pairwise', 'pointwise'] = 'pairwise'
   reads: Reads = 'summary'  # what follows the thought, or all of a completion
@@ -253,19 +257,22 @@ def encode(
         f"{record[0]} has {label!r} as its 'label'; it must be 1 for a good "
         'completion and 0 for a bad one.'
       )
-  texts = [records.field(record, name, str) for name in names]
-  if len(texts) > len(set(texts)):
-    raise ValueError(
-      f'{record[0]} has the same text as chosen and as rejected; leave it out.'
+  sequences = tuple(
+    sequence(
+      tokenizer,
+      cfg.template,
+      cfg.reads,
+      prompt,
+      records.field(record, name, str),
     )
-  return Judgement(
-    prompt,
-    tuple(
-      sequence(tokenizer, cfg.template, cfg.reads, prompt, text)
-      for text in texts
-    ),
-    float(label),
+    for name in names
   )
+  if len(sequences) > len({s.tobytes() for s in sequences}):
+    raise ValueError(
+      f'{record[0]} has the same {cfg.reads!r} as chosen and as rejected; '
+      'leave it out.'
+    )
+  return Judgement(prompt, sequences, float(label))
 
 
 def sequence(
@@ -276,9 +283,9 @@ def sequence(
   completion: str,
 ) -> np.ndarray:
   """Prompt, what is read of the completion, and end of sequence."""
-  if reads == 'summary':
-    completion = template.summary(completion)
   asked = sampler.asked(tokenizer, kind, prompt)
+  if reads == 'summary':
+    completion = template.summary(completion, tokenizer.decode(asked, False))
   return sft.join(tokenizer, asked, completion).ids
 
 

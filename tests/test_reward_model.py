@@ -186,7 +186,7 @@ def test_reads_the_summary_or_everything():
     (
       'pairwise',
       {'prompt': 'a', 'chosen': 'b', 'rejected': 'b'},
-      'same text as chosen and as rejected',
+      "same 'summary' as chosen and as rejected",
     ),
     ('pointwise', {'prompt': 'a', 'completion': 'b'}, "None as its 'label'"),
     (
@@ -200,6 +200,17 @@ def test_bad_records(tmp_path, kind, row, message):
   cfg = make_config('x', tmp_path, 'x', kind=kind)
   with pytest.raises(ValueError, match=message):
     reward_model.encode(cfg, tokenizer(), ('here', row))
+
+
+def test_completions_that_differ_where_nobody_reads(tmp_path):
+  words = ('a', 'b', 'c', 'd', '</think>')
+  tokens = Tokenizer.word_level(words, '<eos>', '<pad>')
+  row = {'prompt': 'a', 'chosen': 'b </think> d', 'rejected': 'c </think> d'}
+  cfg = make_config('x', tmp_path, 'x', reads='everything')
+  assert reward_model.encode(cfg, tokens, ('here', row)).size == 5
+  cfg = make_config('x', tmp_path, 'x', reads='summary')
+  with pytest.raises(ValueError, match="same 'summary' as chosen"):
+    reward_model.encode(cfg, tokens, ('here', row))
 
 
 def test_bad_settings_and_folders(tmp_path):

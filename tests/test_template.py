@@ -128,3 +128,11 @@ def test_reflective_words():
 )
 def test_summary_is_what_follows_the_thought(completion, expected):
   assert template.summary(completion) == expected
+
+
+def test_a_thought_that_the_prompt_began_is_no_summary():
+  began = 'User: 1 + 1? Assistant: <think>\n'
+  assert template.summary('for ever', began) == ''
+  assert template.summary('a </think> b', began) == 'b'
+  # R1-Zero's prompt speaks of the tag and begins no thought.
+  assert template.summary('2', template.R1_ZERO) == '2'

@@ -125,16 +125,21 @@ def parse(completion: str) -> Parsed:
   return Parsed(think, answer, well_formed)
 
 
-def summary(completion: str) -> str:
+def summary(completion: str, prompt: str = '') -> str:
   """What follows the thought, as a user would read it.
 
   All of a completion that does not think; nothing of one whose thought never
   ends.
+
+  Args:
+    completion: what the model wrote.
+    prompt: what it went on from; some chat templates begin the thought there.
   """
   _, end, after = completion.rpartition('</think>')
-  if not end:
-    return '' if '<think>' in completion else completion.strip()
-  return after.strip()
+  if end:
+    return after.strip()
+  thinks = '<think>' in completion or prompt.rstrip().endswith('<think>')
+  return '' if thinks else completion.strip()
 
 
 def reflective_words(text: str) -> int:
