@@ -147,9 +147,8 @@ def _grown(cfg: Config, tokenizer: Tokenizer, fresh: Params) -> Params:
   """The checkpoint's parameters, with a row of the embedding a new word.
 
   A word that the checkpoint does not know starts at its twin, so that the model
-  already knows what it means, and away from it in a direction that all new
-  words have in common: that is their language. Told apart by a little noise,
-  each from its twin alone, the words of a question never came to be heeded.
+  already knows what it means, moved in a direction that all new words have in
+  common: that is their language.
   """
   old = checkpoint.load_model(cfg.checkpoint)
   same = dataclasses.replace(old.config, vocab_size=cfg.model.vocab_size)
