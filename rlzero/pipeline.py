@@ -45,7 +45,7 @@ from rlzero.tasks import readability
 _late = {'changeable': True}
 MANIFEST = 'manifest.json'
 RESULTS = 'results.json'
-_FIGURES = (
+FIGURES = (
   'pass@1',
   'pass@1_interval',
   'strict',
@@ -379,7 +379,7 @@ def _evaluation(folder: str) -> dict[str, Any]:
   )
   measures = [readability.measures(text) for text in texts]
   return {
-    **{name: figures[name] for name in _FIGURES},
+    **{name: figures[name] for name in FIGURES},
     'readable': faults.pop(None, 0) / len(records),
     'unreadable': {k: n / len(records) for k, n in sorted(faults.items())},
     **{

@@ -201,6 +201,41 @@ def test_dry_run_is_a_line_a_stage(tmp_path, capsys):
   ]
 
 
+def test_results_are_the_evaluations_and_how_readable_they_are(tmp_path):
+  pipeline.run(_config(tmp_path, _stage('one')))
+  manifest = tmp_path / 'work' / 'manifest.json'
+  stages = json.loads(manifest.read_text())['stages']
+  stages['one_evaluation'] = {**stages['one'], 'module': 'rlzero.evaluate'}
+  manifest.write_text(json.dumps({'stages': stages}))
+  folder = tmp_path / 'work' / 'one_evaluation' / 'evaluations'
+  folder.mkdir(parents=True)
+  figures = dict.fromkeys(pipeline.FIGURES, 0.5) | {
+    'pass@1_interval': [0.25, 0.75],
+    'pass@1_by_problem': {'a': 0.5},
+  }
+  (folder / 'evaluation.json').write_text(json.dumps(figures))
+  asked = {'question': '3 2 1 得 6', 'completion': 'x ' * 3}
+  (folder / 'evaluation.jsonl').write_text(
+    ''.join(
+      json.dumps({**asked, 'words': words, **changes}) + '\n'
+      for words, changes in (
+        ({'en': 0, 'zh': 0}, {}),  # a formula alone
+        ({'en': 1, 'zh': 1}, {}),
+        ({'en': 0, 'zh': 2}, {'completion': '```x```'}),
+        ({'en': 0, 'zh': 2}, {}),
+      )
+    )
+  )
+  found = pipeline.results(str(tmp_path / 'work'))
+  assert list(found['stages']) == ['one', 'one_evaluation']
+  (figures,) = found['evaluations'].values()
+  assert figures['readable'] == 0.5
+  assert figures['unreadable'] == {'code_blocks': 0.25, 'language': 0.25}
+  assert figures['paragraph'] == 2.5 and figures['strict'] == 0.5
+  assert 'pass@1_by_problem' not in figures
+  assert '| `one` | 0.500 [0.250, 0.750] |' in pipeline.table(found)
+
+
 def test_an_orphan_finishes_before_the_next_pipeline_begins(tmp_path):
   script = textwrap.dedent(f"""
     import sys
