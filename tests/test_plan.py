@@ -127,7 +127,7 @@ def test_deepseek_v3_by_hand():
   """All of it goes through initialisation and sharding, as shapes."""
   cfg = config.build(
     plan,
-    [*plan.DEFAULTS, f'--gin_file={V3_RUN}', '--topology=v5p:8x8x8',
+    [*plan.DEFAULTS, f'--gin_file={V3_RUN}', '--topology=v5p:8x8x16',
      '--compile=False', '--fit=False'],
   )  # fmt: skip
   report = plan.plan(cfg)
@@ -149,14 +149,14 @@ def test_deepseek_v3_by_hand():
   # cache's 576 twice.
   assert flops.pair(model) == 2 * 61 * 128 * (192 + 128)
   assert flops.pair(model, absorbed=True) == 2 * 61 * 128 * 2 * 576
-  # 8 slots of a device, 576 bfloat16 numbers a token and layer.
+  # 4 slots of a device, 576 bfloat16 numbers a token and layer.
   phases = {p['name']: p for p in report['phases']}
-  cache = 8 * 61 * 576 * 2 * (1024 + 32768 + 64)
+  cache = 4 * 61 * 576 * 2 * (1024 + 32768 + 64)
   assert cache < phases['decode']['memory']['cache'] < 1.001 * cache
-  # Experts lie on all 512 devices, the rest on the 32 of fsdp and tensor (a
+  # Experts lie on all 1,024 devices, the rest on the 32 of fsdp and tensor (a
   # little of it on fewer), in float32.
   experts = 58 * 256 * expert
-  held = 4 * (experts / 512 + (total - experts) / 32)
+  held = 4 * (experts / 1024 + (total - experts) / 32)
   assert held < phases['update']['memory']['parameters'] < 1.05 * held
   assert report['fits']
 

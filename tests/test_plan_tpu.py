@@ -12,9 +12,9 @@ RUN = 'configs/runs/r1_zero_deepseek_v3.gin'
 def planned():
   pytest.importorskip('libtpu', reason='the extra `plan` brings it')
   cfg = config.build(
-    plan, [*plan.DEFAULTS, f'--gin_file={RUN}', '--topology=v5p:8x8x8']
+    plan, [*plan.DEFAULTS, f'--gin_file={RUN}', '--topology=v5p:8x8x16']
   )
-  devices = plan._topology('v5p', '8x8x8')
+  devices = plan._topology('v5p', '8x8x16')
   # Executables for devices that are not here cannot be kept.
   jax.config.update('jax_enable_compilation_cache', False)
   with sharding.use(cfg.run.mesh, devices):
@@ -26,10 +26,10 @@ def planned():
 @pytest.mark.parametrize(
   'name', ['prefill', 'decode', 'reference', 'update', 'apply']
 )
-def test_deepseek_v3_fits_a_slice_of_512(name, planned):
+def test_deepseek_v3_fits_a_slice_of_1024(name, planned):
   """`-s` shows what `python -m rlzero.plan` says of each."""
-  # 1,024 slots and a row for each of the 128 ways that rows are cut in.
-  size = 8 if name in ('prefill', 'decode') else 1
+  # 1,024 slots and a row for each of the 256 ways that rows are cut in.
+  size = 4 if name in ('prefill', 'decode') else 1
   planned._find([(name, size)])
   phase = planned._phase(name, size)
   print(f'\n{phase}')
