@@ -1,6 +1,8 @@
-"""Tree search at inference: the second of the paper's unsuccessful attempts.
+r"""Tree search at inference: the second of the paper's unsuccessful attempts.
 
-  python -m rlzero.search --checkpoint=DIR --workdir=DIR [--method=samples]
+  python -m rlzero.search --checkpoint=DIR --workdir=A --method=samples
+  python -m rlzero.search --checkpoint=DIR --workdir=B \
+    --against=A/evaluations/search.json
 
 Countdown only. A node is a thought so far and an edge one more try. Monte Carlo
 tree search: a leaf is picked by its value and the policy's prior (PUCT, Nature
@@ -10,28 +12,34 @@ the policy judges: a try is taken for right if the policy says `ok`. For all
 problems at once, a leaf of each at a time.
 
 `samples` spends its tokens on whole completions instead, one after the other
-until one says `ok`: what a search has to beat.
+until one says `ok`: what a search has to beat at as many tokens a problem.
 
 Differences from the paper: its search has a value model, which this one does
 without: a value is whether the policy has said `ok`, or how many of a few
 rollouts come to say so.
 """
 
+import ast
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from rlzero import checkpoint, evaluate, metrics, provenance, sampler, weights
+from rlzero.models import transformer
 from rlzero.rollout import scheduler
 from rlzero.tasks import base, countdown, sandbox
 from rlzero.tasks.template import Template
+from rlzero.types import Tokens
 
 _STEP_LEN = 16  # tokens a try may take, the word after it included
 _ANSWER_LEN = 40  # tokens for the end of a completion
+_ROLLOUT_LEN = 64  # tokens of a rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,18 +51,23 @@ class Config:
   method: Literal['tree', 'samples'] = 'tree'
   split: str = 'test'
   num_problems: int = 0  # 0 takes all of the split
-  budget: int = 8  # leaves expanded a problem, or completions
+  budgets: tuple[int, ...] = (8,)  # leaves expanded a problem, or completions
   num_children: int = 4  # of a leaf
   num_rollouts: int = 0  # that value a child; 0 waits for its `ok`
   exploration: float = 1.0  # c of PUCT
   max_len: int = 144  # tokens a completion
   num_slots: int = 128  # completions decoded at a time
   seed: int = 0
+  against: str = ''  # figures of another search, to compare with
   json: bool = False  # print figures as JSON alone
 
   def __post_init__(self):
-    least = {'budget': 1, 'num_children': 1, 'num_rollouts': 0}
-    for name, value in least.items():
+    if not self.budgets or min(self.budgets) < 1:
+      raise ValueError(
+        f'search.Config.budgets is {self.budgets}; it must be one or more '
+        'numbers of at least 1.'
+      )
+    for name, value in {'num_children': 1, 'num_rollouts': 0}.items():
       if getattr(self, name) < value:
         raise ValueError(
           f'search.Config.{name} is {getattr(self, name)}; it must be at '
@@ -108,44 +121,166 @@ class Node:
     return found.best() if found else self
 
 
+class Cost(NamedTuple):
+  """What has been computed for all problems together."""
+
+  tokens: int = 0  # sampled
+  prompt_tokens: int = 0  # read: prompts, and thoughts so far
+  twins: int = 0  # children that a sibling is already
+
+
 def run(cfg: Config) -> None:
   """Searches, and says how often it is right and what it costs."""
   loaded = checkpoint.load_model(
     cfg.checkpoint or checkpoint.embedded('tiny_base')
   )
+  other = _read(cfg.against) if cfg.against else {}
   task = countdown.Countdown()
   chosen = evaluate.examples(task, cfg.split, cfg.num_problems)
-  search = Search(cfg, loaded, chosen)
-  samples = search.tree() if cfg.method == 'tree' else search.samples()
+  found: dict[str, dict[str, Any]] = {}
   with sandbox.RewardPool({task.name: task}, 'short') as pool:
-    records = evaluate.grade(pool, task, chosen, samples)
-  right = [float(record['correct']) for record in records]
+    for budget, samples, cost in Search(cfg, loaded, chosen).run():
+      records = evaluate.grade(pool, task, chosen, samples)
+      right = {r['uid']: float(r['correct']) for r in records}
+      one = {
+        'pass@1': float(np.mean([*right.values()])),
+        'pass@1_interval': list(metrics.clustered_interval([*right.values()])),
+        'pass@1_by_problem': right,
+        'says_ok': float(np.mean([' ok' in s.text for s in samples])),
+        'tokens_a_problem': cost.tokens / len(chosen),
+        'prompt_tokens_a_problem': cost.prompt_tokens / len(chosen),
+        'twins_a_problem': cost.twins / len(chosen),
+      }
+      found[str(budget)] = one | (against(one, other) if other else {})
   figures = {
-    'pass@1': float(np.mean(right)),
-    'pass@1_interval': list(metrics.clustered_interval(right)),
-    'pass@1_by_problem': {e.uid: r for e, r in zip(chosen, right, strict=True)},
-    'says_ok': float(np.mean([' ok' in s.text for s in samples])),
-    'tokens_a_problem': search.num_tokens / len(chosen),
-    'prompt_tokens_a_problem': search.num_prompt_tokens / len(chosen),
+    'budgets': found,
     'num_problems': len(chosen),
+    'first_moves': first_moves(loaded, chosen),
     'settings': dataclasses.asdict(cfg),
     **provenance.facts(),
   }
-  if cfg.workdir:
+  if cfg.workdir:  # the generations are those of the largest budget
     evaluate.write(cfg.workdir, 'search', figures, records)
-  low, high = figures['pass@1_interval']
-  print(
-    json.dumps(figures)
-    if cfg.json
-    else f'{cfg.method}: pass@1 {figures["pass@1"]:.3f} [{low:.3f}, '
-    f'{high:.3f}], {figures["tokens_a_problem"]:.0f} tokens a problem '
-    f'(prompts read again: {figures["prompt_tokens_a_problem"]:.0f}), '
-    f'says ok {figures["says_ok"]:.3f}'
+  print(json.dumps(figures) if cfg.json else _text(cfg.method, figures))
+
+
+def first_moves(
+  loaded: weights.Loaded, chosen: Sequence[base.Example]
+) -> dict[str, Any]:
+  """What the prior is worth: the policy's opinion of the first moves.
+
+  Returns:
+    `right`: share of the policy's probability of all legal first moves that
+    those have from which the target can be reached, the mean over problems;
+    `chance`: the share if all were as likely; `gain`: 95% interval of the
+    difference; `likeliest`: how often the likeliest move is right; `legal`:
+    the probability of all legal moves together, once a thought is opened.
+  """
+  encode, rows, owners, ways = loaded.tokenizer.encode, [], [], []
+  for i, example in enumerate(chosen):
+    prompt = sampler.asked(
+      loaded.tokenizer, Template('short'), example.question
+    )
+    target, _, numbers = example.target.partition(' ')
+    for opening in countdown.openings(ast.literal_eval(numbers)):
+      rows.append([*prompt, *encode(f'<think> {opening[0]}')])
+      owners.append(i)
+      ways.append(bool(countdown.endings(opening, int(target))))
+  # A word is a token, so all are as long.
+  ids = np.array(rows, np.int32)
+  places = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+
+  @jax.jit
+  def logprobs(params, tokens):
+    hidden, _, _ = transformer.forward(loaded.config, params, tokens)
+    logits = hidden @ transformer.head(loaded.config, params)
+    return jax.nn.log_softmax(logits[:, :-1], axis=-1)
+
+  size = len(encode('1 + 1 = 2'))
+  said = logprobs(loaded.params, Tokens(ids, places, np.ones_like(ids)))
+  said = np.take_along_axis(np.asarray(said), ids[:, 1:, None], axis=-1)
+  chances = np.exp(said[:, -size:, 0].sum(axis=1))
+  owners, ways = np.array(owners), np.array(ways)
+  of = [(chances[owners == i], ways[owners == i]) for i in range(len(chosen))]
+  right = [float(c[w].sum() / c.sum()) for c, w in of]
+  alike = [float(w.mean()) for _, w in of]
+  return {
+    'right': float(np.mean(right)),
+    'chance': float(np.mean(alike)),
+    'gain': list(metrics.paired_difference(alike, right).interval),
+    'likeliest': float(np.mean([w[c.argmax()] for c, w in of])),
+    'legal': float(np.mean([c.sum() for c, _ in of])),
+  }
+
+
+def against(
+  one: dict[str, Any], other: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+  """One search less the other at as many tokens, paired by problem.
+
+  The other's score there is that of whoever draws lots between its budgets
+  on either side so that the tokens are, in expectation, as many.
+
+  Returns:
+    `against`: {'pass@1', 'difference', 'interval', 'p_value'}, or None where
+    the other has no budget on one of the sides.
+  """
+  tokens = one['tokens_a_problem']
+  rows = sorted(other.values(), key=lambda row: row['tokens_a_problem'])
+  for low, high in itertools.pairwise(rows):
+    start, end = low['tokens_a_problem'], high['tokens_a_problem']
+    if start <= tokens <= end and start < end:
+      share = (tokens - start) / (end - start)
+      uids = list(one['pass@1_by_problem'])
+      mixed = [
+        (1 - share) * low['pass@1_by_problem'][uid]
+        + share * high['pass@1_by_problem'][uid]
+        for uid in uids
+      ]
+      found = metrics.paired_difference(
+        mixed, [one['pass@1_by_problem'][uid] for uid in uids]
+      )
+      return {
+        'against': {
+          'pass@1': float(np.mean(mixed)),
+          'difference': found.mean,
+          'interval': list(found.interval),
+          'p_value': found.p_value,
+        }
+      }
+  return {'against': None}
+
+
+def _read(path: str) -> dict[str, dict[str, Any]]:
+  with open(path, encoding='utf-8') as file:
+    return json.load(file)['budgets']
+
+
+def _text(method: str, figures: dict[str, Any]) -> str:
+  lines = []
+  for budget, one in figures['budgets'].items():
+    low, high = one['pass@1_interval']
+    lines.append(
+      f'{method} {budget}: pass@1 {one["pass@1"]:.3f} [{low:.3f}, {high:.3f}], '
+      f'{one["tokens_a_problem"]:.0f} tokens a problem (prompts read: '
+      f'{one["prompt_tokens_a_problem"]:.0f}), says ok {one["says_ok"]:.3f}'
+    )
+    if beside := one.get('against'):
+      low, high = beside['interval']
+      lines.append(
+        f'  the other at as many tokens: {beside["pass@1"]:.3f}, difference '
+        f'{beside["difference"]:+.3f} [{low:+.3f}, {high:+.3f}]'
+      )
+  moves = figures['first_moves']
+  lines.append(
+    f'right first moves have {moves["right"]:.3f} of the probability, '
+    f'{moves["chance"]:.3f} if all were as likely'
   )
+  return '\n'.join(lines)
 
 
 class Search:
-  """A search for all problems, and what it has cost."""
+  """A search for all problems."""
 
   def __init__(
     self,
@@ -154,7 +289,7 @@ class Search:
     chosen: Sequence[base.Example],
   ):
     self.cfg = cfg
-    self.num_tokens = self.num_prompt_tokens = 0
+    self._cost = Cost()
     self._loaded = loaded
     self._prompts = [
       prompt.tokens
@@ -168,15 +303,24 @@ class Search:
       self._id(word) for word in countdown.REFLECTIVE + countdown.NEUTRAL
     }
 
-  def tree(self) -> list[sampler.Sample]:
-    """Tree search; the completion that it settles on for each problem."""
+  def run(self) -> Iterator[tuple[int, list[sampler.Sample], Cost]]:
+    """At each budget: it, a completion of each problem, and the cost."""
+    rounds = self._tree() if self.cfg.method == 'tree' else self._samples()
+    budgets = sorted(set(self.cfg.budgets))
+    for budget, ends in zip(range(1, budgets[-1] + 1), rounds, strict=False):
+      if budget in budgets:
+        spent = self._cost
+        samples = ends()
+        yield budget, samples, self._cost
+        self._cost = spent  # a larger budget does without these ends
+
+  def _tree(self):
+    """Tree search: after each leaf, what writes the completions."""
     cfg, size = self.cfg, self.cfg.num_children
     roots = [Node([], 1.0, None) for _ in self._prompts]
     solved: dict[int, Node] = {}
-    for _ in range(cfg.budget):
+    while True:
       asked = [i for i, r in enumerate(roots) if i not in solved and r.is_open]
-      if not asked:
-        break
       leaves = [roots[i].leaf(cfg.exploration) for i in asked]
       written = self._write(
         asked, leaves, size, _STEP_LEN, {self._ok, *self._links}
@@ -191,23 +335,28 @@ class Search:
         for child in new:
           if child.tokens[-1] == self._ok:
             solved.setdefault(i, child)
-    ends = [solved.get(i, root.best()) for i, root in enumerate(roots)]
-    everyone = range(len(roots))
-    last = self._write(everyone, ends, 1, _ANSWER_LEN, set(), temperature=0.0)
+      yield lambda: self._ended(
+        [solved.get(i, root.best()) for i, root in enumerate(roots)]
+      )
+
+  def _ended(self, ends: Sequence[Node]) -> list[sampler.Sample]:
+    """The completions of thoughts, by the likeliest tokens."""
+    last = self._write(
+      range(len(ends)), ends, 1, _ANSWER_LEN, set(), temperature=0.0
+    )
     return [
       self._sample([*end.tokens, *completion.tokens.tolist()])
       for end, completion in zip(ends, last, strict=True)
     ]
 
-  def samples(self) -> list[sampler.Sample]:
+  def _samples(self):
     """Completions until one says `ok`; that one, or else the first."""
     root = Node([], 1.0, None)
     found: dict[int, sampler.Sample] = {}
     first: dict[int, sampler.Sample] = {}
-    for _ in range(self.cfg.budget):
-      asked = [i for i in range(len(self._prompts)) if i not in found]
-      if not asked:
-        break
+    everyone = range(len(self._prompts))
+    while True:
+      asked = [i for i in everyone if i not in found]
       written = self._write(
         asked, [root] * len(asked), 1, self.cfg.max_len, set()
       )
@@ -216,7 +365,7 @@ class Search:
         first.setdefault(i, sample)
         if self._ok in completion.tokens:
           found[i] = sample
-    return [found.get(i, first[i]) for i in range(len(self._prompts))]
+      yield lambda: [found.get(i, first[i]) for i in everyone]
 
   def _children(self, leaf: Node, written) -> list[Node]:
     """Distinct continuations, with the policy's probability of each."""
@@ -227,6 +376,8 @@ class Search:
       prior = float(np.exp(completion.logprobs.sum()))
       child = children.setdefault(tokens, Node(tokens, prior, leaf))
       child.is_open = tokens[-1] in self._links and len(tokens) <= room
+    twins = len(written) - len(children)
+    self._cost = self._cost._replace(twins=self._cost.twins + twins)
     return list(children.values())
 
   def _values(self, asked, children) -> dict[int, float]:
@@ -243,17 +394,19 @@ class Search:
         for child in new
         if child.is_open
       ]
-      if pairs:
-        written = self._write(*zip(*pairs, strict=True), size, 64, {self._ok})
-        for k, (_, child) in enumerate(pairs):
-          ends = [c.tokens[-1] for c in written[k * size : (k + 1) * size]]
-          values[id(child)] = float(np.mean([e == self._ok for e in ends]))
+      asked, open_ = [i for i, _ in pairs], [child for _, child in pairs]
+      written = self._write(asked, open_, size, _ROLLOUT_LEN, {self._ok})
+      for k, child in enumerate(open_):
+        ends = [c.tokens[-1] for c in written[k * size : (k + 1) * size]]
+        values[id(child)] = float(np.mean([e == self._ok for e in ends]))
     return values
 
   def _write(
     self, asked, nodes, size: int, max_len: int, stops: set, temperature=1.0
   ) -> list[scheduler.Completion]:
     """Goes on from the nodes, `size` times each, up to a stop."""
+    if not asked:
+      return []
     prompts = [
       # No draw twice, so that no noise is.
       scheduler.Prompt(
@@ -262,7 +415,9 @@ class Search:
       )
       for i, node in zip(asked, nodes, strict=True)
     ]
-    self._num_calls += 1
+    # The likeliest tokens need no noise, so that what is found at a budget does
+    # not depend on the smaller ones that are looked at.
+    self._num_calls += temperature > 0
     written, usage = scheduler.generate(
       self._loaded.config,
       self._loaded.params,
@@ -277,8 +432,11 @@ class Search:
       eos_ids=(*self._loaded.tokenizer.eos_ids, *sorted(stops)),
       seed=self.cfg.seed,
     )
-    self.num_tokens += usage.tokens
-    self.num_prompt_tokens += sum(len(p.tokens) for p in prompts)
+    self._cost = self._cost._replace(
+      tokens=self._cost.tokens + usage.tokens,
+      prompt_tokens=self._cost.prompt_tokens
+      + sum(len(p.tokens) for p in prompts),
+    )
     return written
 
   def _sample(self, tokens: list[int]) -> sampler.Sample:

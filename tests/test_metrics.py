@@ -92,25 +92,48 @@ def test_clustered_interval_by_hand():
   assert all(map(math.isnan, metrics.clustered_interval([1.0])))
 
 
-@pytest.mark.parametrize('num_problems', [30, 198])
-@pytest.mark.parametrize('accuracy', [0.15, 0.5, 0.9])
-@pytest.mark.parametrize('num_samples, alike', [(64, 0.6), (16, 0.5), (4, 0.3)])
-def test_interval_covers_in_95_of_100_benchmarks(
-  num_problems, accuracy, num_samples, alike
-):
-  """2,000 benchmarks whose problems' difficulty is drawn from a beta
-  distribution; `alike` is the correlation of two samples of a problem."""
+def _coverage(interval, num_problems, accuracy, num_samples, alike):
+  """Share of 2,000 benchmarks whose interval holds the accuracy.
+
+  The problems' difficulty is drawn from a beta distribution; `alike` is the
+  correlation of two samples of a problem.
+  """
   rng = np.random.default_rng(0)
   size = 1 / alike - 1
   chance = rng.beta(
     accuracy * size, (1 - accuracy) * size, (2000, num_problems)
   )
   means = rng.binomial(num_samples, chance) / num_samples
-  covered = [
-    low <= accuracy <= high
-    for low, high in map(metrics.clustered_interval, means)
-  ]
-  assert 0.93 <= np.mean(covered) <= 0.97
+  return np.mean(
+    [low <= accuracy <= high for low, high in map(interval, means)]
+  )
+
+
+@pytest.mark.parametrize('num_problems', [30, 198])
+@pytest.mark.parametrize('accuracy', [0.15, 0.5, 0.9])
+@pytest.mark.parametrize('num_samples, alike', [(64, 0.6), (16, 0.5), (4, 0.3)])
+def test_interval_covers_in_95_of_100_benchmarks(
+  num_problems, accuracy, num_samples, alike
+):
+  covered = _coverage(
+    metrics.clustered_interval, num_problems, accuracy, num_samples, alike
+  )
+  assert 0.93 <= covered <= 0.97
+
+
+def test_corners_where_intervals_fail():
+  """The figures of docs/evaluation.md for problems that are hardly solved."""
+
+  def normal(means):
+    half = 1.96 * means.std(ddof=1) / len(means) ** 0.5
+    return means.mean() - half, means.mean() + half
+
+  ours = metrics.clustered_interval
+  assert _coverage(normal, 10, 0.01, 1, 0.5) == pytest.approx(0.10, abs=0.01)
+  assert _coverage(ours, 10, 0.01, 1, 0.5) == pytest.approx(0.90, abs=0.01)
+  assert _coverage(normal, 30, 0.05, 64, 0.6) == pytest.approx(0.80, abs=0.01)
+  assert _coverage(ours, 30, 0.05, 64, 0.6) == pytest.approx(0.86, abs=0.01)
+  assert _coverage(ours, 30, 0.01, 64, 0.5) == pytest.approx(0.83, abs=0.01)
 
 
 def test_paired_difference_by_hand():

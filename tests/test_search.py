@@ -1,10 +1,12 @@
 """The tree by hand, and a search on the embedded base."""
 
+import ast
+import dataclasses
 import json
 
 import pytest
 
-from rlzero import search
+from rlzero import checkpoint, evaluate, search
 from rlzero.tasks import countdown
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -38,7 +40,7 @@ def test_search_says_what_it_found_and_cost(method, tmp_path, capsys):
     workdir=str(tmp_path),
     method=method,
     num_problems=3,
-    budget=2,
+    budgets=(1, 2),
     num_children=2,
     num_rollouts=int(method == 'tree'),
     max_len=72,
@@ -56,12 +58,50 @@ def test_search_says_what_it_found_and_cost(method, tmp_path, capsys):
     answer = task.extract(record['completion'])
     right = answer is not None and task.verify(answer, targets[record['uid']])
     assert right == record['correct']
+  one, two = figures['budgets']['1'], figures['budgets']['2']
+  assert two['pass@1'] == sum(record['correct'] for record in records) / 3
   # What was thrown away is paid for as well.
   kept = sum(record['len'] for record in records) / 3
-  assert figures['tokens_a_problem'] >= kept * (method == 'samples')
-  assert 0 <= figures['pass@1'] <= 1
+  assert two['tokens_a_problem'] >= kept * (method == 'samples')
+  assert one['tokens_a_problem'] <= two['tokens_a_problem']
+  # A budget finds what it would alone.
+  search.run(dataclasses.replace(cfg, budgets=(2,)))
+  alone = json.loads(capsys.readouterr().out)['budgets']
+  assert alone == {'2': two}
 
 
-def test_a_search_of_nothing():
-  with pytest.raises(ValueError, match='budget is 0; it must be at least 1'):
-    search.Config(budget=0)
+def _row(tokens, *right):
+  scores = {f'p{i}': value for i, value in enumerate(right)}
+  return {'tokens_a_problem': tokens, 'pass@1_by_problem': scores}
+
+
+def test_against_another_search_at_as_many_tokens():
+  other = {'1': _row(10, 0, 0, 1), '2': _row(30, 1, 0, 1)}
+  found = search.against(_row(15, 1, 1, 1), other)['against']
+  # A quarter of the way: 1/4, 0, 1 against 1, 1, 1.
+  assert found['pass@1'] == pytest.approx(1.25 / 3)
+  assert found['difference'] == pytest.approx(1.75 / 3)
+  assert search.against(_row(31, 1, 1, 1), other) == {'against': None}
+
+
+def test_first_moves_are_the_policys_by_enumeration():
+  """The base draws first moves as its corpus does, all alike."""
+  loaded = checkpoint.load_model(checkpoint.embedded('tiny_base'))
+  chosen = evaluate.examples(countdown.Countdown(), 'test', 40)
+  found = search.first_moves(loaded, chosen)
+  counts = [
+    len(countdown.openings(ast.literal_eval(e.target.partition(' ')[2])))
+    for e in chosen
+  ]
+  # Of these problems one first move is right.
+  assert found['chance'] == pytest.approx(sum(1 / n for n in counts) / 40)
+  assert 0.4 < found['legal'] <= 1
+  assert (
+    found['gain'][0] <= found['right'] - found['chance'] <= found['gain'][1]
+  )
+
+
+@pytest.mark.parametrize('budgets', [(), (0, 2)])
+def test_a_search_of_nothing(budgets):
+  with pytest.raises(ValueError, match='it must be one or more numbers'):
+    search.Config(budgets=budgets)
