@@ -230,15 +230,14 @@ def _draw(
       show(done, len(places))
 
   if model:
-    return model.sample(
+    job = sampler.Job(
       [example.question for example in chosen],
       benchmark.template,
       size,
       benchmark.sampling,
       cfg.seed,
-      finished,
-      on_finished,
     )
+    return model.sample(job, finished, on_finished)
   if len(finished) < len(places):
     uid = next(p for p in places if p not in found)[0]
     raise ValueError(

@@ -35,6 +35,20 @@ class Sample(NamedTuple):
   truncated: bool  # cut at the longest length
 
 
+class Job(NamedTuple):
+  """What a model is asked."""
+
+  questions: Sequence[str]
+  template: Template
+  num_samples: int  # of each question, adjacent
+  sampling: scheduler.Sampling
+  seed: int
+
+  @property
+  def size(self) -> int:
+    return len(self.questions) * self.num_samples
+
+
 @runtime_checkable
 class Sampler(Protocol):
   """A model that can be asked."""
@@ -44,15 +58,11 @@ class Sampler(Protocol):
 
   def sample(
     self,
-    questions: Sequence[str],
-    template: Template,
-    num_samples: int,
-    sampling: scheduler.Sampling,
-    seed: int,
+    job: Job,
     finished: Mapping[int, Sample],
     on_finished: Callable[[int, Sample], None],
   ) -> list[Sample]:
-    """Asks each question `num_samples` times; samples of one are adjacent.
+    """Draws the samples of a job; each is handed over as it ends.
 
     Those of `finished`, by their index in the result, are taken as they are.
     """
@@ -72,16 +82,7 @@ class Local:
     name = os.path.basename(os.path.normpath(self._path))
     return {'checkpoint': name, 'sha256': digest(self._params)}
 
-  def sample(
-    self,
-    questions,
-    template,
-    num_samples,
-    sampling,
-    seed,
-    finished,
-    on_finished,
-  ) -> list[Sample]:
+  def sample(self, job, finished, on_finished) -> list[Sample]:
     samples = dict(finished)
 
     def hand_over(index: int, completion: scheduler.Completion) -> None:
@@ -101,15 +102,15 @@ class Local:
     scheduler.generate(
       self._config,
       self._params,
-      prompts(self._tokenizer, template, list(enumerate(questions))),
-      num_samples,
-      sampling,
+      prompts(self._tokenizer, job.template, list(enumerate(job.questions))),
+      job.num_samples,
+      job.sampling,
       eos_ids=self._tokenizer.eos_ids,
-      seed=seed,
+      seed=job.seed,
       finished=known,
       on_finished=hand_over,
     )
-    return [samples[i] for i in range(len(questions) * num_samples)]
+    return [samples[i] for i in range(job.size)]
 
 
 class Endpoint:
@@ -136,31 +137,11 @@ class Endpoint:
   def about(self) -> dict[str, Any]:
     return {'endpoint': self._base, 'model': self._model}
 
-  def sample(
-    self,
-    questions,
-    template,
-    num_samples,
-    sampling,
-    seed,
-    finished,
-    on_finished,
-  ) -> list[Sample]:
+  def sample(self, job, finished, on_finished) -> list[Sample]:
     samples = dict(finished)
-    missing = [
-      i for i in range(len(questions) * num_samples) if i not in samples
-    ]
-    requests = {
-      i: self._request(
-        template.render(questions[i // num_samples], json.dumps),
-        template,
-        sampling,
-        # Of its own, for servers that heed it; few take more than 31 bits.
-        (seed * 1_000_003 + i) % (1 << 31),
-      )
-      for i in missing
-    }
-    pool = concurrent.futures.ThreadPoolExecutor(sampling.num_slots)
+    missing = [i for i in range(job.size) if i not in samples]
+    requests = {i: self._request(job, i) for i in missing}
+    pool = concurrent.futures.ThreadPoolExecutor(job.sampling.num_slots)
     try:
       asked = {pool.submit(self._ask, *requests[i]): i for i in missing}
       waiting, failure = set(asked), None
@@ -181,19 +162,20 @@ class Endpoint:
         raise failure
     finally:
       pool.shutdown(cancel_futures=True)
-    return [samples[i] for i in range(len(questions) * num_samples)]
+    return [samples[i] for i in range(job.size)]
 
-  def _request(
-    self, prompt: str, template: Template, sampling, seed: int
-  ) -> tuple[str, dict[str, Any]]:
+  def _request(self, job: Job, index: int) -> tuple[str, dict[str, Any]]:
+    question = job.questions[index // job.num_samples]
+    prompt = job.template.render(question, json.dumps)
     body = {
       'model': self._model,
-      'temperature': sampling.temperature,
-      'top_p': sampling.top_p,
-      'max_tokens': sampling.max_len,
-      'seed': seed,
+      'temperature': job.sampling.temperature,
+      'top_p': job.sampling.top_p,
+      'max_tokens': job.sampling.max_len,
+      # Of its own, for servers that heed it; few take more than 31 bits.
+      'seed': (job.seed * 1_000_003 + index) % (1 << 31),
     }
-    if template.kind == 'chat':
+    if job.template.kind == 'chat':
       return 'chat/completions', body | {'messages': json.loads(prompt)}
     return 'completions', body | {'prompt': prompt}
 
@@ -232,6 +214,10 @@ class Endpoint:
 class Kept:
   """Samples on disk, a line each, so that they outlive the process.
 
+  Each is with the operating system as soon as it ends, so that a kill loses
+  none. A machine that loses power loses what had not reached the disk, some
+  seconds' worth; a torn end of the file is passed over and drawn again.
+
   Args:
     path: JSONL; its first line says what the samples were drawn with.
     settings: what they are drawn with now.
@@ -259,6 +245,8 @@ class Kept:
     with open(path + '.part', 'w', encoding='utf-8') as file:
       file.write(json.dumps(settings) + '\n')
       file.writelines(_line(*p, s) for p, s in self.samples.items())
+      file.flush()
+      os.fsync(file.fileno())  # or a power loss could leave neither file
     os.replace(path + '.part', path)
     self._file = open(path, 'a', encoding='utf-8')
 

@@ -12,9 +12,48 @@ import pytest
 from huggingface_hub import errors
 from pyarrow import parquet
 
-from rlzero import suites
+from rlzero import config, evaluate, sampler, suites
 from rlzero.tasks import base, execute, sandbox
-from rlzero.tasks.datasets import benchmarks, code
+from rlzero.tasks.datasets import benchmarks, code, gsm8k
+
+_MATH = {
+  'problem': 'P',
+  'solution': 'S',
+  'answer': r'\frac{1}{2}',
+  'subject': 'Algebra',
+  'level': 2,
+  'unique_id': 'test/algebra/1.json',
+}
+_PUBLIC = json.dumps([{'input': '1\n', 'output': '2\n', 'testtype': 'stdin'}])
+_PRIVATE = json.dumps([{'input': '5\n', 'output': '6\n', 'testtype': 'stdin'}])
+_PACKED = base64.b64encode(zlib.compress(pickle.dumps(_PRIVATE))).decode()
+_LIVECODEBENCH = {
+  'question_title': 'T',
+  'question_content': 'Add one.',
+  'platform': 'atcoder',
+  'question_id': 'abc_a',
+  'contest_date': '2024-09-01T00:00:00',
+  'starter_code': '',
+  'public_test_cases': _PUBLIC,
+  'private_test_cases': _PACKED,
+  'metadata': '{}',
+}
+_CODEFORCES = {
+  'id': '1A',
+  'title': 'Sum',
+  'description': 'Add.',
+  'input_format': 'a b',
+  'output_format': 'sum',
+  'note': None,
+  'examples': [{'input': '1 2', 'output': '3'}],
+  'official_tests': [{'input': '1 2', 'output': '3'}],
+  'official_tests_complete': True,
+  'rating': 1500,
+  'generated_checker': None,
+  'input_mode': 'stdio',
+  'time_limit': 2.0,
+  'memory_limit': 256.0,
+}
 
 
 def _jsonl(path, rows):
@@ -77,15 +116,7 @@ def test_aime_is_fetched_once(hub, tmp_path):
 
 def test_math500(hub, tmp_path):
   root, _ = hub
-  row = {
-    'problem': 'P',
-    'solution': 'S',
-    'answer': r'\frac{1}{2}',
-    'subject': 'Algebra',
-    'level': 2,
-    'unique_id': 'test/algebra/1.json',
-  }
-  _jsonl(root / 'HuggingFaceH4/MATH-500/test.jsonl', [row])
+  _jsonl(root / 'HuggingFaceH4/MATH-500/test.jsonl', [_MATH])
   task = benchmarks.MATH500(str(tmp_path / 'tfds'))
   (example,) = task.examples('test')
   assert example == base.Example('test/algebra/1.json', 'P', r'\frac{1}{2}')
@@ -153,33 +184,23 @@ def _program(body):
 
 def test_livecodebench_runs_public_and_private_tests(hub, tmp_path):
   root, _ = hub
-  public = json.dumps([{'input': '1\n', 'output': '2\n', 'testtype': 'stdin'}])
-  private = json.dumps([{'input': '5\n', 'output': '6\n', 'testtype': 'stdin'}])
-  packed = base64.b64encode(zlib.compress(pickle.dumps(private))).decode()
-  row = {
-    'question_title': 'T',
-    'question_content': 'Add one.',
-    'platform': 'atcoder',
-    'question_id': 'abc_a',
-    'contest_date': '2024-09-01T00:00:00',
-    'starter_code': '',
-    'public_test_cases': public,
-    'private_test_cases': packed,
-    'metadata': '{}',
-  }
   call = json.dumps(
     [{'input': '1\n2', 'output': '3', 'testtype': 'functional'}]
   )
-  function = row | {
+  function = _LIVECODEBENCH | {
     'question_id': 'lc1',
     'starter_code': 'class Solution:\n  def add(self, a, b):',
     'public_test_cases': call,
     'private_test_cases': call,
     'metadata': '{"func_name": "add"}',
   }
-  old = row | {'question_id': 'old', 'contest_date': '2023-05-01T00:00:00'}
+  old = _LIVECODEBENCH | {
+    'question_id': 'old',
+    'contest_date': '2023-05-01T00:00:00',
+  }
   _jsonl(
-    root / 'livecodebench/code_generation_lite/test.jsonl', [row, function, old]
+    root / 'livecodebench/code_generation_lite/test.jsonl',
+    [_LIVECODEBENCH, function, old],
   )
   task = code.LiveCodeBench(str(tmp_path / 'tfds'))
   first, second = task.examples('test')
@@ -218,28 +239,12 @@ def test_codeforces_has_ratings_and_leaves_out_what_it_cannot_judge(
   hub, tmp_path
 ):
   root, _ = hub
-  row = {
-    'id': '1A',
-    'title': 'Sum',
-    'description': 'Add.',
-    'input_format': 'a b',
-    'output_format': 'sum',
-    'note': None,
-    'examples': [{'input': '1 2', 'output': '3'}],
-    'official_tests': [{'input': '1 2', 'output': '3'}],
-    'official_tests_complete': True,
-    'rating': 1500,
-    'generated_checker': None,
-    'input_mode': 'stdio',
-    'time_limit': 2.0,
-    'memory_limit': 256.0,
-  }
   rows = [
-    row,
-    row | {'id': 'unrated', 'rating': None},
-    row | {'id': 'checked', 'generated_checker': 'code'},
-    row | {'id': 'partial', 'official_tests_complete': False},
-    row | {'id': 'file', 'input_mode': 'file'},
+    _CODEFORCES,
+    _CODEFORCES | {'id': 'unrated', 'rating': None},
+    _CODEFORCES | {'id': 'checked', 'generated_checker': 'code'},
+    _CODEFORCES | {'id': 'partial', 'official_tests_complete': False},
+    _CODEFORCES | {'id': 'file', 'input_mode': 'file'},
   ]
   _parquet(root / 'open-r1/codeforces/data/test-00000-of-00001.parquet', rows)
   task = code.Codeforces(str(tmp_path / 'tfds'))
@@ -303,3 +308,72 @@ def test_suite_r1_has_the_papers_k():
   assert {b.template.kind for b in suites.named('r1_zero')} == {'r1_zero'}
   with pytest.raises(ValueError, match="no suite 'r2'; choose one of r1, r1_"):
     suites.named('r2')
+
+
+class _Model:
+  """Writes a right answer to each benchmark but one, half of the time."""
+
+  def about(self):
+    return {'checkpoint': 'none', 'sha256': '0' * 64}
+
+  def sample(self, job, finished, on_finished):
+    samples = dict(finished)
+    for i in range(job.size):
+      question = job.questions[i // job.num_samples]
+      if 'multiple choice' in question:
+        text = 'Answer: A'
+      elif 'Python' in question:
+        text = _program('print(sum(map(int, input().split())) + PLUS)')
+        text = text.replace('PLUS', '0' if question.startswith('Sum') else '1')
+      else:
+        text = r'\boxed{0.5}'
+      samples[i] = sampler.Sample(text if i % 2 else 'dunno', 5, i % 8 == 0)
+      on_finished(i, samples[i])
+    return [samples[i] for i in range(job.size)]
+
+
+def test_the_papers_suite_in_one_command(hub, tmp_path, monkeypatch, capsys):
+  root, _ = hub
+  monkeypatch.setenv('HOME', str(tmp_path))  # where data goes by default
+  aime = [{'problem': f'Find {i}.', 'answer': '1'} for i in range(2)]
+  _parquet(root / 'HuggingFaceH4/aime_2024/data/train-0.parquet', aime)
+  later = [{'question': 'Q', 'answer': '0.5'}, {'question': 'R', 'answer': '7'}]
+  _jsonl(root / 'opencompass/AIME2025/aime2025-I.jsonl', later)
+  math = [_MATH, _MATH | {'unique_id': 'other'}]
+  _jsonl(root / 'HuggingFaceH4/MATH-500/test.jsonl', math)
+  _gpqa(root / 'Idavidrein/gpqa')
+  live = [_LIVECODEBENCH, _LIVECODEBENCH | {'question_id': 'b'}]
+  _jsonl(root / 'livecodebench/code_generation_lite/test.jsonl', live)
+  forces = [_CODEFORCES, _CODEFORCES | {'id': '1B', 'rating': 1700}]
+  _parquet(root / 'open-r1/codeforces/data/test-0.parquet', forces)
+  words = [base.Example(f'g{i}', 'Half of 1?', '0.5') for i in range(2)]
+  monkeypatch.setattr(gsm8k.GSM8K, 'examples', lambda self, split: words)
+  monkeypatch.setattr(sampler, 'load', lambda path: _Model())
+  flags = ['--checkpoint=x', '--suite=r1', '--num_problems=2']
+  config.main(evaluate, [*flags, f'--workdir={tmp_path}/out', '--json'])
+  result = json.loads(capsys.readouterr().out)
+  assert result == json.loads(
+    (tmp_path / 'out/evaluations/suite.json').read_text()
+  )
+  found = result['benchmarks']
+  passed = {name: figures['pass@1'] for name, figures in found.items()}
+  assert passed.pop('gpqa_diamond') in (0, 0.25, 0.5)
+  assert passed == {
+    'aime2024': 0,
+    'aime2025': 0.25,
+    'math500': 0.5,
+    'gsm8k': 0.5,
+    'livecodebench': 0.5,
+    'codeforces': 0.5,
+  }
+  assert {f['truncated'] for f in found.values()} == {0.125}
+  assert found['math500']['unparsable'] == 0.5
+  assert found['math500']['cons@k'] == {'16': 1.0}
+  # Half of two problems, 1500 and 1700, are solved.
+  assert found['codeforces']['rating'] == pytest.approx(1600)
+  # The same samples again, in words.
+  config.main(evaluate, ['--suite=r1', *flags[2:], f'--workdir={tmp_path}/out'])
+  text = capsys.readouterr().out
+  assert '| codeforces | 50.0% [' in text and '2 x 16 | 1600 |' in text
+  assert '| measured here | 0.0 | 0.0 | 50.0 | ' in text
+  assert '| OpenAI o1-1217 (published) | 79.2 | – | 96.4 | 75.7 |' in text

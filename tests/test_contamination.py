@@ -10,6 +10,7 @@ import time
 import pytest
 
 from rlzero.tasks import base, contamination, countdown
+from rlzero.tasks.datasets import code
 
 _QUESTION = (
   'Every morning Aya walks 9 kilometers and stops at a coffee shop, then she '
@@ -92,6 +93,16 @@ def test_any_task_can_be_filtered():
   assert task.examples('train') == clean.examples('train')
   assert task.examples('test') == clean.examples('test')
   assert task.name == clean.name
+
+
+def test_a_filtered_task_judges_as_before():
+  """What only some tasks have too: parts, a rating, something to load."""
+  task = contamination.Decontaminated(countdown.Countdown(), ())
+  task = pickle.loads(pickle.dumps(task))
+  assert task.parts('2 + 3 = 5 5 * 4 = 20', '20 (4, 3, 2)')['steps_sum'] == 1
+  assert not hasattr(task, 'rating') and not hasattr(task, 'warm_up')
+  task = contamination.Decontaminated(code.Codeforces(), ())
+  assert task.rating('{"rating": 1500}') == 1500
 
 
 def test_ngrams_are_at_least_one_word():

@@ -2,12 +2,25 @@
 
 import dataclasses
 import json
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from rlzero import checkpoint, evaluate, published, report, sampler, suites
+from rlzero import (
+  checkpoint,
+  evaluate,
+  published,
+  report,
+  sampler,
+  sharding,
+  suites,
+)
 from rlzero.rollout import scheduler
 from rlzero.tasks import countdown, sandbox
 from rlzero.tasks.template import Template
@@ -213,6 +226,85 @@ def test_killed_suite_goes_on_to_the_same_figures(suite, tmp_path, monkeypatch):
   evaluate.run(cfg)
   assert len(calls) == 24 - 17  # what was there is not drawn again
   assert _suite(tmp_path) == _suite(suite)
+
+
+_GIN = """
+from __gin__ import dynamic_registration
+from rlzero import evaluate
+from rlzero import suites
+from rlzero.rollout import scheduler
+from rlzero.tasks import countdown
+from rlzero.tasks import template
+evaluate.Config.benchmarks = [@a/suites.Benchmark(), @b/suites.Benchmark()]
+suites.Benchmark.task = @countdown.Countdown()
+suites.Benchmark.template = @template.Template()
+suites.Benchmark.sampling = @scheduler.Sampling()
+suites.Benchmark.num_samples = 4
+suites.Benchmark.num_problems = 40
+scheduler.Sampling.max_len = 64
+scheduler.Sampling.num_slots = 16
+template.Template.kind = 'short'
+a/countdown.Countdown.name = 'first'
+b/countdown.Countdown.name = 'second'
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_files(tmp_path):
+  """SIGKILL at two random moments; every sample is kept or drawn again."""
+  (tmp_path / 'suite.gin').write_text(_GIN)
+
+  def start(name):
+    return subprocess.Popen(
+      [
+        *(sys.executable, '-m', 'rlzero.evaluate', f'--checkpoint={_TINY}'),
+        *(f'--gin_file={tmp_path}/suite.gin', f'--workdir={tmp_path}/{name}'),
+      ],
+      stdout=subprocess.DEVNULL,
+    )
+
+  def kept(name):
+    """Lines of samples on disk, headings included."""
+    return sum(
+      path.read_bytes().count(b'\n')
+      for path in (tmp_path / name).glob('samples/*.jsonl')
+    )
+
+  assert start('whole').wait() == 0
+  rng = random.Random()
+  whole = kept('whole')
+  # One in the first benchmark and one in the second.
+  moments = rng.randrange(2, whole // 2), rng.randrange(whole // 2 + 2, whole)
+  for moment in moments:
+    process = start('killed')
+    while kept('killed') < moment and process.poll() is None:
+      time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, moments
+    assert moment <= kept('killed') < whole, moments
+  assert start('killed').wait() == 0
+  files = sorted(p.name for p in (tmp_path / 'whole/evaluations').iterdir())
+  assert files == ['first.jsonl', 'second.jsonl', 'suite.json']
+  for name in files:
+    one, two = (
+      tmp_path / d / 'evaluations' / name for d in ('whole', 'killed')
+    )
+    assert one.read_bytes() == two.read_bytes(), (name, moments)
+
+
+@pytest.mark.slow
+def test_samples_on_a_mesh_are_those_of_one_device(suite, tmp_path):
+  cfg = _config(workdir=str(tmp_path), benchmarks=_SUITE, json=True)
+  evaluate.run(
+    dataclasses.replace(cfg, mesh=sharding.Mesh(data=2, fsdp=2, tensor=2))
+  )
+  for name in ('first', 'second'):
+    one, two = (
+      sampler.Kept(str(folder / 'samples' / f'{name}.jsonl'), {}).samples
+      for folder in (suite, tmp_path)
+    )
+    assert one == two
+  assert _suite(tmp_path)['benchmarks'] == _suite(suite)['benchmarks']
 
 
 def test_samples_on_disk_are_scored_without_a_model(suite, tmp_path):

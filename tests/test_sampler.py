@@ -63,9 +63,8 @@ def _ask(server, questions, template, finished=None, max_tries=3):
   kept = {}
   model = sampler.Endpoint(server.url, max_tries, first_wait_s=0.01)
   try:
-    samples = model.sample(
-      questions, template, 2, _SAMPLING, 7, finished or {}, kept.__setitem__
-    )
+    job = sampler.Job(questions, template, 2, _SAMPLING, 7)
+    samples = model.sample(job, finished or {}, kept.__setitem__)
   except (OSError, ValueError) as error:
     return error, kept
   return samples, kept
@@ -125,13 +124,16 @@ def test_what_asking_again_does_not_mend(server):
     sampler.load('http://127.0.0.1/v1')
 
 
-def test_kept_samples_outlive_the_process(tmp_path):
+@pytest.mark.parametrize(
+  'tail', ['{"uid": "u1", "sam', '{', '\0' * 40, '{"uid": "u1"}\0\0']
+)
+def test_kept_samples_outlive_the_process(tmp_path, tail):
   path = str(tmp_path / 'samples' / 'task.jsonl')
   one, two = sampler.Sample('a', 3, False), sampler.Sample('b', 4, True)
   with sampler.Kept(path, _SETTINGS) as kept:
     kept.keep('u1', 0, one)
   with open(path, 'a') as file:
-    file.write('{"uid": "u1", "sam')  # killed here
+    file.write(tail)  # killed here, or without power
   with sampler.Kept(path, _SETTINGS) as kept:
     assert kept.samples == {('u1', 0): one}
     kept.keep('u1', 1, two)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Task(Protocol):
   they hold settings, not data. `examples` is deterministic.
 
   A task may also have `parts(text, target)`, further scores of a completion
-  by their names, for rewards beside that of a right answer.
+  by their names, for rewards beside that of a right answer; `rating(target)`,
+  how hard a problem is; and `warm_up()`, which loads what judging needs.
   """
 
   @property
@@ -44,6 +45,35 @@ class Task(Protocol):
 
   def count_tries(self, text: str) -> int:
     """Number of attempts at a solution that the text goes through."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper:
+  """What hands out problems in another way; `task` still judges answers."""
+
+  task: Task
+
+  @property
+  def name(self) -> str:
+    return self.task.name
+
+  def extract(self, text: str) -> str | None:
+    return self.task.extract(text)
+
+  def verify(self, answer: str, target: str) -> bool:
+    return self.task.verify(answer, target)
+
+  def same(self, first: str, second: str) -> bool:
+    return self.task.same(first, second)
+
+  def count_tries(self, text: str) -> int:
+    return self.task.count_tries(text)
+
+  def __getattr__(self, name: str) -> Any:
+    # What not every task has, this one has if the judging one does.
+    if name in ('parts', 'rating', 'warm_up'):
+      return getattr(self.task, name)
+    raise AttributeError(f'{type(self).__name__} has no {name!r}.')
 
 
 def bucket(text: str, num_buckets: int = 100) -> int:

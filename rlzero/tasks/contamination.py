@@ -80,7 +80,7 @@ class Index:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decontaminated:
+class Decontaminated(base.Wrapper):
   """A task without the training problems that some evaluation set holds.
 
   Attributes:
@@ -89,13 +89,8 @@ class Decontaminated:
     num_words: n of the n-grams.
   """
 
-  task: base.Task
   against: tuple[base.Task, ...]
   num_words: int = 10
-
-  @property
-  def name(self) -> str:
-    return self.task.name
 
   def examples(self, split: str) -> list[base.Example]:
     """The problems of a split; those of 'train' filtered."""
@@ -107,22 +102,6 @@ class Decontaminated:
       self.num_words,
     )
     return [example for example in found if not index.has(example.question)]
-
-  def extract(self, text: str) -> str | None:
-    return self.task.extract(text)
-
-  def verify(self, answer: str, target: str) -> bool:
-    return self.task.verify(answer, target)
-
-  def same(self, first: str, second: str) -> bool:
-    return self.task.same(first, second)
-
-  def count_tries(self, text: str) -> int:
-    return self.task.count_tries(text)
-
-  def warm_up(self) -> None:
-    """Loads what the judging task needs, if it says how."""
-    getattr(self.task, 'warm_up', lambda: None)()
 
 
 def read(path: str) -> Iterator[tuple[str, str]]:

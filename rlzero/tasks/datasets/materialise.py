@@ -90,15 +90,10 @@ def write(
 
 
 @dataclasses.dataclass(frozen=True)
-class Materialised:
+class Materialised(base.Wrapper):
   """A task whose problems are read from disk; `task` still judges them."""
 
-  task: base.Task
   data_dir: str
-
-  @property
-  def name(self) -> str:
-    return self.task.name
 
   def examples(self, split: str) -> list[base.Example]:
     """The problems of a split, as they were written.
@@ -123,22 +118,6 @@ class Materialised:
       base.Example(**{field: row[field].decode() for field in _FIELDS})
       for row in builder.as_data_source(split)
     ]
-
-  def extract(self, text: str) -> str | None:
-    return self.task.extract(text)
-
-  def verify(self, answer: str, target: str) -> bool:
-    return self.task.verify(answer, target)
-
-  def same(self, first: str, second: str) -> bool:
-    return self.task.same(first, second)
-
-  def count_tries(self, text: str) -> int:
-    return self.task.count_tries(text)
-
-  def warm_up(self) -> None:
-    """Loads what the judging task needs, if it says how."""
-    getattr(self.task, 'warm_up', lambda: None)()
 
 
 def _folder(task: base.Task, data_dir: str) -> pathlib.Path:
