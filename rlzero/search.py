@@ -134,9 +134,9 @@ def run(cfg: Config) -> None:
   loaded = checkpoint.load_model(
     cfg.checkpoint or checkpoint.embedded('tiny_base')
   )
-  other = _read(cfg.against) if cfg.against else {}
   task = countdown.Countdown()
   chosen = evaluate.examples(task, cfg.split, cfg.num_problems)
+  other = _read(cfg.against, chosen) if cfg.against else {}
   found: dict[str, dict[str, Any]] = {}
   with sandbox.RewardPool({task.name: task}, 'short') as pool:
     for budget, samples, cost in Search(cfg, loaded, chosen).run():
@@ -251,9 +251,20 @@ def against(
   return {'against': None}
 
 
-def _read(path: str) -> dict[str, dict[str, Any]]:
+def _read(
+  path: str, chosen: Sequence[base.Example]
+) -> dict[str, dict[str, Any]]:
   with open(path, encoding='utf-8') as file:
-    return json.load(file)['budgets']
+    found = json.load(file).get('budgets', {})
+  if not found or any(
+    row['pass@1_by_problem'].keys() != {e.uid for e in chosen}
+    for row in found.values()
+  ):
+    raise ValueError(
+      f'{path} has no search of these {len(chosen)} problems; give the '
+      'search.json of one with the same split and num_problems.'
+    )
+  return found
 
 
 def _text(method: str, figures: dict[str, Any]) -> str:

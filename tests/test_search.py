@@ -65,9 +65,14 @@ def test_search_says_what_it_found_and_cost(method, tmp_path, capsys):
   assert two['tokens_a_problem'] >= kept * (method == 'samples')
   assert one['tokens_a_problem'] <= two['tokens_a_problem']
   # A budget finds what it would alone.
-  search.run(dataclasses.replace(cfg, budgets=(2,)))
-  alone = json.loads(capsys.readouterr().out)['budgets']
-  assert alone == {'2': two}
+  path = str(tmp_path / 'evaluations' / 'search.json')
+  cfg = dataclasses.replace(cfg, budgets=(2,), workdir='', against=path)
+  search.run(cfg)
+  alone = json.loads(capsys.readouterr().out)['budgets']['2']
+  assert alone['against']['difference'] == 0
+  assert alone == two | {'against': alone['against']}
+  with pytest.raises(ValueError, match='no search of these 2 problems; give'):
+    search.run(dataclasses.replace(cfg, num_problems=2))
 
 
 def _row(tokens, *right):

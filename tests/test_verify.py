@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import pytest
+import verdicts
 
 from rlzero.tasks import verify
 
@@ -107,3 +108,27 @@ def test_last_text_answer(text, answer):
 
 def test_results_are_counted():
   assert verify.count_results('3 + 4 = 7, wait: 3+4 = $8. x = y') == 2
+
+
+@pytest.mark.parametrize(
+  'question, target, text, correct, reason',
+  [
+    ('Calculate 8 * -4.', '-32', 'It is -32.', True, None),
+    (
+      'Calculate 8 * -4.',
+      '-32',
+      'To calculate 8 * -4, think',
+      False,
+      'question',
+    ),
+    ('Calculate -( -4 / 2 ).', '2', 'Here -(4 / 2) is', True, 'last number'),
+    ('Make 10 of 1 and 9.', '1 + 9', '4. 10 = 10', False, 'value'),
+    ('Make 36 of 6 and 6.', '6*6', '4. 6 * 6 = 36', False, 'stated'),
+  ],
+)
+def test_verdicts_of_math_verify_alone(question, target, text, correct, reason):
+  record = {'uid': 'u', 'question': question, 'completion': text}
+  record |= {'correct': correct, 'answer': None}
+  found = verdicts.differences(verify.Formulas(), {'u': target}, [record])
+  assert found['samples'] == 1 and found['agree'] == (reason is None)
+  assert found['reasons'] == ({reason: 1} if reason else {})

@@ -69,7 +69,7 @@ def differences(task: base.Task, targets, records) -> dict:
     target = targets[record['uid']]
     try:
       answer = json.loads(target)['answer']
-    except (ValueError, TypeError):
+    except (ValueError, TypeError):  # a target that is no JSON object
       answer = target
     parsed = math_verify.parse(record['completion'])
     if (
