@@ -1,7 +1,9 @@
 """Any task as a TFDS dataset on disk, and back."""
 
+import contextlib
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow_datasets as tfds
@@ -81,12 +83,15 @@ def write(
     raise ValueError(
       f'The task {name} has no problems to write; ask it for more than 0.'
     )
-  Problems(
+  builder = Problems(
     splits=splits,
     config=tfds.core.BuilderConfig(name=name),
     data_dir=data_dir,
     file_format='array_record',
-  ).download_and_prepare()
+  )
+  # It tells of its progress on stdout, where figures as JSON stand alone.
+  with contextlib.redirect_stdout(sys.stderr):
+    builder.download_and_prepare()
 
 
 @dataclasses.dataclass(frozen=True)
