@@ -332,6 +332,7 @@ class _Model:
     return [samples[i] for i in range(job.size)]
 
 
+@pytest.mark.slow
 def test_the_papers_suite_in_one_command(hub, tmp_path, monkeypatch, capsys):
   root, _ = hub
   monkeypatch.setenv('HOME', str(tmp_path))  # where data goes by default
@@ -367,8 +368,8 @@ def test_the_papers_suite_in_one_command(hub, tmp_path, monkeypatch, capsys):
     'codeforces': 0.5,
   }
   assert {f['truncated'] for f in found.values()} == {0.125}
-  assert found['math500']['unparsable'] == 0.5
-  assert found['math500']['cons@k'] == {'16': 1.0}
+  assert found['livecodebench']['unparsable'] == 0.5
+  assert found['livecodebench']['cons@k'] == {'8': 1.0}
   # Half of two problems, 1500 and 1700, are solved.
   assert found['codeforces']['rating'] == pytest.approx(1600)
   # The same samples again, in words.
