@@ -58,6 +58,7 @@ FIGURES = (
 # What a stage keeps for itself: states to go on from, logs, times and paths.
 _OWN = {
   'checkpoints',
+  'journal',
   'completions',
   'tensorboard',
   'metrics.jsonl',

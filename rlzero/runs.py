@@ -118,7 +118,7 @@ class Run:
       params = hosts.fetch_first(params)
     if hosts.is_first():
       checkpoint.write_model(cfg.workdir, loop.model, params, loop.tokenizer)
-      journal.prune(cfg.workdir, cfg.num_steps)
+      self._prune()
     self._evaluate_once('after', cfg.num_steps)
     self._write_facts()
 
@@ -222,10 +222,8 @@ class Run:
       return
     size = cfg.steps_per_rollout
     used = loop.step % size
-    # Journals that a checkpoint may need: its own rollout's, and later ones.
-    oldest = min([loop.step, *self.store.steps()])
     if hosts.is_first():
-      journal.prune(cfg.workdir, oldest - oldest % size)
+      self._prune()
     self.store.save(
       loop.step,
       loop.state.params,
@@ -240,6 +238,13 @@ class Run:
     )
     self.saved_step = loop.step
     self._write_facts()
+
+  def _prune(self) -> None:
+    """Leaves the journals that a checkpoint may need: its own, later ones."""
+    oldest = min([self.loop.step, *self.store.steps()])
+    journal.prune(
+      self.cfg.workdir, oldest - oldest % self.cfg.steps_per_rollout
+    )
 
   def _restore(self) -> None:
     cfg, loop = self.cfg, self.loop

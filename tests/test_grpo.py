@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -415,6 +416,17 @@ def test_sigterm_in_a_rollout(whole_of_two, tmp_path, monkeypatch, call):
   assert len(calls) < 32
   grpo.run(cfg)
   assert len(calls) == 32  # nothing was drawn a second time but what ran then
+  _assert_same_folder(whole_of_two, tmp_path)
+
+
+def test_a_finished_run_goes_back_to_the_checkpoint_before(
+  whole_of_two, tmp_path, capsys
+):
+  # Which lies between minibatches, and needs its journal.
+  shutil.copytree(whole_of_two, tmp_path, dirs_exist_ok=True)
+  (tmp_path / 'checkpoints' / '4' / 'facts' / 'metadata').unlink()
+  grpo.run(_config(tmp_path, **_TWO))
+  assert 'trying the one of step 3' in capsys.readouterr().err
   _assert_same_folder(whole_of_two, tmp_path)
 
 
