@@ -33,16 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from rlzero import (
-  compare,
-  hosts,
-  metrics,
-  provenance,
-  published,
-  sampler,
-  sharding,
-  suites,
-)
+from rlzero import hosts, metrics, provenance, sharding
+from rlzero.evaluation import compare, published, sampler, suites
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import scheduler
 from rlzero.tasks import base, contamination, countdown, language, sandbox

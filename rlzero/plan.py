@@ -5,8 +5,8 @@
 
 For TPUs (extra `plan`, on a machine with CPUs alone) the programs of the run
 are compiled for the topology: memory, traffic and collectives are those of
-the compiled programs. For GPUs all is arithmetic (`estimate.py`). FLOPs are by
-formula, with what is computed again and what pads.
+the compiled programs. For GPUs all is arithmetic (`planner/estimate.py`). FLOPs
+are by formula, with what is computed again and what pads.
 
 Settings of the run are set as for `rlzero.grpo`, flags as
 --gin.grpo.Config.num_slots=128. Of the lengths of completions nothing is known
@@ -29,8 +29,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlzero import estimate, flops, grpo, hardware, packing, programs, sharding
-from rlzero.programs import Program
+from rlzero import flops, grpo, hardware, packing, sharding
+from rlzero.planner import estimate, programs
+from rlzero.planner.programs import Program
 from rlzero.rollout import scheduler
 
 _GIB = 2**30

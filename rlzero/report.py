@@ -25,7 +25,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlzero import metrics, published
+from rlzero import metrics
+from rlzero.evaluation import published
 from rlzero.tasks.template import reflective_words
 
 # Of an evaluation; each becomes NAME_before and NAME_after in the summary.

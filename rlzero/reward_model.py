@@ -36,11 +36,11 @@ from rlzero import (
   hosts,
   metrics,
   packing,
-  sampler,
   sft,
   sharding,
   supervised,
 )
+from rlzero.evaluation import sampler
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.optim import Optimizer

@@ -30,7 +30,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from rlzero import checkpoint, evaluate, metrics, provenance, sampler, weights
+from rlzero import checkpoint, evaluate, metrics, provenance, weights
+from rlzero.evaluation import sampler
 from rlzero.models import transformer
 from rlzero.rollout import scheduler
 from rlzero.tasks import base, countdown, sandbox

@@ -30,10 +30,10 @@ from rlzero import (
   losses,
   metrics,
   packing,
-  sampler,
   sharding,
   supervised,
 )
+from rlzero.evaluation import sampler
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.tasks.datasets import records

@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import errors
 from pyarrow import parquet
 
-from rlzero import config, evaluate, sampler, suites
+from rlzero import config, evaluate
+from rlzero.evaluation import sampler, suites
 from rlzero.tasks import base, execute, sandbox
 from rlzero.tasks.datasets import benchmarks, code, gsm8k
 

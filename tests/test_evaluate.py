@@ -12,15 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from rlzero import (
-  checkpoint,
-  evaluate,
-  published,
-  report,
-  sampler,
-  sharding,
-  suites,
-)
+from rlzero import checkpoint, evaluate, report, sharding
+from rlzero.evaluation import published, sampler, suites
 from rlzero.rollout import scheduler
 from rlzero.tasks import countdown, sandbox
 from rlzero.tasks.template import Template
@@ -231,7 +224,7 @@ def test_killed_suite_goes_on_to_the_same_figures(suite, tmp_path, monkeypatch):
 _GIN = """
 from __gin__ import dynamic_registration
 from rlzero import evaluate
-from rlzero import suites
+from rlzero.evaluation import suites
 from rlzero.rollout import scheduler
 from rlzero.tasks import countdown
 from rlzero.tasks import template

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero import hlo, sharding
+from rlzero import sharding
+from rlzero.planner import hlo
 
 _LOOPS, _SIZE = 5, 1024
 

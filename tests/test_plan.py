@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from rlzero import config, estimate, flops, grpo, plan, programs, sharding
+from rlzero import config, flops, grpo, plan, sharding
 from rlzero.models.config import Experts, ModelConfig
+from rlzero.planner import estimate, programs
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -295,7 +296,8 @@ _REAL = """
 import re, sys
 import jax
 from jax import numpy as jnp
-from rlzero import grpo, programs
+from rlzero import grpo
+from rlzero.planner import programs
 from rlzero.models.config import ModelConfig
 
 def memory(key):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from rlzero import sampler
+from rlzero.evaluation import sampler
 from rlzero.rollout import scheduler
 from rlzero.tasks.template import Template
 

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlzero import grpo, hlo, packing, sharding
+from rlzero import grpo, packing, sharding
 from rlzero.learner import TrainState
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
+from rlzero.planner import hlo
 from rlzero.rollout import engine, scheduler
 from rlzero.types import Params
 

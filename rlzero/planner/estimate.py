@@ -16,7 +16,7 @@ from jax import numpy as jnp
 from rlzero import flops, learner, sharding
 from rlzero.models import attention, moe
 from rlzero.models.config import ModelConfig
-from rlzero.programs import Program, Run
+from rlzero.planner.programs import Program, Run
 from rlzero.rollout import scheduler
 
 _FSDP = set('DQR')  # axes that are gathered for a layer

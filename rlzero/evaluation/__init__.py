@@ -1,0 +1,1 @@
+"""What `rlzero.evaluate` is made of: suites, samples, comparisons."""

@@ -1,0 +1,1 @@
+"""What `rlzero.plan` knows of programs for devices that are not here."""
