@@ -185,10 +185,11 @@ class Loop:
     if self.cfg.rollout_mesh is None:
       yield self.state.params, None
       return
+    narrow = transformer.cast(self.model, self.state.params)
     with sharding.use(self.cfg.rollout_mesh):
-      params = sharding.place_params(transformer.AXES, self.state.params)
+      params = sharding.place_params(transformer.AXES, narrow)
       jax.block_until_ready(params)
-      yield params, sharding.moved_bytes(self.state.params, params)
+      yield params, sharding.moved_bytes(narrow, params)
 
   def update(self, experience: 'Experience') -> dict[str, float]:
     """One policy update with the next minibatch; returns its metrics."""

@@ -36,6 +36,8 @@ class KeyValues(NamedTuple):
   """Keys and values of all layers; entry s of a row has position s.
 
   Of latent attention, K is 1, H is A, and values have no entries of their own.
+  Where layers are apart (`transformer.apart`), each part is a tuple of L arrays
+  [1, B, K, S, H].
   """
 
   key: Float[jax.Array, 'L B K S H']

@@ -148,6 +148,17 @@ def test_other_slot_counts_write_the_same(params, by_slots):
   assert total > 500 and equal / total >= 0.999
 
 
+def test_stacked_layers_write_what_layers_apart_do(
+  params, by_slots, monkeypatch
+):
+  # As on an accelerator.
+  monkeypatch.setattr(engine, 'prepare', lambda config, params: params)
+  stacked, _ = generate(params, make_prompts(), num_slots=16, **SHORT)
+  for one, other in zip(stacked, by_slots(16)[0], strict=True):
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
 def test_every_token_is_the_one_its_number_falls_on(params, by_slots):
   # So a difference between runs would be told from an explained one: the
   # drawn token is on its place, and its neighbours are not.

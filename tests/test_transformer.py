@@ -306,6 +306,29 @@ def test_cached_decoding_equals_full_forward(config):
     )
     for buffer, new in zip(fresh, own, strict=True):
       buffer[:, :, :, i] = new[:, :, :, 0]
+  # The same of layers that are apart, over caches that are.
+  each = jax.tree.map(
+    lambda x: tuple(np.split(x, len(x))), Prefix((held, fresh), valid, places)
+  )
+  each = each._replace(valid=valid, positions=places)
+  alone, _, mine = forward(config, transformer.apart(params), here, prefix=each)
+  np.testing.assert_allclose(alone, hidden, rtol=1e-5, atol=1e-5)
+  for one, parts in zip(own, mine, strict=True):
+    np.testing.assert_allclose(one, np.concatenate(parts), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('config', [GEMMA, V3], ids=['gemma', 'v3'])
+def test_parameters_in_the_compute_dtype_give_the_same_bits(config):
+  config = dataclasses.replace(config, dtype='bfloat16')
+  params = noisy(config)
+  rows = padded(sequences(5, (8, 5)), 8)
+  before, _, keys = forward(config, params, rows)
+  narrow = transformer.cast(config, params)
+  after, _, same = forward(config, narrow, rows)
+  jax.tree.map(np.testing.assert_array_equal, (before, keys), (after, same))
+  sizes = [x.nbytes for x in jax.tree.leaves((params, narrow))]
+  half = len(sizes) // 2
+  assert sum(sizes[half:]) < 0.6 * sum(sizes[:half])
 
 
 def test_a_later_token_changes_nothing_earlier():

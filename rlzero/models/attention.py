@@ -46,7 +46,7 @@ class Visible(NamedTuple):
   everywhere: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S']
   windowed: Bool[Array, 'B T S'] | None  # None: the model has no windows
 
-  def of(self, local: Bool[Array, ''] | None) -> Bool[Array, 'B _ S']:
+  def of(self, local: Bool[Array, ''] | bool | None) -> Bool[Array, 'B _ S']:
     """In a layer that is local or not."""
     if local is None or self.windowed is None:
       return self.everywhere

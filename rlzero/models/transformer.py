@@ -23,7 +23,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.types import KeyValues, Params, Prefix, Prompts, Routing, Tokens
 
 # Axes of each parameter, by its last name; below a stack of layers an L stands
-# before.
+# before, below a layer that is apart (`apart`) none.
 AXES = {
   'embedding': 'VD',
   'kernel': 'DV',  # of the head
@@ -58,6 +58,10 @@ AXES = {
   'shared_up': 'DZ',
   'shared_down': 'ZD',
 }
+
+# What is computed in float32 whatever the dtype: norms, and routers.
+_FLOAT32 = {name for name in AXES if 'norm' in name or 'router' in name}
+_FLOAT32.add('scale')
 
 
 class Attention(nn.Module):
@@ -218,9 +222,16 @@ def _sight(config: ModelConfig, length: int):
 
 
 class Transformer(nn.Module):
-  """Token ids to final hidden states and the rows' own keys and values."""
+  """Token ids to final hidden states and the rows' own keys and values.
+
+  Args:
+    config: of the model.
+    apart: whether each layer has parameters of its own and is compiled by
+      itself, instead of a scan over stacks of them; not for training.
+  """
 
   config: ModelConfig
+  apart: bool = False
 
   def setup(self):
     c = self.config
@@ -236,7 +247,12 @@ class Transformer(nn.Module):
         length=length,
       )(c, routed)
 
-    if c.experts and c.num_dense_layers:
+    if self.apart:
+      self.layers = [
+        Block(c, bool(c.experts) and i >= c.num_dense_layers)
+        for i in range(c.num_layers)
+      ]
+    elif c.experts and c.num_dense_layers:
       self.dense_layers = stack(c.num_dense_layers, False)
       self.layers = stack(c.num_layers - c.num_dense_layers, True)
     else:
@@ -301,20 +317,42 @@ class Transformer(nn.Module):
       ]
     local = np.array(c.local_layers) if c.window else None
     shared = rows, mask(rows), prompts, prompt_mask, valid
-    carry, before = (x, prompt_x), None
-    if c.experts and c.num_dense_layers:
-      first, (cached, local) = _split((cached, local), c.num_dense_layers)
-      carry, (before, _) = self.dense_layers(carry, *first, None, *shared)
-    carry, (own, routing) = self.layers(carry, cached, local, given, *shared)
-    if before is not None:
-      own = jax.tree.map(lambda *parts: jnp.concatenate(parts), before, own)
-    x, prompt_x = carry
+    through = self._one_by_one if self.apart else self._scanned
+    (x, prompt_x), own, routing = through(
+      (x, prompt_x), cached, local, given, shared
+    )
     if self.is_initializing() and not self.config.tied_embedding:
       self.head(x)
     x = self.final_norm(x)
     if prompt_x is not None:
       prompt_x = self.final_norm(prompt_x)
     return x, prompt_x, own, routing
+
+  def _scanned(self, carry, cached, local, given, shared):
+    c, before = self.config, None
+    if c.experts and c.num_dense_layers:
+      first, (cached, local) = _split((cached, local), c.num_dense_layers)
+      carry, (before, _) = self.dense_layers(carry, *first, None, *shared)
+    carry, (own, routing) = self.layers(carry, cached, local, given, *shared)
+    if before is not None:
+      own = jax.tree.map(lambda *parts: jnp.concatenate(parts), before, own)
+    return carry, own, routing
+
+  def _one_by_one(self, carry, cached, local, given, shared):
+    c, held, routings = self.config, [], []
+    first = c.num_dense_layers  # that has experts, if any
+    for i, layer in enumerate(self.layers):
+      mine = [KeyValues(*(part[i][0] for part in keys)) for keys in cached]
+      near = None if local is None else bool(local[i])
+      chosen = None if given is None or i < first else given[i - first]
+      carry, (own, routing) = layer(carry, mine, near, chosen, *shared)
+      held.append(own)
+      routings += [routing] if routing else []
+    own = KeyValues(
+      *(tuple(x[None] for x in parts) for parts in zip(*held, strict=True))
+    )
+    stack = functools.partial(jax.tree.map, lambda *parts: jnp.stack(parts))
+    return carry, own, stack(*routings) if routings else None
 
   def _embed(self, ids):
     x = self.embed(ids).astype(jnp.dtype(self.config.dtype))
@@ -338,6 +376,30 @@ def _split(tree, number):
   return (
     jax.tree.map(lambda x: x[:number], tree),
     jax.tree.map(lambda x: x[number:], tree),
+  )
+
+
+def apart(params: Params) -> Params:
+  """The same parameters, each layer's by itself: `layers_0`, `layers_1`, ...
+
+  Done ahead, not inside what is compiled, where each use would copy its part.
+  """
+  rest, layers = dict(params), []
+  for name in ('dense_layers', 'layers'):
+    stack = rest.pop(name, {})
+    number = len(jax.tree.leaves(stack)[0]) if stack else 0
+    layers += [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(number)]
+  return rest | {f'layers_{i}': layer for i, layer in enumerate(layers)}
+
+
+def cast(config: ModelConfig, params: Params) -> Params:
+  """Parameters as the forward computes with them, in the compute dtype.
+
+  Results are the same to the bit; nothing is copied that has the dtype.
+  """
+  dtype = jnp.dtype(config.dtype)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x if path[-1].key in _FLOAT32 else x.astype(dtype), params
   )
 
 
@@ -377,8 +439,12 @@ def routed(
   prefix: Prefix | None = None,
   given: Int[Array, 'L B T C'] | None = None,
 ):
-  """`forward`, and where tokens were routed, or None without experts."""
-  return Transformer(config).apply(
+  """`forward`, and where tokens were routed, or None without experts.
+
+  With parameters that are `apart`, so are the keys and values, in and out: a
+  tuple of [1, B, K, S, H] instead of [L, B, K, S, H].
+  """
+  return Transformer(config, 'layers' not in params).apply(
     {'params': params}, rows, prompts, prefix, given
   )
 

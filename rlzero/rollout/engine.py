@@ -24,7 +24,9 @@ from rlzero.types import KeyValues, Params, Prefix, Tokens
 class Slots(NamedTuple):
   """State of B slots, each with room for S tokens, prompt included."""
 
-  cache: KeyValues  # [L, B, K, S, H]; position s of a row at index s
+  # [L, B, K, S, H], or a tuple of [1, B, K, S, H] where layers are apart;
+  # position s of a row at index s.
+  cache: KeyValues
   cached: Int[Array, 'B']  # tokens in the cache
   token: Int[Array, 'B']  # drawn last, not in the cache yet
   key: UInt32[Array, 'B 2']
@@ -39,13 +41,32 @@ class Slots(NamedTuple):
 _BY_LAYER = ('cache', 'routes')  # fields whose rows are not the first axis
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def prepare(config: ModelConfig, params: Params) -> Params:
+  """The policy's parameters as a rollout reads them; once a rollout.
+
+  In the compute dtype, which halves what a token reads where that is bfloat16.
+  On a CPU a scan over layers would copy weights and cache of each, token by
+  token, so layers are apart there; elsewhere they stay stacked, since the time
+  to compile would grow with their number.
+  """
+  params = transformer.cast(config, params)
+  return _apart(params) if sharding.platform() == 'cpu' else params
+
+
+@jax.jit
+def _apart(params):
+  params = transformer.apart(params)
+  return sharding.constrain_params(transformer.AXES, params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def empty(
   config: ModelConfig,
   num_slots: int,
   capacity: int,
   max_len: int,
   keep_routes: bool = False,
+  apart: bool = False,
 ) -> Slots:
   """Slots in which nothing runs."""
   shapes = transformer.cache_shapes(config, num_slots, capacity)
@@ -56,8 +77,11 @@ def empty(
     routed = config.num_layers - config.num_dense_layers
     shape = routed, num_slots, max_len, config.experts.num_chosen
     routes = jnp.full(shape, -1, jnp.int16)
+  cache = KeyValues(*(jnp.zeros(shape, dtype) for shape in shapes))
+  if apart:
+    cache = KeyValues(*(tuple(jnp.split(part, len(part))) for part in cache))
   slots = Slots(
-    cache=KeyValues(*(jnp.zeros(shape, dtype) for shape in shapes)),
+    cache=cache,
     cached=zeros(),
     token=zeros(),
     key=jnp.zeros((num_slots, 2), jnp.uint32),
@@ -91,8 +115,9 @@ def _constrain(slots: Slots, cut=sharding.constrain) -> Slots:
 
 def _constrain_cache(cache: KeyValues, cut=sharding.constrain) -> KeyValues:
   # Latent attention has one key for all heads, which every device needs.
-  axes = 'LBKSH' if cache.key.shape[2] > 1 else 'LB_SH'
-  return KeyValues(*(cut(part, axes) for part in cache))
+  one = jax.tree.leaves(cache)[0].shape[2] == 1
+  axes = 'LB_SH' if one else 'LBKSH'
+  return jax.tree.map(lambda part: cut(part, axes), cache)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -134,7 +159,7 @@ def insert(
 
   last = prompt_lens[prompt] - 1
   started = Slots(
-    cache=KeyValues(*map(into, slots.cache, prefilled)),
+    cache=jax.tree.map(into, slots.cache, prefilled),
     cached=jnp.where(fresh, last, slots.cached),
     token=jnp.where(fresh, prompt_ids[prompt, last], slots.token),
     key=jnp.where(
@@ -161,7 +186,7 @@ def _where_rows(fresh, value, by_layer):
 def keep(slots: Slots, chosen: Int[Array, 'C']) -> Slots:
   """The chosen slots alone; a smaller batch costs less to decode."""
   kept = Slots(
-    cache=KeyValues(*(part[:, chosen] for part in slots.cache)),
+    cache=jax.tree.map(lambda part: part[:, chosen], slots.cache),
     routes=None if slots.routes is None else slots.routes[:, chosen],
     **{
       name: value[chosen]
@@ -199,7 +224,7 @@ def decode(
   """Draws up to `num_steps` tokens in every running slot.
 
   Args:
-    params: of the policy.
+    params: of `prepare`.
     slots: the slots, donated.
     max_len: tokens after which a completion is cut.
     config: of the model.
@@ -216,11 +241,12 @@ def decode(
   # Attention works on what the cache holds, not on its capacity. It stays
   # unchanged during the call; new keys go to a buffer that all slots write at
   # the same place, since writing each slot at its own place is slow.
-  held = KeyValues(*(c[:, :, :, :span] for c in slots.cache))
+  held = jax.tree.map(lambda c: c[:, :, :, :span], slots.cache)
   held_valid = jnp.arange(span)[None] < start[:, None]
   held_places = jnp.broadcast_to(jnp.arange(span)[None], held_valid.shape)
-  fresh = KeyValues(*(jnp.zeros_like(c[:, :, :, :num_steps]) for c in held))
-  fresh = _constrain_cache(fresh)
+  fresh = _constrain_cache(
+    jax.tree.map(lambda c: jnp.zeros_like(c[:, :, :, :num_steps]), held)
+  )
 
   def step(i, carry):
     slots, fresh = carry
@@ -237,11 +263,12 @@ def decode(
     hidden, _, own, routing = transformer.routed(
       config, params, here, prefix=prefix
     )
-    fresh = KeyValues(
-      *(
-        jax.lax.dynamic_update_slice_in_dim(buffer, new, i, axis=3)
-        for buffer, new in zip(fresh, own, strict=True)
-      )
+    fresh = jax.tree.map(
+      lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(
+        buffer, new, i, axis=3
+      ),
+      fresh,
+      own,
     )
     logits = jnp.einsum(
       'bd,dv->bv', hidden[:, 0], head, preferred_element_type=jnp.float32
@@ -284,5 +311,5 @@ def decode(
     kept = jnp.where(new, jnp.take_along_axis(buffer, index, axis=3), old)
     return jax.lax.dynamic_update_slice(cache, kept, (0,) * cache.ndim)
 
-  cache = KeyValues(*map(merge, slots.cache, held, fresh))
+  cache = jax.tree.map(merge, slots.cache, held, fresh)
   return _constrain(after._replace(cache=cache))

@@ -129,8 +129,14 @@ def generate(
   num_slots, widest, capacity = sizes(
     sampling, total, max(len(p.tokens) for p in prompts)
   )
+  params = engine.prepare(config, params)
   slots = engine.empty(
-    config, num_slots, capacity, sampling.max_len, sampling.keep_routes
+    config,
+    num_slots,
+    capacity,
+    sampling.max_len,
+    sampling.keep_routes,
+    'layers' not in params,
   )
   held = np.full(num_slots, -1)  # completion in each slot
   cached = np.zeros(num_slots, int)
