@@ -96,6 +96,8 @@ class Config:
   weight_decay: float = 0.0
   max_grad_norm: float = 1.0
   micro_tokens: int = _late(8192)  # completion tokens a microbatch
+  # All sizes in the first step instead of each when it comes.
+  compile_ahead: bool = _late(False)
   reference_every: int = 400  # steps between replacements of the reference
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
   remat: bool = _late(False)  # recompute layers in the backward pass

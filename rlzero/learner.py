@@ -105,9 +105,9 @@ class Learner:
   ):
     self._config = config
     self._pmapped = pmapped
-    self._cut = functools.partial(
-      packing.microbatches, micro_tokens=micro_tokens, max_len=objective.max_len
-    )
+    sizes = dict(micro_tokens=micro_tokens, max_len=objective.max_len)
+    self._cut = functools.partial(packing.microbatches, **sizes)
+    self._shapes = functools.partial(packing.shapes, **sizes)
     # Without a KL term the objective of a row without advantage is constant.
     self._skips = skip_constant and objective.kl_coef == 0
     self._transform = transform
@@ -211,8 +211,7 @@ class Learner:
       `reference` scores a microbatch, `update` adds its gradient to those
       before, and `apply` is the optimiser's step.
     """
-    params = sharding.abstract_params(transformer.AXES, state.params)
-    _, totals = jax.eval_shape(functools.partial(_empty, self._config), params)
+    params, carry = self._abstract_carry(state.params)
     _, micro = next(
       self._cut(rows, self._chosen(rows), ways=sharding.ways('B'))
     )
@@ -220,9 +219,33 @@ class Learner:
     one = jax.ShapeDtypeStruct((), np.float32)
     return {
       'reference': self._score.lower(params, micro),
-      'update': self._accumulate.lower(params, (params, totals), micro),
-      'apply': self._apply.lower(state, params, totals, one),
+      'update': self._accumulate.lower(params, carry, micro),
+      'apply': self._apply.lower(state, *carry, one),
     }
+
+  def _abstract_carry(self, params):
+    params = sharding.abstract_params(transformer.AXES, params)
+    _, totals = jax.eval_shape(functools.partial(_empty, self._config), params)
+    return params, (params, totals)
+
+  def lower_all(
+    self, params: Params, rows: packing.Rows, name: str
+  ) -> list[jax.stages.Lowered]:
+    """The program for each shape that microbatches of such rows may have.
+
+    Args:
+      params: of the policy.
+      rows: completions; how long they are makes no difference.
+      name: 'reference' or 'update'.
+    """
+    params, carry = self._abstract_carry(params)
+    micros = [
+      _place(micro, sharding.abstract)
+      for micro in self._shapes(rows, ways=sharding.ways('B'))
+    ]
+    if name == 'reference':
+      return [self._score.lower(params, micro) for micro in micros]
+    return [self._accumulate.lower(params, carry, micro) for micro in micros]
 
   def _chosen(self, rows: packing.Rows) -> np.ndarray:
     chosen = np.arange(len(rows.completions))
@@ -233,8 +256,13 @@ class Learner:
     out: list[Any] = [None] * len(rows.completions)
     everything = np.arange(len(out))
     ways = sharding.ways('B')
-    for places, micro in self._cut(rows, everything, ways=ways):
-      logprobs, _ = hosts.fetch(self._score(params, _place(micro)))
+    # The host cuts the next microbatch while the device works on this one.
+    ahead = [
+      (places, self._score(params, _place(micro))[0])
+      for places, micro in self._cut(rows, everything, ways=ways)
+    ]
+    for places, logprobs in ahead:
+      logprobs = hosts.fetch(logprobs)
       for i, row, start in places:
         out[i] = logprobs[row, start : start + len(rows.completions[i])]
     return out

@@ -6,6 +6,7 @@ prompt is computed in few microbatches. Supervised stages pack whole sequences,
 prompt and completion, in the same way (`pack`).
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +20,10 @@ from rlzero.types import Prompts, Tokens
 _WIDTH = 128  # tokens of the narrowest rows; wider ones double
 _WIDTH_STEP = 32  # the widest are cut to a multiple of this
 _PROMPTS_A_ROW = 2
-# Microbatches come in so many sizes: of rows, and of the prompts beside them.
-_ROW_SIZES, _PROMPT_SIZES = 8, 4
+_ROW_SIZES = 5  # numbers of rows that microbatches have, each half the other
+_EMPTY = 8  # at most one row of so many is there only to fill up
+# Prompts beside the rows, for each of them; one more for a group cut in two.
+_PROMPTS_PER_ROW = (0.25, 0.5, 2)
 
 
 class Rows(NamedTuple):
@@ -96,12 +99,13 @@ def microbatches(
   order = chosen[
     np.lexsort((-lengths[chosen], rows.prompt_index[chosen], -widths[chosen]))
   ]
-  prompt_width = round_up(max(len(p) for p in rows.prompts), 8)
   while order.size:
     width = int(widths[order[0]])
-    most = max(micro_tokens // width, 1)
-    places, order = _fill(order, lengths, rows.prompt_index, width, most)
-    yield places, _micro(rows, places, most, width, prompt_width, ways)
+    sizes = row_sizes(micro_tokens, width, ways)
+    places, order, size = _fill_some(
+      order, lengths, rows.prompt_index, width, sizes
+    )
+    yield places, _micro(rows, places, size, width, ways)
 
 
 def pack(
@@ -115,9 +119,39 @@ def pack(
   alike = np.zeros(len(pieces), int)  # as if all continued one prompt
   while order.size:
     width = int(widths[order[0]])
-    most = max(micro_tokens // width, 1)
-    places, order = _fill(order, lengths, alike, width, most)
-    yield places, _packed(pieces, places, most, width, ways)
+    sizes = row_sizes(micro_tokens, width, ways)
+    places, order, size = _fill_some(order, lengths, alike, width, sizes)
+    yield places, _packed(pieces, places, size, width)
+
+
+def shapes(
+  rows: Rows, micro_tokens: int, max_len: int, ways: int = 1
+) -> Iterator[Micro]:
+  """An empty microbatch of each shape that `microbatches` may yield.
+
+  For as many completions and prompts, and as long ones; arguments as there.
+  """
+  widths = {_width(1, max_len)}
+  while (width := _width(max(widths) + 1, max_len)) not in widths:
+    widths.add(width)
+  for width in sorted(widths):
+    sizes = row_sizes(micro_tokens, width, ways)
+    enough = [n for n in sizes if n >= len(rows.completions)]
+    for size in sizes[max(len(enough) - 1, 0) :]:
+      for num_prompts in _prompt_sizes(size, len(rows.prompts), ways):
+        yield _empty(rows, size, num_prompts, width)
+
+
+def row_sizes(micro_tokens: int, width: int, ways: int = 1) -> list[int]:
+  """Numbers of rows that a microbatch may have, the largest first."""
+  most = max(micro_tokens // width, 1)
+  halves = {max(most >> k, 1) for k in range(_ROW_SIZES)}
+  return sorted({round_up(n, ways) for n in halves}, reverse=True)
+
+
+def prompt_width(longest: int) -> int:
+  """Of padded prompts: in few sizes, a quarter too many at most or 7 tokens."""
+  return round_up(longest, max(8, (1 << (longest - 1).bit_length()) // 8))
 
 
 def round_up(size: int, step: int) -> int:
@@ -175,6 +209,22 @@ def _width(length: int, max_len: int) -> int:
   return width
 
 
+def _fill_some(order, lengths, prompt_index, width, sizes):
+  """Fills a microbatch of one of the sizes, of which few rows stay empty.
+
+  Returns:
+    places of what went in, what did not, and the number of rows.
+  """
+  places, left = _fill(order, lengths, prompt_index, width, sizes[0])
+  used = 1 + max(p.row for p in places)
+  size = min(n for n in sizes if n >= used)
+  smaller = [n for n in sizes if n <= used]
+  if (size - used) * _EMPTY > size and smaller:
+    size = smaller[0]  # full, and the rest in another
+    places, left = _fill(order, lengths, prompt_index, width, size)
+  return places, left, size
+
+
 def _fill(order, lengths, prompt_index, width, most):
   """First fit: each completion goes to the first row with room for it.
 
@@ -205,13 +255,15 @@ def _fill(order, lengths, prompt_index, width, most):
   return places, np.array(left, order.dtype)
 
 
-def _num_rows(places, most, ways):
-  wanted = 1 + max(p.row for p in places)
-  return round_up(min(round_up(wanted, -(-most // _ROW_SIZES)), most), ways)
+def _prompt_sizes(num_rows: int, num_prompts: int, ways: int) -> list[int]:
+  """Numbers of prompts beside so many rows, the smallest first."""
+  most = min(num_rows * _PROMPTS_A_ROW, num_prompts)
+  wanted = {math.ceil(num_rows * n) + 1 for n in _PROMPTS_PER_ROW}
+  return sorted({round_up(min(n, most), ways) for n in wanted})
 
 
-def _packed(pieces, places, most, width, ways) -> Packed:
-  shape = _num_rows(places, most, ways), width
+def _packed(pieces, places, num_rows, width) -> Packed:
+  shape = num_rows, width
   ids, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
   extras = jax.tree.map(lambda x: np.zeros(shape, x.dtype), pieces[0].extras)
   segment = 0
@@ -231,25 +283,41 @@ def _packed(pieces, places, most, width, ways) -> Packed:
   return Packed(Tokens(ids, positions, segments), extras)
 
 
-def _micro(rows, places, most, width, prompt_width, ways) -> Micro:
-  num_rows = _num_rows(places, most, ways)
-  chosen = [p.completion for p in places]
-  used, local = np.unique(rows.prompt_index[chosen], return_inverse=True)
-  most = min(num_rows * _PROMPTS_A_ROW, len(rows.prompts))
-  num_prompts = round_up(
-    min(round_up(used.size, -(-most // _PROMPT_SIZES)), most), ways
-  )
-  prompts = pad([rows.prompts[p] for p in used], num_prompts, prompt_width)
+def _empty(rows, num_rows, num_prompts, width) -> Micro:
+  """Padding alone."""
   shape = num_rows, width
-  ids, positions, segments, lengths, which = (
-    np.zeros(shape, np.int32) for _ in range(5)
-  )
-  old, ref, advantages = (np.zeros(shape, np.float32) for _ in range(3))
+  longest = prompt_width(max(len(p) for p in rows.prompts))
+  ints = [np.zeros(shape, np.int32) for _ in range(5)]
+  floats = [np.zeros(shape, np.float32) for _ in range(3)]
   routes = None
   if rows.routes is not None:
     num_layers, _, num_chosen = rows.routes[0].shape
     routes = np.full((num_layers, *shape, num_chosen), -1, np.int32)
-  index = np.zeros((num_rows, _PROMPTS_A_ROW), np.int32)
+  return Micro(
+    tokens=Tokens(*ints[:3]),
+    prompts=Prompts(
+      pad([], num_prompts, longest),
+      np.zeros((num_rows, _PROMPTS_A_ROW), np.int32),
+      ints[3],
+    ),
+    lengths=ints[4],
+    old_logprobs=floats[0],
+    ref_logprobs=floats[1],
+    advantages=floats[2],
+    routes=routes,
+  )
+
+
+def _micro(rows, places, num_rows, width, ways) -> Micro:
+  chosen = [p.completion for p in places]
+  used, local = np.unique(rows.prompt_index[chosen], return_inverse=True)
+  num_prompts = min(
+    n
+    for n in _prompt_sizes(num_rows, len(rows.prompts), ways)
+    if n >= used.size
+  )
+  micro = _empty(rows, num_rows, num_prompts, width)
+  (ids, positions, segments), index = micro.tokens, micro.prompts.index
   held: list[list[int]] = [[] for _ in range(num_rows)]
   for segment, (place, prompt) in enumerate(zip(places, local, strict=True)):
     i, row, start = place
@@ -261,20 +329,15 @@ def _micro(rows, places, most, width, prompt_width, ways) -> Micro:
     ids[at] = rows.completions[i]
     positions[at] = len(rows.prompts[used[prompt]]) + np.arange(size)
     segments[at] = segment + 1
-    lengths[at] = size
-    which[at] = held[row].index(prompt)
-    advantages[at] = rows.advantages[i]
-    old[at] = rows.old_logprobs[i]
-    if routes is not None:
-      routes[:, row, start : start + size] = rows.routes[i]
-    if rows.ref_logprobs is not None:
-      ref[at] = rows.ref_logprobs[i]
-  return Micro(
-    tokens=Tokens(ids, positions, segments),
-    prompts=Prompts(prompts, index, which),
-    lengths=lengths,
-    old_logprobs=old,
-    ref_logprobs=old if rows.ref_logprobs is None else ref,
-    advantages=advantages,
-    routes=routes,
-  )
+    micro.prompts.which[at] = held[row].index(prompt)
+    micro.lengths[at] = size
+    micro.advantages[at] = rows.advantages[i]
+    micro.old_logprobs[at] = rows.old_logprobs[i]
+    # Without a KL term they count for nothing.
+    reference = rows.ref_logprobs or rows.old_logprobs
+    micro.ref_logprobs[at] = reference[i]
+    if rows.routes is not None:
+      micro.routes[:, row, start : start + size] = rows.routes[i]
+  longest = micro.prompts.tokens.ids.shape[1]
+  prompts = pad([rows.prompts[p] for p in used], num_prompts, longest)
+  return micro._replace(prompts=micro.prompts._replace(tokens=prompts))

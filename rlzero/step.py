@@ -3,6 +3,7 @@
 No files and no loop over steps here; `runs.py` has those.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import time
@@ -56,6 +57,8 @@ class Loop:
     self.learner = cfg.make_learner(self.model)
     self.judges = rewards.Judges(cfg.scenarios)
     self.step = 0
+    # What has been compiled in all sizes, if that is wanted.
+    self._compiled: set[str] = set()
     self.state = self.learner.init(loaded.params)
     self.reference: Params = {}
     self._replace_reference()
@@ -91,12 +94,26 @@ class Loop:
     prompts = evaluate.prompts(self.tokenizer, cfg.template, drawn)
     with self._laid_out() as (params, moved):
       clock.lap('reshard')
+      sampling = cfg.sampling(
+        cfg.temperature, 1.0, keep_routes=cfg.replay_routes
+      )
+      self._compile_ahead(
+        'rollout',
+        lambda: scheduler.lower_all(
+          self.model,
+          params,
+          prompts,
+          cfg.group_size,
+          sampling,
+          self.tokenizer.eos_ids,
+        ),
+      )
       completions, usage = scheduler.generate(
         self.model,
         params,
         prompts,
         cfg.group_size,
-        cfg.sampling(cfg.temperature, 1.0, keep_routes=cfg.replay_routes),
+        sampling,
         eos_ids=self.tokenizer.eos_ids,
         seed=cfg.seed,
         finished=dict(kept.completions),
@@ -126,12 +143,13 @@ class Loop:
       routes=[c.routes for c in completions] if cfg.replay_routes else None,
     )
     if cfg.kl_coef:
+      free = rows._replace(routes=None)  # the reference has its own routers
+      self._compile_ahead(
+        'reference',
+        lambda: self.learner.lower_all(self.reference, free, 'reference'),
+      )
       rows = rows._replace(
-        ref_logprobs=self.learner.logprobs(
-          # The reference has routers of its own.
-          self.reference,
-          rows._replace(routes=None),
-        )
+        ref_logprobs=self.learner.logprobs(self.reference, free)
       )
     clock.lap('reference')
     figures = _describe(records, groups, usage)
@@ -153,6 +171,14 @@ class Loop:
       figures=figures,
       records=records,
     )
+
+  def _compile_ahead(self, name, lowered):
+    """Programs of all sizes, two at a time, once; later calls find them."""
+    if not self.cfg.compile_ahead or name in self._compiled:
+      return
+    self._compiled.add(name)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      list(pool.map(lambda program: program.compile(), lowered()))
 
   def _score(self, drawn, completions, kept, on_look):
     """Scores what has no score yet, some groups at a time."""
@@ -194,9 +220,12 @@ class Loop:
   def update(self, experience: 'Experience') -> dict[str, float]:
     """One policy update with the next minibatch; returns its metrics."""
     cfg, clock = self.cfg, _Clock()
-    self.state, row = self.learner.update(
-      self.state, experience.minibatches.pop(0)
+    rows = experience.minibatches.pop(0)
+    self._compile_ahead(
+      'update',
+      lambda: self.learner.lower_all(self.state.params, rows, 'update'),
     )
+    self.state, row = self.learner.update(self.state, rows)
     clock.lap('update')
     difference = {
       'policy/sampler_learner_mean': row.pop('policy/old_difference_mean'),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import bench, checkpoint, flops, packing, step
+from rlzero import bench, checkpoint, flops, grpo, packing, step
 from rlzero.models.config import ModelConfig
 from rlzero.tasks import procedural
 from rlzero.tasks.template import Template
@@ -141,3 +141,27 @@ def test_skipping_changes_the_time_alone():
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *updates
   )
+
+
+@pytest.mark.parametrize('kl_coef', [0.0, 0.1])
+def test_nothing_compiles_after_the_first_steps(kl_coef):
+  cfg = _config(
+    kl_coef=kl_coef,
+    num_prompts=4,
+    group_size=8,
+    num_slots=32,
+    micro_tokens=256,
+    compile_ahead=True,
+  )
+  loaded = grpo.load_start(cfg)
+  examples = cfg.task.examples('train')
+  with grpo.reward_pool(cfg) as pool:
+    loop = step.Loop(cfg, loaded, pool)
+    counts = []
+    for number in range(5):
+      first = 4 * number
+      drawn = [(first + i, examples[first + i]) for i in range(4)]
+      with bench._counted() as count:
+        loop.advance(drawn)
+      counts.append(count['compilations'])
+  assert counts[0] > 5 and counts[2:] == [0, 0, 0]

@@ -84,8 +84,13 @@ def test_most_of_what_is_computed_is_wanted(
       computed += micro.tokens.ids.size + micro.prompts.tokens.ids.size
       shapes[jax.tree.map(np.shape, micro)] += 1
   assert useful / computed > 0.85
-  # Four widths in a few sizes each.
+  # Four widths in a few sizes each, all of which are known ahead.
   assert len(shapes) <= 16
+  ahead = [
+    jax.tree.map(np.shape, micro)
+    for micro in packing.shapes(rows, micro_tokens, max_len)
+  ]
+  assert set(shapes) <= set(ahead) and len(set(ahead)) == len(ahead) <= 64
 
 
 def test_short_completions_share_narrow_rows():

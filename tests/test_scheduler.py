@@ -392,10 +392,17 @@ def test_refused_settings(change, message):
     scheduler.Sampling(**change)
 
 
-def test_spans_are_few_and_not_much_too_wide():
-  spans = {n: scheduler._span(n) for n in range(1, 4097)}
-  assert all(n <= span <= n + max(31, n / 4) for n, span in spans.items())
-  assert len(set(spans.values())) < 28
+@pytest.mark.parametrize('capacity', [32, 128, 576, 33_312])
+def test_spans_are_few_and_not_much_too_wide(capacity):
+  spans = scheduler._spans(capacity)
+  assert spans[-1] == capacity and spans[0] <= 64
+  for smaller, span in zip(spans, spans[1:], strict=False):
+    assert span <= max(smaller / 0.6, smaller + 32)
+  assert len(spans) <= 14
+  # An eighth of the slots looks at no less than all of them do at least.
+  fewer = scheduler._spans(capacity, 8)
+  assert set(fewer) <= set(spans)
+  assert fewer[0] >= min(8 * spans[0], capacity)
 
 
 def test_windows_reach_over_the_calls_of_decoding():

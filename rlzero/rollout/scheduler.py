@@ -7,6 +7,7 @@ in and go out; text and rewards are not known here.
 import collections
 import dataclasses
 import enum
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from rlzero.rollout import engine
 from rlzero.types import Params, Tokens
 
 _SPAN_STEP = 32  # cache positions, at least, between compiled sizes
+_SPAN_SHARE = 0.6  # of a size, the next smaller one
 _PREFILL_BLOCK = 32  # prompts prefilled together
 _FEWEST_SLOTS = 8  # below this a smaller batch costs no less
 
@@ -126,9 +128,10 @@ def generate(
   """
   _check(config, prompts, sampling)
   total = len(prompts) * group_size
-  num_slots, widest, capacity = sizes(
+  most, widest, capacity = sizes(
     sampling, total, max(len(p.tokens) for p in prompts)
   )
+  num_slots = most
   params = engine.prepare(config, params)
   slots = engine.empty(
     config,
@@ -175,13 +178,16 @@ def generate(
           seed,
         )
     alive = np.flatnonzero(held >= 0)
-    if (fewer := _enough(alive.size, num_slots)) < num_slots:
-      # Only when the queue is empty, or the slots would have been filled.
+    # Only when the queue is empty, or the slots would have been filled.
+    for fewer in _halves(num_slots):
+      if alive.size > fewer:
+        break
       chosen = np.append(alive, np.flatnonzero(held < 0))[:fewer]
-      slots = engine.keep(slots, chosen)
+      slots = engine.keep(slots, np.int32(chosen))
       held, cached, left = held[chosen], cached[chosen], left[chosen]
-      num_slots = fewer
+      num_slots, alive = fewer, np.flatnonzero(held >= 0)
     furthest = int(cached[held >= 0].max()) + sampling.decode_steps
+    span = next(n for n in _spans(capacity, most // num_slots) if n >= furthest)
     drawn = (held >= 0) & (left == 0)
     # What a finished one would have done is known without the device.
     ahead = np.minimum(left, sampling.decode_steps)
@@ -195,7 +201,7 @@ def generate(
         config=config,
         eos_ids=eos_ids,
         num_steps=sampling.decode_steps,
-        span=min(_span(furthest), capacity),
+        span=span,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
       )
@@ -224,6 +230,43 @@ def generate(
       held[slot] = -1
     num_left -= ended.size
   return done, Usage(sum(len(c.tokens) for c in done), computed)
+
+
+def lower_all(
+  config: ModelConfig,
+  params: Params,
+  prompts: Sequence[Prompt],
+  group_size: int,
+  sampling: Sampling,
+  eos_ids: tuple[int, ...],
+) -> list[jax.stages.Lowered]:
+  """The programs that `generate` has in several sizes, in each of them.
+
+  Arguments as there.
+  """
+  most, _, capacity = sizes(
+    sampling, len(prompts) * group_size, max(len(p.tokens) for p in prompts)
+  )
+  params = engine.prepare(config, params)
+  lowered, before = [], None
+  for num_slots in [most, *_halves(most)]:
+    slots = engine.abstract(
+      config,
+      num_slots,
+      capacity,
+      sampling.max_len,
+      sampling.keep_routes,
+      'layers' not in params,
+    )
+    if before is not None:
+      chosen = jax.ShapeDtypeStruct((num_slots,), np.int32)
+      lowered.append(engine.keep.lower(before, chosen))
+    lowered += [
+      _lower_decode(config, params, slots, sampling, eos_ids, span)
+      for span in _spans(capacity, most // num_slots)
+    ]
+    before = slots
+  return lowered
 
 
 def lower(
@@ -259,18 +302,22 @@ def lower(
   block = Tokens(*(sharding.abstract(block, 'PT'),) * 3)
   return {
     'prefill': engine.prefill.lower(config, params, block),
-    'decode': engine.decode.lower(
-      params,
-      slots,
-      jax.ShapeDtypeStruct((), np.int32),
-      config=config,
-      eos_ids=eos_ids,
-      num_steps=sampling.decode_steps,
-      span=capacity,
-      temperature=sampling.temperature,
-      top_p=sampling.top_p,
-    ),
+    'decode': _lower_decode(config, params, slots, sampling, eos_ids, capacity),
   }
+
+
+def _lower_decode(config, params, slots, sampling, eos_ids, span):
+  return engine.decode.lower(
+    params,
+    slots,
+    jax.ShapeDtypeStruct((), np.int32),
+    config=config,
+    eos_ids=eos_ids,
+    num_steps=sampling.decode_steps,
+    span=span,
+    temperature=sampling.temperature,
+    top_p=sampling.top_p,
+  )
 
 
 def sizes(
@@ -280,7 +327,7 @@ def sizes(
   num_slots = packing.round_up(
     min(sampling.num_slots, total), sharding.ways('B')
   )
-  widest = packing.round_up(prompt_len, 8)
+  widest = packing.prompt_width(prompt_len)
   capacity = packing.round_up(
     widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
   )
@@ -292,25 +339,34 @@ def block_size(num_prompts: int) -> int:
   return packing.round_up(min(_PREFILL_BLOCK, num_prompts), sharding.ways('P'))
 
 
-def _span(furthest: int) -> int:
-  """Cache positions to look at: a quarter too many at most, in few sizes."""
-  return packing.round_up(
-    furthest, max(_SPAN_STEP, (1 << furthest.bit_length()) // 8)
-  )
+def _spans(capacity: int, share: int = 1) -> list[int]:
+  """Numbers of cache positions to look at, the smallest first.
+
+  Few, since each is compiled; of positions looked at, most hold something. A
+  batch of a `share`-th of the slots has no span so small that it would look at
+  less than the whole batch does at its smallest: there would be more sizes and
+  little to gain.
+  """
+  spans, size = {capacity}, capacity * _SPAN_SHARE
+  while size > _SPAN_STEP:
+    spans.add(packing.round_up(math.ceil(size), _SPAN_STEP))
+    size *= _SPAN_SHARE
+  least = min(share * min(spans), capacity)
+  return sorted(n for n in spans if n >= least)
 
 
-def _enough(alive: int, num_slots: int) -> int:
-  """The slots halved as long as the running ones have room.
+def _halves(num_slots: int) -> list[int]:
+  """Smaller batches, each half of the one before, that are worth having.
 
   Halves, so that few sizes are compiled, as long as devices have as many.
   """
-  while (
-    alive <= num_slots // 2
-    and num_slots // 2 >= _FEWEST_SLOTS
-    and num_slots // 2 % sharding.ways('B') == 0
+  sizes = []
+  while num_slots // 2 >= _FEWEST_SLOTS and not (
+    num_slots // 2 % sharding.ways('B')
   ):
     num_slots //= 2
-  return num_slots
+    sizes.append(num_slots)
+  return sizes
 
 
 class _Block:
