@@ -60,9 +60,14 @@ def shared(
   """
   if jax.process_count() == 1:
     return work(items)
-  parts = np.array_split(np.arange(len(items)), jax.process_count())
-  mine = [items[i] for i in parts[jax.process_index()]]
+  mine = own_share(items)
   return sum(_everyones(work(mine) if mine else []), [])
+
+
+def own_share(items: Sequence[Any]) -> list[Any]:
+  """Those of the items that `shared` gives to this host."""
+  parts = np.array_split(np.arange(len(items)), jax.process_count())
+  return [items[i] for i in parts[jax.process_index()]]
 
 
 def fetch(tree: Any) -> Any:

@@ -92,36 +92,35 @@ class Loop:
     cfg, clock = self.cfg, _Clock()
     kept = kept or journal.Journal(None, {})
     prompts = evaluate.prompts(self.tokenizer, cfg.template, drawn)
-    with self._laid_out() as (params, moved):
-      clock.lap('reshard')
-      sampling = cfg.sampling(
-        cfg.temperature, 1.0, keep_routes=cfg.replay_routes
-      )
-      self._compile_ahead(
-        'rollout',
-        lambda: scheduler.lower_all(
+    sampling = cfg.sampling(cfg.temperature, 1.0, keep_routes=cfg.replay_routes)
+    with _Scoring(self._records_of, drawn, cfg.group_size, kept) as scoring:
+      with self._laid_out() as (params, moved):
+        clock.lap('reshard')
+        self._compile_ahead(
+          'rollout',
+          lambda: scheduler.lower_all(
+            self.model,
+            params,
+            prompts,
+            cfg.group_size,
+            sampling,
+            self.tokenizer.eos_ids,
+          ),
+        )
+        completions, usage = scheduler.generate(
           self.model,
           params,
           prompts,
           cfg.group_size,
           sampling,
-          self.tokenizer.eos_ids,
-        ),
-      )
-      completions, usage = scheduler.generate(
-        self.model,
-        params,
-        prompts,
-        cfg.group_size,
-        sampling,
-        eos_ids=self.tokenizer.eos_ids,
-        seed=cfg.seed,
-        finished=dict(kept.completions),
-        on_finished=kept.add_completion,
-        on_look=on_look,
-      )
-    clock.lap('rollout')
-    self._score(drawn, completions, kept, on_look)
+          eos_ids=self.tokenizer.eos_ids,
+          seed=cfg.seed,
+          finished=dict(kept.completions),
+          on_finished=scoring.add,
+          on_look=on_look,
+        )
+      clock.lap('rollout')
+      scoring.finish(on_look)
     kept.sync()
     records = kept.scores
     if self.step >= cfg.preference_from_step:
@@ -180,26 +179,11 @@ class Loop:
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
       list(pool.map(lambda program: program.compile(), lowered()))
 
-  def _score(self, drawn, completions, kept, on_look):
-    """Scores what has no score yet, some groups at a time."""
-    cfg, size = self.cfg, self.cfg.group_size
-
-    def records_of(places):
-      first, last = places[0], places[-1] + 1
-      return evaluate.score(
-        self.pool,
-        cfg.task,
-        self.tokenizer,
-        [example for _, example in drawn[first:last]],
-        completions[first * size : last * size],
-      )
-
-    groups = max(_SCORED // size, 1) * hosts.count()
-    for first in range(len(kept.scores) // size, len(drawn), groups):
-      if on_look:
-        on_look()
-      places = range(first, min(first + groups, len(drawn)))
-      kept.add_scores(hosts.shared(places, records_of))
+  def _records_of(self, example, completions):
+    """Scores a group."""
+    return evaluate.score(
+      self.pool, self.cfg.task, self.tokenizer, [example], completions
+    )
 
   @contextlib.contextmanager
   def _laid_out(self) -> Iterator[tuple[Params, int | None]]:
@@ -284,6 +268,75 @@ class Loop:
   def _replace_reference(self) -> None:
     if self.cfg.kl_coef:  # a copy: the update donates the policy's buffers
       self.reference = jax.tree.map(lambda x: x.copy(), self.state.params)
+
+
+class _Scoring:
+  """Scores groups in a thread of its own as they end, while others go on.
+
+  What a group is given depends on its completions alone, and is written down
+  in the order of the groups once all have ended; so it makes no difference
+  which one ends first.
+
+  Args:
+    score: a group's records, from its problem and its completions; called by
+      the thread alone.
+    drawn: the problems, and their numbers among all that were drawn.
+    group_size: G.
+    kept: where completions and scores are written; what it has scored already
+      is not scored again.
+  """
+
+  def __init__(self, score, drawn, group_size, kept):
+    self._score, self._drawn, self._kept = score, drawn, kept
+    self._size = group_size
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._records: dict[int, concurrent.futures.Future] = {}
+    # Groups that are written down together, and those of this host.
+    chunk = max(_SCORED // group_size, 1) * hosts.count()
+    first = len(kept.scores) // group_size
+    self._chunks = [
+      range(start, min(start + chunk, len(drawn)))
+      for start in range(first, len(drawn), chunk)
+    ]
+    self._own = {g for part in self._chunks for g in hosts.own_share(part)}
+    for group in sorted(self._own):
+      self._begin(group)
+
+  def __enter__(self) -> '_Scoring':
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._thread.shutdown(cancel_futures=True)
+
+  def add(self, index: int, completion: scheduler.Completion) -> None:
+    """Writes a completion down; scores its group if it was the last one."""
+    self._kept.add_completion(index, completion)
+    self._begin(index // self._size)
+
+  def finish(self, on_look: Callable[[], None] | None) -> None:
+    """Writes down what has been scored, in its order, until all of it has.
+
+    Args:
+      on_look: called now and then; what it raises ends the scoring.
+    """
+    for groups in self._chunks:
+      if on_look:
+        on_look()
+      self._kept.add_scores(
+        hosts.shared(
+          groups, lambda own: sum((self._records[g].result() for g in own), [])
+        )
+      )
+
+  def _begin(self, group):
+    first = group * self._size
+    places = range(first, first + self._size)
+    if group in self._own and all(p in self._kept.completions for p in places):
+      completions = [self._kept.completions[p] for p in places]
+      _, example = self._drawn[group]
+      self._records[group] = self._thread.submit(
+        self._score, example, completions
+      )
 
 
 class _Clock:

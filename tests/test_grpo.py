@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -25,6 +26,7 @@ from rlzero import (
   sharding,
   step,
 )
+from rlzero.rollout import scheduler
 from rlzero.tasks import countdown
 from rlzero.tasks.template import Template
 
@@ -443,3 +445,39 @@ def test_lost_journal_gives_way_to_the_checkpoint_before(
   said = capsys.readouterr().err
   assert 'step_000002.jsonl is missing or damaged' in said
   _assert_same_folder(whole_of_two, tmp_path)
+
+
+def test_groups_are_scored_as_they_end_and_it_makes_no_difference(
+  tmp_path, monkeypatch
+):
+  cfg = _config(tmp_path)
+  examples = cfg.task.examples('train')
+  drawn = list(enumerate(examples[:3]))
+  begun, order = threading.Event(), []
+  generate = scheduler.generate
+
+  def generated(*args, **kwargs):
+    out = generate(*args, **kwargs)
+    assert begun.wait(20)  # nobody has asked for scores yet
+    return out
+
+  with grpo.reward_pool(cfg) as pool:
+    loop = step.Loop(cfg, grpo.load_start(cfg), pool)
+    plain = journal.Journal(str(tmp_path / 'plain'), {})
+    loop.rollout(drawn, plain)
+    score = pool.score
+
+    def slow(requests):
+      begun.set()
+      order.append(requests)
+      time.sleep(0.3 / len(order))
+      return score(requests)
+
+    monkeypatch.setattr(pool, 'score', slow)
+    monkeypatch.setattr(scheduler, 'generate', generated)
+    late = journal.Journal(str(tmp_path / 'late'), {})
+    loop.rollout(drawn, late)
+  assert len(order) == 3  # a group each
+  plain.close()
+  late.close()
+  assert (tmp_path / 'plain').read_bytes() == (tmp_path / 'late').read_bytes()
