@@ -258,7 +258,7 @@ class Learner:
     ways = sharding.ways('B')
     # The host cuts the next microbatch while the device works on this one.
     ahead = [
-      (places, self._score(params, _place(micro))[0])
+      (places, self._score(params, _place(micro)))
       for places, micro in self._cut(rows, everything, ways=ways)
     ]
     for places, logprobs in ahead:
@@ -325,11 +325,11 @@ def _predicted(config, params, micro):
 
 
 def _logprobs(config, temperature, params, micro):
-  """Log-prob and entropy of each completion token, [B, T] each."""
+  """Log-prob of each completion token, [B, T]."""
   before, head, _ = _predicted(config, params, micro)
   return losses.logprobs_and_entropy(
     before, head, micro.tokens.ids, temperature
-  )
+  )[0]
 
 
 def _loss(config, objective, params, micro):

@@ -57,7 +57,8 @@ def summed_terms(
 
   Args:
     terms: (log-probs, entropies, extras), [B, C] each, of a chunk -> (their
-      summed value, totals that can be added). Padding has extras of zero.
+      summed value, totals that can be added). The value may not depend on the
+      entropies. Padding has extras of zero.
     temperature: T of softmax(logits / T).
     chunk: tokens a device, at most.
     hidden: that predict the targets.
@@ -81,13 +82,22 @@ def summed_terms(
 def _summed_terms_forward(
   terms, temperature, chunk, hidden, head, targets, extras
 ):
-  @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
-  def value_and_grad(h, head, t, extra):
-    return terms(*_logprobs_and_entropy(head, temperature, h, t), extra)
-
   def of_chunk(part):
-    (value, totals), (dh, dhead) = value_and_grad(part[0], head, *part[1:])
-    return (value, totals, dhead.astype(jnp.float32)), dh
+    h, t, extra = part
+    shares, logprobs, entropy = _softmax(head, temperature, h, t)
+    (value, totals), slope = jax.value_and_grad(terms, has_aux=True)(
+      logprobs, entropy, extra
+    )
+    # d log p(t) / d logits = (1 at t) - softmax, over T.
+    chosen = jnp.arange(head.shape[1])[None, None] == t[..., None]
+    slope = slope[..., None] / temperature
+    dlogits = jnp.where(chosen, slope, 0.0) - slope * shares
+    dlogits = sharding.constrain(dlogits.astype(head.dtype), 'BTV')
+    flat = dlogits.reshape(-1, head.shape[1])
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    dh = product(flat, head.T).astype(h.dtype)
+    dhead = product(h.reshape(-1, h.shape[-1]).T, flat)
+    return (value, totals, dhead), dh.reshape(h.shape)
 
   parts = _chunks((hidden, targets, extras), chunk)
   (value, totals, dhead), dhidden = _summed(of_chunk, parts)
@@ -157,11 +167,22 @@ def _logits(head, hidden):
 
 
 def _logprobs_and_entropy(head, temperature, hidden, targets):
+  return _softmax(head, temperature, hidden, targets)[1:]
+
+
+def _softmax(head, temperature, hidden, targets):
+  """softmax(logits / T), the targets' log-probs, and the entropies.
+
+  The exponentials, which take longer than the sums, are made once for all.
+  """
   logits = _logits(head, hidden) / temperature
-  log_z = jax.nn.logsumexp(logits, axis=-1)
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  powers = jnp.exp(logits - top)
+  total = jnp.sum(powers, axis=-1, keepdims=True)
+  log_z = (top + jnp.log(total))[..., 0]
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  mean = jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1)
-  return chosen - log_z, log_z - mean
+  mean = jnp.sum(powers * logits, axis=-1) / total[..., 0]
+  return powers / total, chosen - log_z, log_z - mean
 
 
 def _chunks(tree, chunk):

@@ -6,7 +6,6 @@ prompt is computed in few microbatches. Supervised stages pack whole sequences,
 prompt and completion, in the same way (`pack`).
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,6 @@ _WIDTH_STEP = 32  # the widest are cut to a multiple of this
 _PROMPTS_A_ROW = 2
 _ROW_SIZES = 5  # numbers of rows that microbatches have, each half the other
 _EMPTY = 8  # at most one row of so many is there only to fill up
-# Prompts beside the rows, for each of them; one more for a group cut in two.
-_PROMPTS_PER_ROW = (0.25, 0.5, 2)
 
 
 class Rows(NamedTuple):
@@ -258,7 +255,8 @@ def _fill(order, lengths, prompt_index, width, most):
 def _prompt_sizes(num_rows: int, num_prompts: int, ways: int) -> list[int]:
   """Numbers of prompts beside so many rows, the smallest first."""
   most = min(num_rows * _PROMPTS_A_ROW, num_prompts)
-  wanted = {math.ceil(num_rows * n) + 1 for n in _PROMPTS_PER_ROW}
+  # Long completions, a group in four rows or more; short ones; any.
+  wanted = -(-num_rows // 4), -(-num_rows // 2) + 1, most
   return sorted({round_up(min(n, most), ways) for n in wanted})
 
 

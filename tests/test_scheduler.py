@@ -303,6 +303,33 @@ def test_the_batch_shrinks_with_the_rows_that_run(params, monkeypatch):
   assert np.mean(same) > 0.99  # rounding may turn a token
 
 
+def test_of_geometric_lengths_most_rows_computed_are_alive(params):
+  """16 x 16 completions; `finished` plays the schedule without a model."""
+  rng = np.random.default_rng(0)
+  shares = []
+  for _ in range(3):
+    lengths = np.minimum(rng.geometric(1 / 128, 256), 1024)
+    _, usage = scheduler.generate(
+      dataclasses.replace(CONFIG, max_position=2048),
+      params,
+      make_prompts(16),
+      16,
+      scheduler.Sampling(num_slots=64, decode_steps=8, max_len=1024),
+      eos_ids=(EOS,),
+      seed=SEED,
+      finished={
+        i: scheduler.Completion(
+          np.zeros(n, np.int32), np.zeros(n, np.float32), scheduler.Finish.EOS
+        )
+        for i, n in enumerate(lengths)
+      },
+    )
+    assert usage.tokens == lengths.sum()
+    shares.append(usage.tokens / usage.computed)
+  print(f'rows computed that were alive: {np.round(shares, 3)}')
+  assert np.mean(shares) >= 0.85
+
+
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 def test_logprobs_are_those_of_the_learner(params, temperature, by_slots):
   prompts = make_prompts()
