@@ -128,10 +128,7 @@ def shapes(
 
   For as many completions and prompts, and as long ones; arguments as there.
   """
-  widths = {_width(1, max_len)}
-  while (width := _width(max(widths) + 1, max_len)) not in widths:
-    widths.add(width)
-  for width in sorted(widths):
+  for width in sorted({_width(n + 1, max_len) for n in range(max_len)}):
     sizes = row_sizes(micro_tokens, width, ways)
     enough = [n for n in sizes if n >= len(rows.completions)]
     for size in sizes[max(len(enough) - 1, 0) :]:

@@ -303,7 +303,10 @@ def test_the_batch_shrinks_with_the_rows_that_run(params, monkeypatch):
   assert np.mean(same) > 0.99  # rounding may turn a token
 
 
-def test_of_geometric_lengths_most_rows_computed_are_alive(params):
+@pytest.mark.parametrize('num_slots, least', [(32, 0.85), (64, 0.8)])
+def test_of_geometric_lengths_most_rows_computed_are_alive(
+  params, num_slots, least
+):
   """16 x 16 completions; `finished` plays the schedule without a model."""
   rng = np.random.default_rng(0)
   shares = []
@@ -314,7 +317,7 @@ def test_of_geometric_lengths_most_rows_computed_are_alive(params):
       params,
       make_prompts(16),
       16,
-      scheduler.Sampling(num_slots=64, decode_steps=8, max_len=1024),
+      scheduler.Sampling(num_slots=num_slots, decode_steps=8, max_len=1024),
       eos_ids=(EOS,),
       seed=SEED,
       finished={
@@ -326,8 +329,8 @@ def test_of_geometric_lengths_most_rows_computed_are_alive(params):
     )
     assert usage.tokens == lengths.sum()
     shares.append(usage.tokens / usage.computed)
-  print(f'rows computed that were alive: {np.round(shares, 3)}')
-  assert np.mean(shares) >= 0.85
+  print(f'{num_slots} slots, rows computed alive: {np.round(shares, 3)}')
+  assert np.mean(shares) >= least
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
@@ -424,7 +427,7 @@ def test_spans_are_few_and_not_much_too_wide(capacity):
   spans = scheduler._spans(capacity)
   assert spans[-1] == capacity and spans[0] <= 64
   for smaller, span in zip(spans, spans[1:], strict=False):
-    assert span <= max(smaller / 0.6, smaller + 32)
+    assert span <= smaller / 0.6 + 32
   assert len(spans) <= 14
   # An eighth of the slots looks at no less than all of them do at least.
   fewer = scheduler._spans(capacity, 8)
