@@ -143,10 +143,9 @@ def test_skipping_changes_the_time_alone():
   )
 
 
-@pytest.mark.parametrize('kl_coef', [0.0, 0.1])
-def test_nothing_compiles_after_the_first_steps(kl_coef):
+def test_nothing_compiles_after_the_first_steps():
   cfg = _config(
-    kl_coef=kl_coef,
+    kl_coef=0.1,
     num_prompts=4,
     group_size=8,
     num_slots=32,
