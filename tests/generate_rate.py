@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from rlzero import evaluate, weights
+from rlzero import evaluate, process, weights
 from rlzero.rollout import scheduler
 from rlzero.tasks import procedural
 from rlzero.tasks.template import Template
@@ -50,6 +50,16 @@ def main() -> None:
     args.model, dtype=torch.float32
   )
   eos_ids = loaded.tokenizer.eos_ids
+  sampling = scheduler.Sampling(
+    max_len=args.max_len,
+    num_slots=min(args.num_prompts * args.group_size, 64),
+    decode_steps=4,
+  )
+  ends = () if args.to_the_end else eos_ids
+  for program in scheduler.lower_all(
+    loaded.config, params, prompts, args.group_size, sampling, ends
+  ):
+    program.compile()
 
   def ours(number):
     completions, _ = scheduler.generate(
@@ -57,12 +67,8 @@ def main() -> None:
       params,
       prompts,
       args.group_size,
-      scheduler.Sampling(
-        max_len=args.max_len,
-        num_slots=min(args.num_prompts * args.group_size, 64),
-        decode_steps=4,
-      ),
-      eos_ids=() if args.to_the_end else eos_ids,
+      sampling,
+      eos_ids=ends,
       seed=number,
     )
     return [len(c.tokens) for c in completions]
@@ -89,8 +95,8 @@ def main() -> None:
         pad_token_id=eos_ids[0],
       )
     drawn = rows[:, widest:].numpy()
-    ends = np.isin(drawn, eos_ids)
-    first = np.where(ends.any(1), ends.argmax(1) + 1, drawn.shape[1])
+    stops = np.isin(drawn, eos_ids)
+    first = np.where(stops.any(1), stops.argmax(1) + 1, drawn.shape[1])
     return first.tolist()
 
   rates, lengths = {}, {}
@@ -113,4 +119,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  process.restart_with_large_pages()  # as every program here; both gain
   main()
