@@ -39,7 +39,7 @@ _PARTS = {
   'between minibatches': None,
   'saving': None,
 }
-_SAVING_S = 0.1  # seconds, most of it in the background
+_SAVING_S = 0.05  # seconds, most of it in the background
 _GIN = """
 from __gin__ import dynamic_registration
 from rlzero import grpo
@@ -121,7 +121,10 @@ def series(folder: pathlib.Path, kills: int) -> dict:
 def _kill(workdir, whole, before, left):
   """Starts the run and kills it; what was hit."""
   hits = collections.Counter(kill['during'] for kill in before)
-  hits['saving'] = sum(kill['unfinished'] for kill in before)
+  # A save goes on behind the next rollout.
+  hits['saving'] = sum(
+    kill['unfinished'] or kill['during'] == 'saving' for kill in before
+  )
   aim = min(_PARTS, key=lambda part: (hits[part], random.random()))
   usual = metrics.read_metrics(str(whole))
 
@@ -134,6 +137,10 @@ def _kill(workdir, whole, before, left):
   rest = median('time/step_s') * (_STEPS - _steps(workdir))
   time.sleep(random.uniform(0, rest / left))
   _wait(process, workdir, lambda _, during: during == aim)
+  if aim == 'saving':
+    began = time.monotonic()
+    while not _unfinished(workdir) and time.monotonic() < began + 10:
+      time.sleep(0.0002)
   if aim != 'between minibatches':  # which is over at once
     longest = median(_PARTS[aim]) if _PARTS[aim] else _SAVING_S
     time.sleep(random.uniform(0, longest))
@@ -144,7 +151,7 @@ def _kill(workdir, whole, before, left):
   return {
     'step': _steps(workdir),
     'during': during,
-    'unfinished': any((workdir / 'checkpoints').glob('*tmp*')),
+    'unfinished': _unfinished(workdir),
   }
 
 
@@ -176,6 +183,11 @@ def _wait(process, workdir, until):
       log = workdir.with_suffix('.log').read_text()
       sys.exit(f'{log}\nThe run ended before it was killed (see above).')
     time.sleep(0.0002)
+
+
+def _unfinished(workdir):
+  """Whether there is a checkpoint that was begun and is not whole."""
+  return any((workdir / 'checkpoints').glob('*tmp*'))
 
 
 def _notes(workdir):
