@@ -54,6 +54,10 @@ FIGURES = (
   'completion_len',
   'tries',
   'truncated',
+  'split',
+  'num_problems',
+  'num_samples',
+  'temperature',
 )
 # What a stage keeps for itself: states to go on from, logs, times and paths.
 _OWN = {
