@@ -36,7 +36,7 @@ OBJECTIVE = learner.Objective(max_len=128, kl_coef=0.1)
 def _rows() -> packing.Rows:
   """Completions of two prompts, some of which share a row of 128 tokens."""
   rng = np.random.default_rng(0)
-  lengths = [50, 40, 128, 30, 21, 60]
+  lengths = [50, 40, 128, 35, 120, 110]  # four rows, hardly a token empty
 
   def draw(size):
     return rng.integers(1, 31, size)

@@ -324,7 +324,7 @@ def test_a_corpus_in_two_languages():
       mixed.append(0 < counts['en'] < sum(counts.values()))
       pure += [counts[asked] > 0] * (not mixed[-1])
       chinese.append(asked == 'zh')
-  assert abs(sum(mixed) / len(mixed) - 0.7) < 0.1
+  assert abs(sum(mixed) / len(mixed) - corpus.mixed_share) < 0.1
   assert abs(sum(chinese) / len(chinese) - 0.5) < 0.1
   assert sum(pure) / len(pure) > 0.9
 
