@@ -119,9 +119,12 @@ def run(cfg: Config) -> None:
     )
   lines = [line(record, source) for record in kept]
   statistics = describe(cfg, records, kept, reasons, len(found), source)
-  _write(cfg, 'samples.jsonl', ''.join(map(_json, lines)))
-  _write(cfg, 'statistics.json', json.dumps(statistics, indent=2) + '\n')
-  _write(cfg, 'statistics.md', page(statistics, lines))
+  for name, text in {
+    'samples.jsonl': ''.join(map(_json, lines)),
+    'statistics.json': json.dumps(statistics, indent=2) + '\n',
+    'statistics.md': page(statistics, lines),
+  }.items():
+    _write(os.path.join(cfg.workdir, name), text)
   print(
     f'kept {len(kept)} of {len(records)} completions, for '
     f'{statistics["problems"]["kept"]} of {len(examples)} problems '
@@ -173,7 +176,7 @@ def sample(cfg: Config, examples: Sequence[base.Example]) -> dict[str, Any]:
       for i, record in enumerate(records):
         own, record['sample'] = divmod(i, cfg.num_samples)
         record['draw'] = part[own][0]
-      _write(cfg, _part(cfg, number), ''.join(map(_json, records)))
+      _write(_part(cfg, number), ''.join(map(_json, records)))
       rate = usage.tokens / (time.perf_counter() - began)
       right = np.mean([r['accuracy'] > 0 for r in records])
       print(
@@ -330,9 +333,8 @@ def _read(cfg: Config, number: int) -> Iterator[dict[str, Any]]:
   yield from metrics.read_lines(_part(cfg, number))
 
 
-def _write(cfg: Config, name: str, text: str) -> None:
-  """Writes a file of the workdir whole, or not at all."""
-  path = os.path.join(cfg.workdir, name)
+def _write(path: str, text: str) -> None:
+  """Writes a file whole, or not at all."""
   os.makedirs(os.path.dirname(path), exist_ok=True)
   with open(path + '.tmp', 'w', encoding='utf-8') as file:
     file.write(text)

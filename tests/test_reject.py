@@ -96,7 +96,8 @@ def test_a_kill_changes_no_byte(finished, tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     reject.run(_config(tmp_path))
   assert len(list((tmp_path / 'parts').iterdir())) == 1
-  reject.run(_config(tmp_path))
+  monkeypatch.chdir(tmp_path.parent)  # as people write it, from where they are
+  reject.run(_config(tmp_path.name))
   assert _files(tmp_path) == _files(finished)
 
 
