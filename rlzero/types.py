@@ -35,13 +35,13 @@ class Tokens(NamedTuple):
 class KeyValues(NamedTuple):
   """Keys and values of all layers; entry s of a row has position s.
 
-  Of latent attention, K is 1, H is A, and values have no entries of their own.
+  Of latent attention, K is 1, H is A, and there are no values.
   Where layers are apart (`transformer.apart`), each part is a tuple of L arrays
   [1, B, K, S, H].
   """
 
   key: Float[jax.Array, 'L B K S H']
-  value: Float[jax.Array, 'L B K S U']
+  value: Float[jax.Array, 'L B K S H'] | None
 
 
 class Prefix(NamedTuple):

@@ -278,9 +278,7 @@ def test_cached_decoding_equals_full_forward(config):
   full, _, _ = forward(config, params, padded(whole, 11))
   starts = [w[:n] for w, n in zip(whole, lengths, strict=True)]
   _, _, held = forward(config, params, padded(starts, 8))
-  fresh = KeyValues(
-    *(np.zeros(s, np.float32) for s in transformer.cache_shapes(config, 2, 3))
-  )
+  fresh = jax.tree.map(np.array, transformer.empty_cache(config, 2, 3))
   rows = np.arange(2)
   for i in range(3):
     here = Tokens(
@@ -304,7 +302,7 @@ def test_cached_decoding_equals_full_forward(config):
     np.testing.assert_allclose(
       hidden[:, 0], full[rows, lengths + i], rtol=1e-5, atol=1e-5
     )
-    for buffer, new in zip(fresh, own, strict=True):
+    for buffer, new in zip(*map(jax.tree.leaves, (fresh, own)), strict=True):
       buffer[:, :, :, i] = new[:, :, :, 0]
   # The same of layers that are apart, over caches that are.
   each = jax.tree.map(
@@ -313,8 +311,12 @@ def test_cached_decoding_equals_full_forward(config):
   each = each._replace(valid=valid, positions=places)
   alone, _, mine = forward(config, transformer.apart(params), here, prefix=each)
   np.testing.assert_allclose(alone, hidden, rtol=1e-5, atol=1e-5)
-  for one, parts in zip(own, mine, strict=True):
-    np.testing.assert_allclose(one, np.concatenate(parts), rtol=1e-5, atol=1e-5)
+  joined = KeyValues(*(part and np.concatenate(part) for part in mine))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+    joined,
+    own,
+  )
 
 
 @pytest.mark.parametrize('config', [GEMMA, V3], ids=['gemma', 'v3'])

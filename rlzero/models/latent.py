@@ -62,7 +62,7 @@ class LatentAttention(nn.Module):
     """Queries, what they attend over, and what the cache holds.
 
     Plain, K = N and R = 1; absorbed, K = 1, R = N and H is the cache's width.
-    The cache's values are empty: they are the first part of its keys.
+    The cache has no values: they are the first part of its keys.
     """
     del local  # there are no windows
     c, a = self.config, self.config.latent
@@ -74,7 +74,7 @@ class LatentAttention(nn.Module):
     latent = layers.rms_norm(latent, self.latent_norm, c)
     shared = self._rotate(shared[:, None], positions)
     held = jnp.concatenate([latent[:, None], shared], axis=-1)
-    held = KeyValues(held, held[..., :0])
+    held = KeyValues(held, None)
     key_up, value_up = self._up(x.dtype)
     if absorbed:
       query = jnp.einsum('bnth,rnh->bntr', query, key_up)

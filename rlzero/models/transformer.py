@@ -342,15 +342,13 @@ class Transformer(nn.Module):
     c, held, routings = self.config, [], []
     first = c.num_dense_layers  # that has experts, if any
     for i, layer in enumerate(self.layers):
-      mine = [KeyValues(*(part[i][0] for part in keys)) for keys in cached]
+      mine = [_of_layer(keys, i) for keys in cached]
       near = None if local is None else bool(local[i])
       chosen = None if given is None or i < first else given[i - first]
       carry, (own, routing) = layer(carry, mine, near, chosen, *shared)
       held.append(own)
       routings += [routing] if routing else []
-    own = KeyValues(
-      *(tuple(x[None] for x in parts) for parts in zip(*held, strict=True))
-    )
+    own = jax.tree.map(lambda *parts: tuple(x[None] for x in parts), *held)
     stack = functools.partial(jax.tree.map, lambda *parts: jnp.stack(parts))
     return carry, own, stack(*routings) if routings else None
 
@@ -369,6 +367,11 @@ def _without_padding(prompts):
   used = jnp.any(prompts.index.reshape(-1, 1) == numbers[None], axis=0)
   segments = jnp.where(used[:, None], tokens.segments, 0)
   return prompts._replace(tokens=tokens._replace(segments=segments))
+
+
+def _of_layer(keys, i):
+  """[B, K, S, H] of keys and values that are apart."""
+  return KeyValues(*(part and part[i][0] for part in keys))
 
 
 def _split(tree, number):
@@ -449,15 +452,15 @@ def routed(
   )
 
 
-def cache_shapes(
-  config: ModelConfig, num_rows: int, capacity: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Shapes of the keys and values of rows of `capacity` tokens."""
-  k, h, u = config.num_kv_heads, config.head_dim, config.head_dim
+def empty_cache(config: ModelConfig, num_rows: int, capacity: int) -> KeyValues:
+  """Room for the keys and values of rows of `capacity` tokens."""
+  k, h = config.num_kv_heads, config.head_dim
   if config.latent:
-    k, h, u = 1, config.latent.kv_rank + config.latent.rope_dim, 0
-  lead = config.num_layers, num_rows, k, capacity
-  return (*lead, h), (*lead, u)
+    k, h = 1, config.latent.kv_rank + config.latent.rope_dim
+  shape = config.num_layers, num_rows, k, capacity, h
+  dtype = jnp.dtype(config.dtype)
+  values = None if config.latent else jnp.zeros(shape, dtype)
+  return KeyValues(jnp.zeros(shape, dtype), values)
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:

@@ -69,17 +69,15 @@ def empty(
   apart: bool = False,
 ) -> Slots:
   """Slots in which nothing runs."""
-  shapes = transformer.cache_shapes(config, num_slots, capacity)
-  dtype = jnp.dtype(config.dtype)
   zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
   routes = None
   if keep_routes:
     routed = config.num_layers - config.num_dense_layers
     shape = routed, num_slots, max_len, config.experts.num_chosen
     routes = jnp.full(shape, -1, jnp.int16)
-  cache = KeyValues(*(jnp.zeros(shape, dtype) for shape in shapes))
+  cache = transformer.empty_cache(config, num_slots, capacity)
   if apart:
-    cache = KeyValues(*(tuple(jnp.split(part, len(part))) for part in cache))
+    cache = jax.tree.map(lambda part: tuple(jnp.split(part, len(part))), cache)
   slots = Slots(
     cache=cache,
     cached=zeros(),
