@@ -222,10 +222,10 @@ def place(x: Any, axes: str) -> Any:
 
 def of_array(
   axes: str, shape: Sequence[int], name: str
-) -> jax.sharding.Sharding:
-  """Where an array lies: on the current mesh, or else on the one device."""
+) -> jax.sharding.Sharding | None:
+  """Where an array lies on the current mesh, or None without one."""
   if not _sizes():
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return None
   return NamedSharding(jax.sharding.get_mesh(), spec(axes, shape, name))
 
 

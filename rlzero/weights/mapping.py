@@ -349,6 +349,10 @@ def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
 
     size = (stop - start, *shape[1:])
     where = sharding.of_array(row.letters, size, f'Parameter {row.path}')
+    if where is None:
+      # Not committed to its device, as all that is computed from shapes alone
+      # (`sharding.abstract`) is taken to be; else programs compile twice.
+      return jax.device_put(part((slice(None),) * len(size)))
     return jax.make_array_from_callback(size, where, part)
 
   fitting = _BLOCK_BYTES // (math.prod(shape[1:]) * dtype.itemsize)
@@ -367,7 +371,10 @@ def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _zeros(shape, dtype, where):
-  return jax.lax.with_sharding_constraint(jax.numpy.zeros(shape, dtype), where)
+  zeros = jax.numpy.zeros(shape, dtype)
+  return (
+    zeros if where is None else jax.lax.with_sharding_constraint(zeros, where)
+  )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
