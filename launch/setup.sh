@@ -4,7 +4,7 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-# Large pages for large arrays; the program would restart itself to get them.
+# Large pages for large arrays, in tests too; a program asks for more by itself.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 die() {

@@ -131,7 +131,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
       process.PREEMPTED after SIGTERM.
   """
   if argv is None:
-    process.restart_with_large_pages()
+    process.restart_with_tunables()
     process.keep_compilations()
     argv = sys.argv[1:]
   if not getattr(stage, 'SEVERAL_HOSTS', False):

@@ -1,8 +1,9 @@
 """What a program asks of its process before it starts to work.
 
-Large pages: XLA's arrays come from malloc. With pages of 4 KiB a large matrix
-product and every fresh array spend much of their time on page faults and table
-walks (docs/performance.md says how much).
+Memory: XLA's arrays come from malloc. With pages of 4 KiB a large product and
+every fresh array spend much of their time on page faults and table walks; and
+memory that is given back after a program has run is faulted in again by the
+next one (docs/performance.md says how much).
 
 Compilations are kept on disk, so that a run that goes on, or a second one like
 it, starts at once.
@@ -28,7 +29,13 @@ HOST_FLAGS = (
   '--num_processes',  # =N
   '--process_id',  # =I, from 0
 )
-_TUNABLE = 'glibc.malloc.hugetlb'  # 1: madvise(MADV_HUGEPAGE) for malloc
+_LARGE_PAGES = {'glibc.malloc.hugetlb': 1}  # madvise(MADV_HUGEPAGE) for malloc
+# One heap, of which all arrays are parts, and which never shrinks.
+_KEPT_MEMORY = {
+  'glibc.malloc.arena_max': 1,
+  'glibc.malloc.mmap_max': 0,
+  'glibc.malloc.trim_threshold': 1 << 40,
+}
 _SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
 
 
@@ -42,24 +49,24 @@ def keep_compilations() -> None:
   jax.config.update('jax_compilation_cache_dir', folder)
 
 
-def restart_with_large_pages() -> None:
-  """Starts this program again with large pages, unless it has them already.
+def restart_with_tunables() -> None:
+  """Starts this program again with large pages and memory that is kept.
 
-  glibc reads its tunables before main(), so that nothing short of a new
-  process image changes them. A user's own choice of the tunable is kept.
+  Not if it has them already. glibc reads its tunables before main(), so that
+  nothing short of a new process image changes them. What a user has chosen of
+  them stays.
   """
+  if platform.libc_ver()[0] != 'glibc':
+    return
+  wanted = _KEPT_MEMORY
+  with contextlib.suppress(OSError), open(_SETTING, encoding='ascii') as file:
+    if '[madvise]' in file.read():  # else off, or on for everyone
+      wanted = _LARGE_PAGES | wanted
   tunables = os.environ.get('GLIBC_TUNABLES', '')
-  if _TUNABLE in tunables or platform.libc_ver()[0] != 'glibc':
+  missing = [f'{k}={v}' for k, v in wanted.items() if k not in tunables]
+  if not missing:
     return
-  try:
-    with open(_SETTING, encoding='ascii') as file:
-      if '[madvise]' not in file.read():  # off, or on for everyone
-        return
-  except OSError:
-    return
-  os.environ['GLIBC_TUNABLES'] = ':'.join(
-    filter(None, [tunables, f'{_TUNABLE}=1'])
-  )
+  os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, [tunables, *missing]))
   sys.stdout.flush()
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -119,5 +119,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  process.restart_with_large_pages()  # as every program here; both gain
+  process.restart_with_tunables()  # as every program here; both gain
   main()

@@ -1,4 +1,4 @@
-"""Large pages after one restart; compilations found again."""
+"""malloc's settings after one restart; compilations found again."""
 
 import json
 import os
@@ -11,7 +11,7 @@ _PROGRAM = """
 import json, os, sys
 from rlzero import process
 process._SETTING = sys.argv[1]
-process.restart_with_large_pages()
+process.restart_with_tunables()
 print(json.dumps([os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv]))
 """
 
@@ -34,27 +34,34 @@ def _run(tmp_path, setting, **environment):
   return tunables
 
 
+_KEPT = (
+  'glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0'
+  ':glibc.malloc.trim_threshold=1099511627776'
+)
+
+
 @pytest.mark.parametrize(
   ('setting', 'environment', 'expected'),
   [
-    ('always [madvise] never', {}, 'glibc.malloc.hugetlb=1'),
-    ('[always] madvise never', {}, None),
-    ('always madvise [never]', {}, None),
+    ('always [madvise] never', {}, f'glibc.malloc.hugetlb=1:{_KEPT}'),
+    ('[always] madvise never', {}, _KEPT),
+    ('always madvise [never]', {}, _KEPT),
     (
       'always [madvise] never',
       {'GLIBC_TUNABLES': 'glibc.malloc.perturb=0'},
-      'glibc.malloc.perturb=0:glibc.malloc.hugetlb=1',
+      f'glibc.malloc.perturb=0:glibc.malloc.hugetlb=1:{_KEPT}',
     ),
     (
       'always [madvise] never',
-      {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0'},
-      'glibc.malloc.hugetlb=0',
+      {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0:glibc.malloc.mmap_max=9'},
+      'glibc.malloc.hugetlb=0:glibc.malloc.mmap_max=9'
+      ':glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=1099511627776',
     ),
   ],
 )
 def test_restarts_where_it_helps(tmp_path, setting, environment, expected):
   if sys.platform != 'linux':
-    pytest.skip('large pages are asked for on Linux alone')
+    pytest.skip('glibc is asked on Linux alone')
   assert _run(tmp_path, setting, **environment) == expected
 
 
