@@ -82,33 +82,22 @@ def summed_terms(
 def _summed_terms_forward(
   terms, temperature, chunk, hidden, head, targets, extras
 ):
-  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-
   def of_chunk(part):
     h, t, extra = part
-    logits, powers, total, log_z = _powers(head, temperature, h)
-    chosen = _at(logits, t)
-    logprobs = chosen - log_z
-    # d log p(t) / d logits = (1 at t) - softmax = -rest / total. Of what else
-    # there is a factor of each token, which the products with the smaller
-    # matrices take, so that nothing more passes over [C, V].
-    rest = jnp.where(
-      jnp.arange(head.shape[1])[None, None] == t[..., None],
-      (_at(powers, t) - total)[..., None],
-      powers,
-    )
-    rest = sharding.constrain(rest.astype(head.dtype), 'BTV')
-    rest = rest.reshape(-1, head.shape[1])
-    pulled = product(rest, head.T).reshape(h.shape)
-    # The mean logit, by the sums that are there: sum(rest * logits) / total.
-    mean = chosen + jnp.sum(pulled * h, axis=-1) / (temperature * total)
+    shares, logprobs, entropy = _softmax(head, temperature, h, t)
     (value, totals), slope = jax.value_and_grad(terms, has_aux=True)(
-      logprobs, log_z - mean, extra
+      logprobs, entropy, extra
     )
-    factor = (-slope / (temperature * total))[..., None]
-    dh = (factor * pulled).astype(h.dtype)
-    scaled = (factor * h).astype(h.dtype).reshape(-1, h.shape[-1])
-    return (value, totals, product(scaled.T, rest)), dh
+    # d log p(t) / d logits = (1 at t) - softmax, over T.
+    chosen = jnp.arange(head.shape[1])[None, None] == t[..., None]
+    slope = slope[..., None] / temperature
+    dlogits = jnp.where(chosen, slope, 0.0) - slope * shares
+    dlogits = sharding.constrain(dlogits.astype(head.dtype), 'BTV')
+    flat = dlogits.reshape(-1, head.shape[1])
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    dh = product(flat, head.T).astype(h.dtype)
+    dhead = product(h.reshape(-1, h.shape[-1]).T, flat)
+    return (value, totals, dhead), dh.reshape(h.shape)
 
   parts = _chunks((hidden, targets, extras), chunk)
   (value, totals, dhead), dhidden = _summed(of_chunk, parts)
@@ -178,22 +167,22 @@ def _logits(head, hidden):
 
 
 def _logprobs_and_entropy(head, temperature, hidden, targets):
-  logits, powers, total, log_z = _powers(head, temperature, hidden)
-  mean = jnp.sum(powers * logits, axis=-1) / total
-  return _at(logits, targets) - log_z, log_z - mean
+  return _softmax(head, temperature, hidden, targets)[1:]
 
 
-def _powers(head, temperature, hidden):
-  """Logits over T, exp(logits - largest), the sum of these, and log Z."""
+def _softmax(head, temperature, hidden, targets):
+  """softmax(logits / T), the targets' log-probs, and the entropies.
+
+  The exponentials, which take longer than the sums, are made once for all.
+  """
   logits = _logits(head, hidden) / temperature
   top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   powers = jnp.exp(logits - top)
-  total = jnp.sum(powers, axis=-1)
-  return logits, powers, total, top[..., 0] + jnp.log(total)
-
-
-def _at(logits, targets):
-  return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  total = jnp.sum(powers, axis=-1, keepdims=True)
+  log_z = (top + jnp.log(total))[..., 0]
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  mean = jnp.sum(powers * logits, axis=-1) / total[..., 0]
+  return powers / total, chosen - log_z, log_z - mean
 
 
 def _chunks(tree, chunk):
