@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlzero import sharding
+from rlzero import process, sharding
 from rlzero.models.config import ModelConfig
 from rlzero.types import Params
 from rlzero.weights.facts import Facts, WeightsError
@@ -167,7 +167,9 @@ def place(params: Params, dtype: str) -> Params:
 
   def read(leaf: Any) -> jax.Array:
     if isinstance(leaf, Lazy):
-      return _load(leaf, np.dtype(dtype))
+      array = jax.block_until_ready(_load(leaf, np.dtype(dtype)))
+      process.give_back_memory()  # of the blocks, which no array may fit into
+      return array
     return leaf.astype(dtype)
 
   return jax.tree.map(read, params)
@@ -359,7 +361,8 @@ def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
   if not row.layers or fitting >= shape[0]:
     return block(0, shape[0])
   where = sharding.of_array(row.letters, shape, f'Parameter {row.path}')
-  whole = _zeros(shape, dtype, where)
+  zeros = functools.partial(jax.numpy.zeros, shape, dtype)
+  whole = jax.jit(zeros, out_shardings=where)()
   for start in range(0, shape[0], max(1, fitting)):
     part = block(start, min(start + max(1, fitting), shape[0]))
     # Waiting keeps the host from running ahead with further blocks; on a CPU
@@ -367,14 +370,6 @@ def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
     whole = jax.block_until_ready(_write(whole, part, start))
     part.delete()
   return whole
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _zeros(shape, dtype, where):
-  zeros = jax.numpy.zeros(shape, dtype)
-  return (
-    zeros if where is None else jax.lax.with_sharding_constraint(zeros, where)
-  )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
