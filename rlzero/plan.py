@@ -32,7 +32,7 @@ import numpy as np
 from rlzero import flops, grpo, hardware, packing, sharding
 from rlzero.planner import estimate, programs
 from rlzero.planner.programs import Program
-from rlzero.rollout import scheduler
+from rlzero.rollout import engine, scheduler
 
 _GIB = 2**30
 # A run's gin file sets grpo.Config; this hands it over.
@@ -347,8 +347,7 @@ class _Plan:
         calls = {1.0: run.num_prompts / block}
       case 'decode':
         rows, steps = size * self.ways, run.decode_steps
-        slots = self.run.slots(rows)
-        keys = slots.cache.key.shape[3] + steps
+        keys = engine.room(model, self.run.slots(rows)) + steps
         work = steps * forward(rows, rows, rows * keys, absorbed=True)
         calls = {1.0: self._decode_calls(rows)}
       case 'apply':  # some twenty operations a parameter

@@ -33,14 +33,15 @@ class Tokens(NamedTuple):
 
 
 class KeyValues(NamedTuple):
-  """Keys and values of all layers; entry s of a row has position s.
+  """Keys and values, of all layers, as a cache holds them.
 
-  Of latent attention, K is 1, H is A, and there are no values.
-  Where layers are apart (`transformer.apart`), each part is a tuple of L arrays
-  [1, B, K, S, H].
+  Entry s of a row has position s. A product with queries reads keys whose
+  positions are next to each other. Of latent attention there are no values, and
+  keys are [L, B, 1, S, A]. Where layers are apart (`transformer.apart`), each
+  part is a tuple of L arrays of one layer.
   """
 
-  key: Float[jax.Array, 'L B K S H']
+  key: Float[jax.Array, 'L B K H S']
   value: Float[jax.Array, 'L B K S H'] | None
 
 

@@ -424,15 +424,26 @@ def test_refused_settings(change, message):
 
 @pytest.mark.parametrize('capacity', [32, 128, 576, 33_312])
 def test_spans_are_few_and_not_much_too_wide(capacity):
-  spans = scheduler._spans(capacity)
+  spans = scheduler._spans(capacity, 16)
   assert spans[-1] == capacity and spans[0] <= 64
   for smaller, span in zip(spans, spans[1:], strict=False):
     assert span <= smaller / 0.6 + 32
   assert len(spans) <= 14
   # An eighth of the slots looks at no less than all of them do at least.
-  fewer = scheduler._spans(capacity, 8)
+  fewer = scheduler._spans(capacity, 16, 1 / 8)
   assert set(fewer) <= set(spans)
   assert fewer[0] >= min(8 * spans[0], capacity)
+  # Prompts have room.
+  wide = scheduler._spans(capacity, capacity // 2)
+  assert set(wide) <= set(spans) and wide[0] >= capacity // 2
+
+
+@pytest.mark.parametrize(
+  'num_slots, batches',
+  [(64, [48, 32, 24, 16, 8, 4]), (40, [30, 20, 10, 5]), (6, []), (1, [])],
+)
+def test_smaller_batches_are_few(num_slots, batches):
+  assert scheduler._batches(num_slots) == batches
 
 
 def test_windows_reach_over_the_calls_of_decoding():

@@ -278,6 +278,7 @@ def test_cached_decoding_equals_full_forward(config):
   full, _, _ = forward(config, params, padded(whole, 11))
   starts = [w[:n] for w, n in zip(whole, lengths, strict=True)]
   _, _, held = forward(config, params, padded(starts, 8))
+  axes = transformer.position_axes(config)
   fresh = jax.tree.map(np.array, transformer.empty_cache(config, 2, 3))
   rows = np.arange(2)
   for i in range(3):
@@ -302,8 +303,9 @@ def test_cached_decoding_equals_full_forward(config):
     np.testing.assert_allclose(
       hidden[:, 0], full[rows, lengths + i], rtol=1e-5, atol=1e-5
     )
-    for buffer, new in zip(*map(jax.tree.leaves, (fresh, own)), strict=True):
-      buffer[:, :, :, i] = new[:, :, :, 0]
+    for axis, buffer, new in zip(axes, fresh, own, strict=True):
+      if buffer is not None:
+        np.moveaxis(buffer, axis, 0)[i] = np.moveaxis(new, axis, 0)[0]
   # The same of layers that are apart, over caches that are.
   each = jax.tree.map(
     lambda x: tuple(np.split(x, len(x))), Prefix((held, fresh), valid, places)

@@ -14,7 +14,7 @@ them with equal results:
 
 import flax.linen as nn
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from rlzero.models import layers, rope
 from rlzero.models.config import ModelConfig
@@ -55,8 +55,7 @@ class LatentAttention(nn.Module):
   def project(
     self,
     x: Float[Array, 'B T D'],
-    positions: Int[Array, 'B T'],
-    local: None,
+    turn: tuple[Float[Array, 'B T half'], Float[Array, 'B T half']],
     absorbed: bool,
   ) -> tuple[Float[Array, 'B K R T H'], KeyValues, KeyValues]:
     """Queries, what they attend over, and what the cache holds.
@@ -64,22 +63,21 @@ class LatentAttention(nn.Module):
     Plain, K = N and R = 1; absorbed, K = 1, R = N and H is the cache's width.
     The cache has no values: they are the first part of its keys.
     """
-    del local  # there are no windows
     c, a = self.config, self.config.latent
     query = self._queries(x)
     query, turned = jnp.split(query, [c.head_dim - a.rope_dim], axis=-1)
-    turned = self._rotate(turned, positions)
+    turned = rope.rotate(turned, turn, interleaved=True)
     down = layers.multiply(x, self.latent_down)
     latent, shared = jnp.split(down, [a.kv_rank], axis=-1)
     latent = layers.rms_norm(latent, self.latent_norm, c)
-    shared = self._rotate(shared[:, None], positions)
+    shared = rope.rotate(shared[:, None], turn, interleaved=True)
     held = jnp.concatenate([latent[:, None], shared], axis=-1)
     held = KeyValues(held, None)
     key_up, value_up = self._up(x.dtype)
     if absorbed:
       query = jnp.einsum('bnth,rnh->bntr', query, key_up)
       query = jnp.concatenate([query, turned], axis=-1)[:, None]
-      return query, KeyValues(held.key, held.key), held
+      return query, self.seen(held), held
     key, value = (
       jnp.einsum('btr,rnh->bnth', latent, up) for up in (key_up, value_up)
     )
@@ -87,6 +85,10 @@ class LatentAttention(nn.Module):
     key = jnp.concatenate([key, shared], axis=-1)
     query = jnp.concatenate([query, turned], axis=-1)[:, :, None]
     return query, KeyValues(key, value), held
+
+  def seen(self, held: KeyValues) -> KeyValues:
+    """What is attended over, absorbed, of what is cached."""
+    return KeyValues(held.key, held.key)
 
   def merge(
     self, heads: Float[Array, 'B K R T H'], absorbed: bool
@@ -115,12 +117,6 @@ class LatentAttention(nn.Module):
       kernel = self.query
     query = layers.multiply(x, kernel.reshape(x.shape[-1], -1))
     return query.reshape(*x.shape[:2], -1, c.head_dim).swapaxes(1, 2)
-
-  def _rotate(self, x, positions):
-    c = self.config
-    turns = rope.frequencies(x.shape[-1], c.rope_theta, c.rope_scaling)
-    size = rope.amplitude(c.rope_scaling)
-    return rope.rotate(x, positions, turns, size, interleaved=True)
 
   def _up(self, dtype):
     """From latents to the keys' plain part and to the values, [R, N, ...]."""

@@ -1,10 +1,13 @@
 """Rotary position embedding and its stretches to longer texts."""
 
+from typing import NamedTuple
+
+import jax
 import numpy as np
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from rlzero.models.config import LinearScaling, RopeScaling, Yarn
+from rlzero.models.config import LinearScaling, ModelConfig, RopeScaling, Yarn
 
 Scaling = RopeScaling | LinearScaling | Yarn
 
@@ -67,30 +70,55 @@ def _mscale(factor: float, weight: float) -> float:
   return 0.1 * weight * float(np.log(factor)) + 1.0
 
 
+class Turns(NamedTuple):
+  """Cosines and sines of positions, [B, T, H / 2]; made once for all layers.
+
+  Left to each layer, a compiler would take them again for every head.
+  """
+
+  everywhere: tuple[jax.Array, jax.Array]
+  local: tuple[jax.Array, jax.Array] | None  # None: the model has no windows
+
+  def of(self, local: Bool[Array, ''] | bool | None):
+    """In a layer that is local or not."""
+    if local is None or self.local is None:
+      return self.everywhere
+    return tuple(
+      jnp.where(local, near, far)
+      for near, far in zip(self.local, self.everywhere, strict=True)
+    )
+
+
+def turns(config: ModelConfig, positions: Int[Array, 'B T']) -> Turns:
+  """By how much tokens at these positions are turned."""
+  width = config.latent.rope_dim if config.latent else config.head_dim
+  size = amplitude(config.rope_scaling)
+
+  def table(theta, scaling):
+    each = frequencies(width, theta, scaling)
+    radians = positions[..., None].astype(jnp.float32) * each[None, None]
+    return jnp.cos(radians) * size, jnp.sin(radians) * size
+
+  return Turns(
+    table(config.rope_theta, config.rope_scaling),
+    table(config.local_rope_theta, None) if config.window else None,
+  )
+
+
 def rotate(
   x: Float[Array, 'B *K T H'],
-  positions: Int[Array, 'B T'],
-  frequencies: Float[np.ndarray, 'half'] | Float[Array, 'half'],
-  size: float = 1.0,
+  turn: tuple[Float[Array, 'B T half'], Float[Array, 'B T half']],
   interleaved: bool = False,
 ) -> Float[Array, 'B *K T H']:
   """Rotary position embedding (arXiv 2104.09864, eq. 34).
 
   Args:
     x: queries or keys.
-    positions: of their tokens.
-    frequencies: of `frequencies`.
-    size: what the result is multiplied with, of `amplitude`.
+    turn: cosines and sines, of `Turns`.
     interleaved: whether dimensions 2i and 2i + 1 are a pair, else i and
       i + H / 2. The result has the halves one after the other either way.
   """
-  angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
-  angles = angles.reshape(
-    angles.shape[0], *([1] * (x.ndim - 3)), *angles.shape[1:]
-  )
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  if size != 1:
-    cos, sin = cos * size, sin * size
+  cos, sin = (jnp.expand_dims(part, range(1, x.ndim - 2)) for part in turn)
   x32 = x.astype(jnp.float32)
   if interleaved:
     first, second = x32[..., 0::2], x32[..., 1::2]

@@ -10,12 +10,13 @@ what a row may look at besides its own past:
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rlzero import sharding
 from rlzero.models import attention, latent, layers, moe, rope
@@ -86,7 +87,7 @@ class Attention(nn.Module):
       self.query_norm = self.param('query_norm', ones, (h,))
       self.key_norm = self.param('key_norm', ones, (h,))
 
-  def project(self, x, positions, local, absorbed):
+  def project(self, x, turn, absorbed):
     """Queries [B, K, R, T, H], what they attend over, and what is cached."""
     del absorbed  # there is one way
     c = self.config
@@ -102,17 +103,15 @@ class Attention(nn.Module):
     if c.qk_norm:
       query = layers.rms_norm(query, self.query_norm, c)
       key = layers.rms_norm(key, self.key_norm, c)
-    turns = rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-    if local is not None:
-      near = rope.frequencies(c.head_dim, c.local_rope_theta, None)
-      turns = jnp.where(local, near, turns)
-    size = rope.amplitude(c.rope_scaling)
-    query = rope.rotate(query, positions, turns, size)
-    key = rope.rotate(key, positions, turns, size)
+    query, key = rope.rotate(query, turn), rope.rotate(key, turn)
     b, _, t, h = query.shape
     query = query.reshape(b, c.num_kv_heads, -1, t, h)
     own = KeyValues(key, value)
-    return query, own, own
+    return query, own, KeyValues(key.swapaxes(2, 3), value)
+
+  def seen(self, held):
+    """What is attended over, of what is cached."""
+    return KeyValues(held.key.swapaxes(2, 3), held.value)
 
   def merge(self, heads, absorbed):
     """[B, K, R, T, H] -> [B, T, D]."""
@@ -122,6 +121,14 @@ class Attention(nn.Module):
     return layers.multiply(
       heads.reshape(b, t, -1), self.output.reshape(-1, self.config.width)
     )
+
+
+class _Place(NamedTuple):
+  """Where rows stand, as every layer needs it."""
+
+  turns: rope.Turns
+  mask: attention.Visible | attention.Ids  # of a row's own tokens
+  real: Bool[Array, 'B T']  # not padding
 
 
 class Block(nn.Module):
@@ -143,45 +150,43 @@ class Block(nn.Module):
       self.attention_post_norm = layers.RMSNorm(c)
       self.mlp_post_norm = layers.RMSNorm(c)
 
-  def __call__(
-    self, carry, cached, local, given, rows, mask, prompts, prompt_mask, valid
-  ):
+  def __call__(self, carry, cached, local, given, rows, prompts, index, valid):
     x, prompt_x = carry
     absorbed = bool(cached)
     prompt_ids = None
     if prompts is not None:
       prompt_x, own, _, prompt_ids = self._layer(
-        prompt_x, prompts.tokens, local, None, prompt_mask, (), False
+        prompt_x, prompts, local, None, (), False
       )
       # The gradient of this gather adds up what the rows of a group say.
-      cached = (KeyValues(*(_of_rows(part, prompts.index) for part in own)),)
-    elif self.config.latent:
-      cached = [KeyValues(keys.key, keys.key) for keys in cached]
+      cached = (KeyValues(*(_of_rows(part, index) for part in own)),)
+    else:
+      cached = [self.attention.seen(held) for held in cached]
     before = [
       attention.Part(*keys, seen.of(local))
       for keys, seen in zip(cached, valid, strict=True)
     ]
-    x, _, held, ids = self._layer(x, rows, local, given, mask, before, absorbed)
+    x, _, held, ids = self._layer(x, rows, local, given, before, absorbed)
     if prompts is not None:
       prompt_x = sharding.constrain(prompt_x, 'PT_')
     routing = self._routing(ids, prompt_ids) if self.routed else None
     return (sharding.constrain(x, 'BT_'), prompt_x), (held, routing)
 
-  def _layer(self, x, tokens, local, given, mask, before, absorbed):
+  def _layer(self, x, place, local, given, before, absorbed):
     c = self.config
     query, own, held = self.attention.project(
-      self.attention_norm(x), tokens.positions, local, absorbed
+      self.attention_norm(x), place.turns.of(local), absorbed
     )
     scale = (c.query_scalar or c.head_dim) ** -0.5
     if c.latent:
       scale *= rope.score_scale(c.rope_scaling)
-    parts = [*before, attention.Part(*own, mask.of(local))]
+    parts = [*before, attention.Part(*own, place.mask.of(local))]
     heads = attention.attend(query, parts, scale)
     more = self.attention.merge(heads, absorbed)
     x = x + (self.attention_post_norm(more) if c.post_norms else more)
     normed, ids = self.mlp_norm(x), None
     if self.routed:
-      more, ids = self.moe(normed, tokens.segments > 0, given)
+      more, ids = self.moe(normed, place.real, given)
     else:
       more = self.mlp(normed)
     x = x + (self.mlp_post_norm(more) if c.post_norms else more)
@@ -243,7 +248,7 @@ class Transformer(nn.Module):
         block,
         variable_axes={'params': 0},
         split_rngs={'params': True},
-        in_axes=(0, 0, 0) + (nn.broadcast,) * 5,
+        in_axes=(0, 0, 0) + (nn.broadcast,) * 4,
         length=length,
       )(c, routed)
 
@@ -282,27 +287,31 @@ class Transformer(nn.Module):
     Returns:
       hidden: [B, T, D] after the last norm, of the rows.
       prompt_hidden: [P, Tp, D], or None without prompts.
-      own: the rows' own keys and values, [L, B, K, T, H] each.
+      own: the rows' own keys and values.
       routing: to the experts; None in a model without.
     """
     if prompts is not None and prefix is not None:
       raise ValueError('Give rows either prompts or a prefix, not both.')
     c = self.config
 
-    def mask(tokens):
+    def place(tokens):
       ids = attention.Ids(tokens.segments, tokens.segments)
       sight = _sight(c, tokens.ids.shape[1])
-      return sight(ids, tokens.positions, tokens.positions, causal=True)
+      return _Place(
+        rope.turns(c, tokens.positions),
+        sight(ids, tokens.positions, tokens.positions, causal=True),
+        tokens.segments > 0,
+      )
 
     sight = _sight(c, rows.ids.shape[1])
     if prompts is not None and c.experts:
       prompts = _without_padding(prompts)
     x = sharding.constrain(self._embed(rows.ids), 'BT_')
-    prompt_x = prompt_mask = None
+    prompt_x = shared_place = index = None
     cached = valid = ()
     if prompts is not None:
       prompt_x = sharding.constrain(self._embed(prompts.tokens.ids), 'PT_')
-      prompt_mask = mask(prompts.tokens)
+      shared_place, index = place(prompts.tokens), prompts.index
       places = prompts.tokens.positions[prompts.index]
       places = places.reshape(places.shape[0], -1)
       valid = (sight(_continued(prompts), rows.positions, places),)
@@ -316,7 +325,7 @@ class Transformer(nn.Module):
         for seen, places in zip(prefix.valid, prefix.positions, strict=True)
       ]
     local = np.array(c.local_layers) if c.window else None
-    shared = rows, mask(rows), prompts, prompt_mask, valid
+    shared = place(rows), shared_place, index, valid
     through = self._one_by_one if self.apart else self._scanned
     (x, prompt_x), own, routing = through(
       (x, prompt_x), cached, local, given, shared
@@ -370,7 +379,7 @@ def _without_padding(prompts):
 
 
 def _of_layer(keys, i):
-  """[B, K, S, H] of keys and values that are apart."""
+  """Of keys and values that are apart; without the axis of layers."""
   return KeyValues(*(part and part[i][0] for part in keys))
 
 
@@ -385,9 +394,12 @@ def _split(tree, number):
 def apart(params: Params) -> Params:
   """The same parameters, each layer's by itself: `layers_0`, `layers_1`, ...
 
-  Done ahead, not inside what is compiled, where each use would copy its part.
+  And a head of its own, where it was the embedding. Done ahead, not inside what
+  is compiled, where each use would copy its part.
   """
   rest, layers = dict(params), []
+  if 'head' not in rest:
+    rest['head'] = {'kernel': rest['embed']['embedding'].T}
   for name in ('dense_layers', 'layers'):
     stack = rest.pop(name, {})
     number = len(jax.tree.leaves(stack)[0]) if stack else 0
@@ -445,30 +457,44 @@ def routed(
   """`forward`, and where tokens were routed, or None without experts.
 
   With parameters that are `apart`, so are the keys and values, in and out: a
-  tuple of [1, B, K, S, H] instead of [L, B, K, S, H].
+  tuple of arrays of one layer instead of one array.
   """
   return Transformer(config, 'layers' not in params).apply(
     {'params': params}, rows, prompts, prefix, given
   )
 
 
-def empty_cache(config: ModelConfig, num_rows: int, capacity: int) -> KeyValues:
-  """Room for the keys and values of rows of `capacity` tokens."""
+def empty_cache(
+  config: ModelConfig, num_rows: int, span: int, apart: bool = False
+) -> KeyValues:
+  """Room for the keys and values of rows of `span` tokens."""
   k, h = config.num_kv_heads, config.head_dim
   if config.latent:
     k, h = 1, config.latent.kv_rank + config.latent.rope_dim
-  shape = config.num_layers, num_rows, k, capacity, h
   dtype = jnp.dtype(config.dtype)
-  values = None if config.latent else jnp.zeros(shape, dtype)
-  return KeyValues(jnp.zeros(shape, dtype), values)
+
+  def part(axis):
+    shape = [num_rows, k, h]
+    shape.insert(axis - 1, span)
+    if apart:
+      return (jnp.zeros((1, *shape), dtype),) * config.num_layers
+    return jnp.zeros((config.num_layers, *shape), dtype)
+
+  axes = position_axes(config)
+  return KeyValues(part(axes.key), None if config.latent else part(axes.value))
+
+
+def position_axes(config: ModelConfig) -> KeyValues:
+  """Which axes of cached keys and of cached values the positions are."""
+  return KeyValues(3 if config.latent else 4, 3)
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:
   """The matrix from hidden states to logits, in the compute dtype."""
   kernel = (
-    params['embed']['embedding'].T
-    if config.tied_embedding
-    else params['head']['kernel']
+    params['head']['kernel']
+    if 'head' in params
+    else params['embed']['embedding'].T
   )
   return kernel.astype(jnp.dtype(config.dtype))
 

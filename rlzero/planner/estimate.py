@@ -17,7 +17,7 @@ from rlzero import flops, learner, sharding
 from rlzero.models import attention, moe
 from rlzero.models.config import ModelConfig
 from rlzero.planner.programs import Program, Run
-from rlzero.rollout import scheduler
+from rlzero.rollout import engine, scheduler
 
 _FSDP = set('DQR')  # axes that are gathered for a layer
 _SCORES = 12  # bytes a score costs to write and read, in float32 and rounded
@@ -102,8 +102,8 @@ class Estimate:
     s, m, run = self, self.model, self.run
     slots = run.slots(num_slots)
     held = sharding.held(slots)
-    rows, capacity = slots.cache.key.shape[1], slots.cache.key.shape[3]
-    rows //= sharding.ways('B')
+    rows = slots.token.shape[0] // sharding.ways('B')
+    capacity = engine.room(m, slots)
     num_prompts = scheduler.block_size(run.num_prompts) // sharding.ways('P')
     tokens = num_prompts * run.prompt_len
     out = sharding.held(slots.cache) / rows / capacity * tokens

@@ -5,12 +5,17 @@ first), the last token, and what has been drawn. A prompt is prefilled once
 for all completions of its group; the keys are copied into the slot. Its last
 token is left to the first decoding step, so that every token of a completion
 is drawn by the same code.
+
+The cache has room for as many tokens as its rows are about to reach, not for
+as many as they ever may: attention works on all of it. It grows and shrinks
+between calls (`fit`), in few sizes, since decoding is compiled for each.
 """
 
 import functools
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -24,9 +29,7 @@ from rlzero.types import KeyValues, Params, Prefix, Tokens
 class Slots(NamedTuple):
   """State of B slots, each with room for S tokens, prompt included."""
 
-  # [L, B, K, S, H], or a tuple of [1, B, K, S, H] where layers are apart;
-  # position s of a row at index s.
-  cache: KeyValues
+  cache: KeyValues  # position s of a row at index s
   cached: Int[Array, 'B']  # tokens in the cache
   token: Int[Array, 'B']  # drawn last, not in the cache yet
   key: UInt32[Array, 'B 2']
@@ -63,23 +66,20 @@ def _apart(params):
 def empty(
   config: ModelConfig,
   num_slots: int,
-  capacity: int,
+  span: int,
   max_len: int,
   keep_routes: bool = False,
   apart: bool = False,
 ) -> Slots:
-  """Slots in which nothing runs."""
+  """Slots in which nothing runs, with room for `span` tokens."""
   zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
   routes = None
   if keep_routes:
     routed = config.num_layers - config.num_dense_layers
     shape = routed, num_slots, max_len, config.experts.num_chosen
     routes = jnp.full(shape, -1, jnp.int16)
-  cache = transformer.empty_cache(config, num_slots, capacity)
-  if apart:
-    cache = jax.tree.map(lambda part: tuple(jnp.split(part, len(part))), cache)
   slots = Slots(
-    cache=cache,
+    cache=transformer.empty_cache(config, num_slots, span, apart),
     cached=zeros(),
     token=zeros(),
     key=jnp.zeros((num_slots, 2), jnp.uint32),
@@ -111,22 +111,41 @@ def _constrain(slots: Slots, cut=sharding.constrain) -> Slots:
   )
 
 
-def _constrain_cache(cache: KeyValues, cut=sharding.constrain) -> KeyValues:
+def room(config: ModelConfig, slots: Slots) -> int:
+  """Tokens that a slot has room for."""
+  one = jax.tree.leaves(slots.cache.key)[0]
+  return one.shape[transformer.position_axes(config).key]
+
+
+def _constrain_cache(cache, cut=sharding.constrain):
+  return jax.tree.map(lambda part: _constrain_part(part, cut), cache)
+
+
+def _constrain_part(part, cut=sharding.constrain):
   # Latent attention has one key for all heads, which every device needs.
-  one = jax.tree.leaves(cache)[0].shape[2] == 1
-  axes = 'LB_SH' if one else 'LBKSH'
-  return jax.tree.map(lambda part: cut(part, axes), cache)
+  return cut(part, 'LB___' if part.shape[2] == 1 else 'LBK__')
+
+
+def _each(function, axes: KeyValues, *caches: KeyValues) -> KeyValues:
+  """function(axis of the positions, *parts) for all keys and all values."""
+  return KeyValues(
+    *(
+      jax.tree.map(functools.partial(function, axis), *parts)
+      for axis, *parts in zip(axes, *caches, strict=True)
+    )
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def prefill(config: ModelConfig, params: Params, prompts: Tokens) -> KeyValues:
-  """Keys and values of right-padded prompts, [L, P, K, Tp, H]."""
+  """Keys and values of P right-padded prompts."""
   _, _, own = transformer.forward(config, params, prompts)
   return _constrain_cache(own)
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=6)
+@functools.partial(jax.jit, donate_argnums=1, static_argnums=(0, 7))
 def insert(
+  config: ModelConfig,
   slots: Slots,
   prefilled: KeyValues,
   prompt_ids: Int[Array, 'P Tp'],
@@ -138,7 +157,8 @@ def insert(
   """Starts a completion in each slot with a prompt; leaves the others.
 
   Args:
-    slots: the slots.
+    config: of the model.
+    slots: the slots, donated; with room for the prompts.
     prefilled: of `prefill`.
     prompt_ids: the prompts' tokens.
     prompt_lens: their lengths.
@@ -148,16 +168,17 @@ def insert(
   """
   fresh = source >= 0
   prompt = jnp.maximum(source, 0)
-  size = prompt_ids.shape[1]
 
-  def into(cache, new):
-    old = cache[:, :, :, :size]
+  def into(axis, cache, new):
+    old = jax.lax.slice_in_dim(cache, 0, new.shape[axis], axis=axis)
     new = jnp.where(fresh[None, :, None, None, None], new[:, prompt], old)
-    return jax.lax.dynamic_update_slice(cache, new, (0,) * cache.ndim)
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis)
 
   last = prompt_lens[prompt] - 1
   started = Slots(
-    cache=jax.tree.map(into, slots.cache, prefilled),
+    cache=_each(
+      into, transformer.position_axes(config), slots.cache, prefilled
+    ),
     cached=jnp.where(fresh, last, slots.cached),
     token=jnp.where(fresh, prompt_ids[prompt, last], slots.token),
     key=jnp.where(
@@ -180,19 +201,63 @@ def _where_rows(fresh, value, by_layer):
   return jnp.where(fresh[None, :, None, None], value, by_layer)
 
 
-@jax.jit
-def keep(slots: Slots, chosen: Int[Array, 'C']) -> Slots:
-  """The chosen slots alone; a smaller batch costs less to decode."""
-  kept = Slots(
-    cache=jax.tree.map(lambda part: part[:, chosen], slots.cache),
-    routes=None if slots.routes is None else slots.routes[:, chosen],
-    **{
-      name: value[chosen]
-      for name, value in slots._asdict().items()
-      if name not in _BY_LAYER
-    },
+def fit(
+  config: ModelConfig,
+  slots: Slots,
+  chosen: Int[np.ndarray, 'C'] | None,
+  span: int,
+) -> Slots:
+  """The chosen slots alone, or all, with room for `span` tokens.
+
+  A smaller batch and a shorter cache cost less to decode. Every array is a
+  program of its own: layers share it, and one at a time is held twice.
+  """
+  cache = _each(
+    lambda axis, part: _fit_part(part, chosen, axis=axis, span=span),
+    transformer.position_axes(config),
+    slots.cache,
   )
-  return _constrain(kept)
+  if chosen is not None:
+    slots = _keep(slots._replace(cache=None), chosen)
+  return slots._replace(cache=cache)
+
+
+def lower_fit(
+  config: ModelConfig, slots: Slots, number: int | None, span: int
+) -> list[jax.stages.Lowered]:
+  """The programs of `fit`; of `chosen` it takes the number alone."""
+  chosen = None if number is None else jax.ShapeDtypeStruct((number,), np.int32)
+  lowered = [
+    _fit_part.lower(jax.tree.leaves(part)[0], chosen, axis=axis, span=span)
+    for part, axis in zip(
+      slots.cache, transformer.position_axes(config), strict=True
+    )
+    if part is not None
+  ]
+  if number is not None:
+    lowered.append(_keep.lower(slots._replace(cache=None), chosen))
+  return lowered
+
+
+@functools.partial(jax.jit, static_argnames=('axis', 'span'))
+def _fit_part(part, chosen, *, axis, span):
+  if chosen is not None:
+    part = part[:, chosen]
+  more = max(span - part.shape[axis], 0)
+  part = jax.lax.slice_in_dim(part, 0, min(span, part.shape[axis]), axis=axis)
+  part = jnp.pad(part, [(0, more if i == axis else 0) for i in range(5)])
+  return _constrain_part(part)
+
+
+@jax.jit
+def _keep(slots, chosen):
+  rows = {
+    name: value[chosen]
+    for name, value in slots._asdict().items()
+    if name not in _BY_LAYER
+  }
+  routes = None if slots.routes is None else slots.routes[:, chosen]
+  return _constrain(slots._replace(routes=routes, **rows))
 
 
 @functools.partial(
@@ -201,7 +266,6 @@ def keep(slots: Slots, chosen: Int[Array, 'C']) -> Slots:
     'config',
     'eos_ids',
     'num_steps',
-    'span',
     'temperature',
     'top_p',
   ),
@@ -215,7 +279,6 @@ def decode(
   config: ModelConfig,
   eos_ids: tuple[int, ...],
   num_steps: int,
-  span: int,
   temperature: float,
   top_p: float,
 ) -> Slots:
@@ -223,27 +286,27 @@ def decode(
 
   Args:
     params: of `prepare`.
-    slots: the slots, donated.
+    slots: the slots, donated; none may run out of room in this call.
     max_len: tokens after which a completion is cut.
     config: of the model.
     eos_ids: tokens that end a completion; they are part of it.
     num_steps: tokens a call.
-    span: the first `span` cache positions are looked at; no running slot may
-      get further in this call.
     temperature: of sampling; 0 is greedy.
     top_p: of sampling.
   """
   head = transformer.head(config, params)
   rows = jnp.arange(slots.token.shape[0])
   start = slots.cached
-  # Attention works on what the cache holds, not on its capacity. It stays
-  # unchanged during the call; new keys go to a buffer that all slots write at
-  # the same place, since writing each slot at its own place is slow.
-  held = jax.tree.map(lambda c: c[:, :, :, :span], slots.cache)
+  # The cache stays unchanged during the call; new keys go to a buffer that all
+  # slots write at the same place, since each at its own place is slow.
+  axes, held = transformer.position_axes(config), slots.cache
+  span = room(config, slots)
   held_valid = jnp.arange(span)[None] < start[:, None]
   held_places = jnp.broadcast_to(jnp.arange(span)[None], held_valid.shape)
   fresh = _constrain_cache(
-    jax.tree.map(lambda c: jnp.zeros_like(c[:, :, :, :num_steps]), held)
+    transformer.empty_cache(
+      config, rows.shape[0], num_steps, 'layers' not in params
+    )
   )
 
   def step(i, carry):
@@ -261,10 +324,11 @@ def decode(
     hidden, _, own, routing = transformer.routed(
       config, params, here, prefix=prefix
     )
-    fresh = jax.tree.map(
-      lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(
-        buffer, new, i, axis=3
+    fresh = _each(
+      lambda axis, buffer, new: jax.lax.dynamic_update_slice_in_dim(
+        buffer, new, i, axis
       ),
+      axes,
       fresh,
       own,
     )
@@ -299,15 +363,19 @@ def decode(
     )
     return slots, fresh
 
+  slots = slots._replace(cache=None)
   after, fresh = jax.lax.fori_loop(0, num_steps, step, (slots, fresh))
   # Position s of a slot was written at step s - start of this call.
   age = jnp.arange(span)[None] - start[:, None]
-  new = ((age >= 0) & (age < num_steps))[None, :, None, :, None]
-  index = jnp.clip(age, 0, num_steps - 1)[None, :, None, :, None]
+  new = (age >= 0) & (age < num_steps)
+  index = jnp.clip(age, 0, num_steps - 1)
 
-  def merge(cache, old, buffer):
-    kept = jnp.where(new, jnp.take_along_axis(buffer, index, axis=3), old)
-    return jax.lax.dynamic_update_slice(cache, kept, (0,) * cache.ndim)
+  def merge(axis, cache, buffer):
+    across = [i for i in range(5) if i not in (1, axis)]
+    drawn = jnp.take_along_axis(
+      buffer, jnp.expand_dims(index, across), axis=axis
+    )
+    return jnp.where(jnp.expand_dims(new, across), drawn, cache)
 
-  cache = jax.tree.map(merge, slots.cache, held, fresh)
+  cache = _each(merge, axes, held, fresh)
   return _constrain(after._replace(cache=cache))

@@ -7,6 +7,7 @@ in and go out; text and rewards are not known here.
 import collections
 import dataclasses
 import enum
+import itertools
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,9 @@ from rlzero.types import Params, Tokens
 
 _SPAN_STEP = 32  # cache positions, at least, between compiled sizes
 _SPAN_SHARE = 0.6  # of a size, the next smaller one
+_MANY_SLOTS = 16  # above this, decoding costs what its rows cost
 _PREFILL_BLOCK = 32  # prompts prefilled together
-_FEWEST_SLOTS = 8  # below this a smaller batch costs no less
+_FEWEST_SLOTS = 4  # below this a smaller batch costs little less
 
 
 class Finish(enum.Enum):
@@ -131,12 +133,13 @@ def generate(
   most, widest, capacity = sizes(
     sampling, total, max(len(p.tokens) for p in prompts)
   )
-  num_slots = most
+  num_slots, span = most, _spans(capacity, widest)[0]
+  batches = _batches(most)
   params = engine.prepare(config, params)
   slots = engine.empty(
     config,
     num_slots,
-    capacity,
+    span,
     sampling.max_len,
     sampling.keep_routes,
     'layers' not in params,
@@ -169,6 +172,7 @@ def generate(
       if (source >= 0).any():
         block.load()
         slots = engine.insert(
+          config,
           slots,
           block.prefilled,
           block.ids,
@@ -179,15 +183,20 @@ def generate(
         )
     alive = np.flatnonzero(held >= 0)
     # Only when the queue is empty, or the slots would have been filled.
-    for fewer in _halves(num_slots):
+    for fewer in batches:
       if alive.size > fewer:
         break
+      if fewer >= num_slots:
+        continue
       chosen = np.append(alive, np.flatnonzero(held < 0))[:fewer]
-      slots = engine.keep(slots, np.int32(chosen))
+      slots = engine.fit(config, slots, np.int32(chosen), span)
       held, cached, left = held[chosen], cached[chosen], left[chosen]
       num_slots, alive = fewer, np.flatnonzero(held >= 0)
     furthest = int(cached[held >= 0].max()) + sampling.decode_steps
-    span = next(n for n in _spans(capacity, most // num_slots) if n >= furthest)
+    spans = _spans(capacity, widest, num_slots / most)
+    needed = next(n for n in spans if n >= furthest)
+    if needed != span:
+      slots, span = engine.fit(config, slots, None, needed), needed
     drawn = (held >= 0) & (left == 0)
     # What a finished one would have done is known without the device.
     ahead = np.minimum(left, sampling.decode_steps)
@@ -201,7 +210,6 @@ def generate(
         config=config,
         eos_ids=eos_ids,
         num_steps=sampling.decode_steps,
-        span=span,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
       )
@@ -244,28 +252,34 @@ def lower_all(
 
   Arguments as there.
   """
-  most, _, capacity = sizes(
+  most, widest, capacity = sizes(
     sampling, len(prompts) * group_size, max(len(p.tokens) for p in prompts)
   )
   params = engine.prepare(config, params)
-  lowered, before = [], None
-  for num_slots in [most, *_halves(most)]:
-    slots = engine.abstract(
-      config,
-      num_slots,
-      capacity,
-      sampling.max_len,
-      sampling.keep_routes,
-      'layers' not in params,
-    )
-    if before is not None:
-      chosen = jax.ShapeDtypeStruct((num_slots,), np.int32)
-      lowered.append(engine.keep.lower(before, chosen))
+  lowered, before, spans_before = [], None, []
+  for num_slots in [most, *_batches(most)]:
+    spans = _spans(capacity, widest, num_slots / most)
+    slots = {
+      span: engine.abstract(
+        config,
+        num_slots,
+        span,
+        sampling.max_len,
+        sampling.keep_routes,
+        'layers' not in params,
+      )
+      for span in {*spans, *spans_before}
+    }
+    for span in spans_before:
+      lowered += engine.lower_fit(config, before[span], num_slots, span)
+    for span, into in itertools.product(slots, spans):
+      if span != into:
+        lowered += engine.lower_fit(config, slots[span], None, into)
     lowered += [
-      _lower_decode(config, params, slots, sampling, eos_ids, span)
-      for span in _spans(capacity, most // num_slots)
+      _lower_decode(config, params, slots[span], sampling, eos_ids)
+      for span in spans
     ]
-    before = slots
+    before, spans_before = slots, spans
   return lowered
 
 
@@ -302,11 +316,11 @@ def lower(
   block = Tokens(*(sharding.abstract(block, 'PT'),) * 3)
   return {
     'prefill': engine.prefill.lower(config, params, block),
-    'decode': _lower_decode(config, params, slots, sampling, eos_ids, capacity),
+    'decode': _lower_decode(config, params, slots, sampling, eos_ids),
   }
 
 
-def _lower_decode(config, params, slots, sampling, eos_ids, span):
+def _lower_decode(config, params, slots, sampling, eos_ids):
   return engine.decode.lower(
     params,
     slots,
@@ -314,7 +328,6 @@ def _lower_decode(config, params, slots, sampling, eos_ids, span):
     config=config,
     eos_ids=eos_ids,
     num_steps=sampling.decode_steps,
-    span=span,
     temperature=sampling.temperature,
     top_p=sampling.top_p,
   )
@@ -339,33 +352,34 @@ def block_size(num_prompts: int) -> int:
   return packing.round_up(min(_PREFILL_BLOCK, num_prompts), sharding.ways('P'))
 
 
-def _spans(capacity: int, share: int = 1) -> list[int]:
-  """Numbers of cache positions to look at, the smallest first.
+def _spans(capacity: int, widest: int, share: float = 1) -> list[int]:
+  """Sizes of the cache, in positions, the smallest first.
 
-  Few, since each is compiled; of positions looked at, most hold something. A
-  batch of a `share`-th of the slots has no span so small that it would look at
-  less than the whole batch does at its smallest: there would be more sizes and
-  little to gain.
+  Few, since decoding is compiled for each; of positions looked at, most hold
+  something. Every size has room for the prompts, `widest` tokens. A batch with
+  this share of the slots has no size so small that it would look at less than
+  the whole batch does at its smallest: there would be more sizes and little to
+  gain.
   """
   spans, size = {capacity}, capacity * _SPAN_SHARE
-  while size > _SPAN_STEP:
+  while size > max(_SPAN_STEP, widest):
     spans.add(packing.round_up(math.ceil(size), _SPAN_STEP))
     size *= _SPAN_SHARE
-  least = min(share * min(spans), capacity)
+  least = min(min(spans) / share, capacity)
   return sorted(n for n in spans if n >= least)
 
 
-def _halves(num_slots: int) -> list[int]:
-  """Smaller batches, each half of the one before, that are worth having.
+def _batches(num_slots: int) -> list[int]:
+  """Smaller batches that are worth having, as far as the devices divide them.
 
-  Halves, so that few sizes are compiled, as long as devices have as many.
+  Halves, so that few sizes are compiled, and what lies between two of them
+  while a row costs more than what all rows share.
   """
-  sizes = []
-  while num_slots // 2 >= _FEWEST_SLOTS and not (
-    num_slots // 2 % sharding.ways('B')
-  ):
-    num_slots //= 2
-    sizes.append(num_slots)
+  sizes, half = [], num_slots // 2
+  while half >= _FEWEST_SLOTS:
+    between = [half + half // 2] if half >= _MANY_SLOTS else []
+    sizes += [n for n in (*between, half) if n % sharding.ways('B') == 0]
+    half //= 2
   return sizes
 
 
