@@ -98,7 +98,7 @@ def test_runs_to_start_from(run, name, monkeypatch):
     functools.partial(transformer.forward, shape), params, tokens
   )
   assert hidden.shape == (4, 32, shape.width) and hidden.dtype == cfg.dtype
-  assert own.key.shape == (
+  assert own.value.shape == (
     shape.num_layers,
     4,
     shape.num_kv_heads,
