@@ -460,9 +460,10 @@ def test_prompts_and_prefix_together_are_refused():
     )
 
 
-def test_attend_equals_a_plain_loop():
+@pytest.mark.parametrize('t', [1, 4])  # decoding, and many queries a row
+def test_attend_equals_a_plain_loop(t):
   rng = np.random.default_rng(7)
-  b, k, r, t, h = 2, 2, 3, 4, 6
+  b, k, r, h = 2, 2, 3, 6
   query = rng.normal(size=(b, k, r, t, h)).astype(np.float32)
   parts = []
   for size in (5, t):
@@ -484,7 +485,8 @@ def test_attend_equals_a_plain_loop():
     )
     weights = np.exp(keys @ query[i, j, n, q] / np.sqrt(h))
     expected = weights @ values / weights.sum()
-    np.testing.assert_allclose(out[i, j, n, q], expected, rtol=1e-5)
+    # A sum near 0 of numbers near 1 is as exact as these are.
+    np.testing.assert_allclose(out[i, j, n, q], expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

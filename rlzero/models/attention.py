@@ -87,13 +87,23 @@ def attend(
   """softmax(q k^T scale) v over the keys of all parts together.
 
   One softmax runs over the scores of the parts (a shared prompt or a cache,
-  and the row's own past), while keys and values stay where they are: joining
-  them would copy the whole cache for each token that is decoded. Scores and
-  weights are float32. R = N / K queries share a key. The last part is the
-  row's own past; where `fuses` says so, parts are visible by ids.
+  and the row's own past). For the one query of a row that is decoded, keys and
+  values stay where they are: joining them would copy the whole cache. For many
+  queries it is their scores that are larger. Scores and weights are float32.
+  R = N / K queries share a key. The last part is the row's own past; where
+  `fuses` says so, parts are visible by ids.
   """
   if isinstance(parts[-1].visible, Ids):
     return _fused(query, parts, scale)
+  if query.shape[3] > 1:
+    keys, values, visible = zip(*parts, strict=True)
+    parts = [
+      Part(
+        jnp.concatenate(keys, axis=2),
+        jnp.concatenate(values, axis=2),
+        jnp.concatenate(visible, axis=2),
+      )
+    ]
   scores = []
   for part in parts:
     score = jnp.einsum(

@@ -274,6 +274,7 @@ class Transformer(nn.Module):
     prompts: Prompts | None = None,
     prefix: Prefix | None = None,
     given: Int[Array, 'L B T C'] | None = None,
+    turns: rope.Turns | None = None,
   ):
     """Runs the rows; at most one of `prompts` and `prefix` is given.
 
@@ -283,6 +284,7 @@ class Transformer(nn.Module):
       prefix: that the rows continue.
       given: experts of the rows' tokens in the layers that have some, -1 where
         the router chooses.
+      turns: of the rows' positions, from a caller that has them already.
 
     Returns:
       hidden: [B, T, D] after the last norm, of the rows.
@@ -294,11 +296,11 @@ class Transformer(nn.Module):
       raise ValueError('Give rows either prompts or a prefix, not both.')
     c = self.config
 
-    def place(tokens):
+    def place(tokens, turns=None):
       ids = attention.Ids(tokens.segments, tokens.segments)
       sight = _sight(c, tokens.ids.shape[1])
       return _Place(
-        rope.turns(c, tokens.positions),
+        turns or rope.turns(c, tokens.positions),
         sight(ids, tokens.positions, tokens.positions, causal=True),
         tokens.segments > 0,
       )
@@ -325,7 +327,7 @@ class Transformer(nn.Module):
         for seen, places in zip(prefix.valid, prefix.positions, strict=True)
       ]
     local = np.array(c.local_layers) if c.window else None
-    shared = place(rows), shared_place, index, valid
+    shared = place(rows, turns), shared_place, index, valid
     through = self._one_by_one if self.apart else self._scanned
     (x, prompt_x), own, routing = through(
       (x, prompt_x), cached, local, given, shared
@@ -453,6 +455,7 @@ def routed(
   prompts: Prompts | None = None,
   prefix: Prefix | None = None,
   given: Int[Array, 'L B T C'] | None = None,
+  turns: rope.Turns | None = None,
 ):
   """`forward`, and where tokens were routed, or None without experts.
 
@@ -460,7 +463,7 @@ def routed(
   tuple of arrays of one layer instead of one array.
   """
   return Transformer(config, 'layers' not in params).apply(
-    {'params': params}, rows, prompts, prefix, given
+    {'params': params}, rows, prompts, prefix, given, turns
   )
 
 

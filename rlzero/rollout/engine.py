@@ -20,7 +20,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from rlzero import sharding
-from rlzero.models import transformer
+from rlzero.models import rope, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import sampling
 from rlzero.types import KeyValues, Params, Prefix, Tokens
@@ -309,6 +309,9 @@ def decode(
     )
   )
 
+  # Made for the whole call: inside, each layer and head would make them again.
+  turns = rope.turns(config, start[:, None] + jnp.arange(num_steps)[None])
+
   def step(i, carry):
     slots, fresh = carry
     valid = jnp.broadcast_to(
@@ -321,8 +324,11 @@ def decode(
     )
     places = start[:, None] + jnp.arange(num_steps)[None]
     prefix = Prefix((held, fresh), (held_valid, valid), (held_places, places))
+    turn = jax.tree.map(
+      lambda part: jax.lax.dynamic_slice_in_dim(part, i, 1, axis=1), turns
+    )
     hidden, _, own, routing = transformer.routed(
-      config, params, here, prefix=prefix
+      config, params, here, prefix=prefix, turns=turn
     )
     fresh = _each(
       lambda axis, buffer, new: jax.lax.dynamic_update_slice_in_dim(

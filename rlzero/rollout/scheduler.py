@@ -23,9 +23,8 @@ from rlzero.types import Params, Tokens
 
 _SPAN_STEP = 32  # cache positions, at least, between compiled sizes
 _SPAN_SHARE = 0.6  # of a size, the next smaller one
-_MANY_SLOTS = 16  # above this, decoding costs what its rows cost
 _PREFILL_BLOCK = 32  # prompts prefilled together
-_FEWEST_SLOTS = 4  # below this a smaller batch costs little less
+_FEW_SLOTS = 4  # a batch of fewer, or of so many fewer, costs little less
 
 
 class Finish(enum.Enum):
@@ -372,15 +371,17 @@ def _spans(capacity: int, widest: int, share: float = 1) -> list[int]:
 def _batches(num_slots: int) -> list[int]:
   """Smaller batches that are worth having, as far as the devices divide them.
 
-  Halves, so that few sizes are compiled, and what lies between two of them
-  while a row costs more than what all rows share.
+  Few, since decoding is compiled for each: eighths of the slots, while a row
+  costs more than what all rows share, and then halves.
   """
-  sizes, half = [], num_slots // 2
-  while half >= _FEWEST_SLOTS:
-    between = [half + half // 2] if half >= _MANY_SLOTS else []
-    sizes += [n for n in (*between, half) if n % sharding.ways('B') == 0]
-    half //= 2
-  return sizes
+  eighths = [num_slots * k // 8 for k in range(7, 0, -1)]
+  halves = [eighths[-1] >> k for k in range(1, num_slots.bit_length())]
+  sizes = [num_slots]
+  for size in eighths + halves:
+    saved = sizes[-1] - size
+    if min(size, saved) >= _FEW_SLOTS and size % sharding.ways('B') == 0:
+      sizes.append(size)
+  return sizes[1:]
 
 
 class _Block:
