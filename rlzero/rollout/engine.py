@@ -209,14 +209,24 @@ def fit(
 ) -> Slots:
   """The chosen slots alone, or all, with room for `span` tokens.
 
-  A smaller batch and a shorter cache cost less to decode. Every array is a
-  program of its own: layers share it, and one at a time is held twice.
+  A smaller batch and a shorter cache cost less to decode. Every array of the
+  cache is a program of its own, which all layers share where they are apart;
+  the old one is given up before the next.
+
+  Args:
+    config: of the model.
+    slots: the slots, donated.
+    chosen: indices of those to keep, or None.
+    span: tokens of each slot; what is held of longer ones is cut.
   """
-  cache = _each(
-    lambda axis, part: _fit_part(part, chosen, axis=axis, span=span),
-    transformer.position_axes(config),
-    slots.cache,
-  )
+
+  def fitted(axis, part):
+    new = _fit_part(part, chosen, axis=axis, span=span)
+    part.delete()
+    return new
+
+  axes = transformer.position_axes(config)
+  cache = _each(fitted, axes, slots.cache)
   if chosen is not None:
     slots = _keep(slots._replace(cache=None), chosen)
   return slots._replace(cache=cache)
