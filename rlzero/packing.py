@@ -252,8 +252,8 @@ def _fill(order, lengths, prompt_index, width, most):
 def _prompt_sizes(num_rows: int, num_prompts: int, ways: int) -> list[int]:
   """Numbers of prompts beside so many rows, the smallest first."""
   most = min(num_rows * _PROMPTS_A_ROW, num_prompts)
-  # Long completions, a group in four rows or more; shorter ones; any.
-  wanted = -(-num_rows // 4), -(-3 * num_rows // 8), -(-num_rows // 2) + 1, most
+  # Long completions, a group in four rows or more; short ones; any.
+  wanted = -(-num_rows // 4), -(-num_rows // 2) + 1, most
   return sorted({round_up(min(n, most), ways) for n in wanted})
 
 
