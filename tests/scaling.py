@@ -18,12 +18,11 @@ import sys
 from rlzero import bench, config, flops, provenance
 
 POINTS = {
-  'base': {},
-  'group_size': {'group_size': (16, 32)},
-  'max_len': {'max_len': (128, 256)},
-  'num_prompts': {'num_prompts': (16, 32)},
-  'width': {'gin.config.ModelConfig.width': (512, 768)},
-  'layers': {'gin.config.ModelConfig.num_layers': (16, 32)},
+  'group_size': (16, 32),
+  'max_len': (128, 256),
+  'num_prompts': (16, 32),
+  'gin.config.ModelConfig.width': (512, 768),
+  'gin.config.ModelConfig.num_layers': (16, 32),
 }
 _KEPT = ('step_s', 'rollout_s', 'reference_s', 'update_s', 'tokens')
 
@@ -32,14 +31,10 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('--out', type=pathlib.Path)
   args = parser.parse_args()
-  points = [
-    (name, flag, value)
-    for name, flags in POINTS.items()
-    for flag, values in (flags or {None: (None,)}).items()
-    for value in values
-  ]
+  points = [('', None)]  # the file as it is
+  points += [(flag, value) for flag in POINTS for value in POINTS[flag]]
   result = {**provenance.facts(), 'points': []}
-  for name, flag, value in points:
+  for flag, value in points:
     flags = ['--gin_file=configs/runs/bench_scaling.gin', '--json']
     flags += [f'--{flag}={value}'] if flag else []
     ran = subprocess.run(
@@ -50,7 +45,8 @@ def main() -> None:
     )
     figures = json.loads(ran.stdout.splitlines()[-1])
     weights = sum(flops.matmul_weights(config.build(bench, flags).model))
-    point = {'varied': name, 'value': value, 'matmul_weights': weights}
+    varied = flag.rpartition('.')[-1]
+    point = {'varied': varied, 'value': value, 'matmul_weights': weights}
     point |= {key: round(figures[key], 3) for key in _KEPT}
     result['points'].append(point)
     base = result['points'][0]

@@ -98,13 +98,9 @@ def test_runs_to_start_from(run, name, monkeypatch):
     functools.partial(transformer.forward, shape), params, tokens
   )
   assert hidden.shape == (4, 32, shape.width) and hidden.dtype == cfg.dtype
-  assert own.value.shape == (
-    shape.num_layers,
-    4,
-    shape.num_kv_heads,
-    32,
-    shape.head_dim,
-  )
+  size = shape.num_layers, 4, shape.num_kv_heads
+  assert own.key.shape == (*size, shape.head_dim, 32)
+  assert own.value.shape == (*size, 32, shape.head_dim)
 
 
 def test_deepseek_v3_divides_on_a_mesh():

@@ -135,14 +135,7 @@ def generate(
   num_slots, span = most, _spans(capacity, widest)[0]
   batches = _batches(most)
   params = engine.prepare(config, params)
-  slots = engine.empty(
-    config,
-    num_slots,
-    span,
-    sampling.max_len,
-    sampling.keep_routes,
-    'layers' not in params,
-  )
+  slots = _slots(engine.empty, config, params, sampling, num_slots, span)
   held = np.full(num_slots, -1)  # completion in each slot
   cached = np.zeros(num_slots, int)
   left = np.zeros(num_slots, int)  # tokens to come of a finished one, else 0
@@ -259,14 +252,7 @@ def lower_all(
   for num_slots in [most, *_batches(most)]:
     spans = _spans(capacity, widest, num_slots / most)
     slots = {
-      span: engine.abstract(
-        config,
-        num_slots,
-        span,
-        sampling.max_len,
-        sampling.keep_routes,
-        'layers' not in params,
-      )
+      span: _slots(engine.abstract, config, params, sampling, num_slots, span)
       for span in {*spans, *spans_before}
     }
     for span in spans_before:
@@ -317,6 +303,18 @@ def lower(
     'prefill': engine.prefill.lower(config, params, block),
     'decode': _lower_decode(config, params, slots, sampling, eos_ids),
   }
+
+
+def _slots(make, config, params, sampling, num_slots, span):
+  """Slots for the parameters of `engine.prepare`, by one of its functions."""
+  return make(
+    config,
+    num_slots,
+    span,
+    sampling.max_len,
+    sampling.keep_routes,
+    'layers' not in params,
+  )
 
 
 def _lower_decode(config, params, slots, sampling, eos_ids):
