@@ -100,7 +100,8 @@ class Config:
   compile_ahead: bool = _late(False)
   reference_every: int = 400  # steps between replacements of the reference
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
-  remat: bool = _late(False)  # recompute layers in the backward pass
+  # Recompute layers in the backward pass, products of matrices included.
+  remat: bool = _late(False)
   # By a kernel, where the backend has one.
   fused_attention: bool = _late(True)
   skip_constant_groups: bool = True  # in updates without KL; saves time alone

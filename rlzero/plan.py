@@ -401,26 +401,33 @@ class _Plan:
     """The largest size that fits: a line through two, and a third to confirm.
 
     Returns:
-      its amount in `unit`s (0 where not even one fits), and whether a program
-      of that size has been compiled and fits.
+      its amount in `unit`s, 0 where not even one is known to fit, and the
+      bytes that it takes.
     """
-    other = _other(size, most)
     limit = self.chip.memory
 
     def total(n):
       return sum(self._memory(name, n).values())
 
-    at, more = total(size), total(other)
-    slope = (more - at) / (other - size) if other != size else math.inf
-    n = size + math.floor((limit - at) / slope) if slope > 0 else most
-    n = max(min(n, most), 0)
+    at = total(size)
+
+    def crossing(other):
+      more = total(other) - at
+      slope = more / (other - size) if other != size else math.inf
+      n = size + math.floor((limit - at) / slope) if slope > 0 else most
+      return max(min(n, most), 0)
+
+    n = crossing(_other(size, most))
     for _ in range(3):
       if not n:
         break
       self._find([(name, n)])
       if self.found[name, n].known and total(n) <= limit:
         break
-      n -= max(n // 16, 1)
+      # Memory grows faster than the line: the next one ends at this size.
+      n = min(n - max(n // 16, 1), crossing(n))
+    else:
+      n = size if at <= limit else 0
     return {'size': n * unit, 'memory': total(n) if n else total(size)}
 
   def _advice(self, phases) -> list[str]:

@@ -428,6 +428,28 @@ def test_remat_changes_nothing():
   assert distance(again, gradients(FULL, params)) < 1e-6
 
 
+@pytest.mark.parametrize('remat', [False, True])
+def test_what_going_back_finds(remat):
+  """Of a layer: its input, and without remat its products and its heads; no
+  scores, which here would be more than all of that."""
+  config = dataclasses.replace(GQA, remat=remat)
+  params = noisy(config)
+  tokens = 3 * 64
+  rows = Tokens(*(jnp.ones((3, 64), jnp.int32),) * 3)
+  _, back = jax.vjp(lambda p: transformer.forward(config, p, rows)[0], params)
+  weights = {x.shape for x in jax.tree.leaves(params)}
+  kept = sum(
+    x.size
+    for x in jax.tree.leaves(back)
+    if x.shape[:1] == (config.num_layers,) and x.shape not in weights
+  )
+  heads = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
+  wanted = config.width
+  if not remat:
+    wanted += config.width + heads + 2 * config.mlp_width
+  assert kept == wanted * tokens * config.num_layers
+
+
 def test_predictors_shift_by_one():
   # Prompts of 1 and 2 tokens with hidden states 10 and 20, 30; row 0 holds
   # completions of prompts 1 and 0, row 1 one of prompt 0 and padding.

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlzero import sharding
-from rlzero.models import splash
+from rlzero.models import layers, splash
 from rlzero.models.config import ModelConfig
 
 _SHORTEST = 128  # tokens; what the kernels' blocks hold
@@ -121,7 +121,7 @@ def attend(
     end = start + part.key.shape[2]
     out += jnp.einsum('bkrts,bksh->bkrth', weights[..., start:end], part.value)
     start = end
-  return out
+  return layers.keep(out)
 
 
 def fuses(config: ModelConfig, length: int) -> bool:

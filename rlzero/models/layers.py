@@ -3,9 +3,11 @@
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rlzero.models.config import ModelConfig
 
+KEPT = 'kept'  # the name of what `keep` marks
 INIT = nn.initializers.normal(0.02)
 ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': nn.gelu}
 
@@ -35,6 +37,11 @@ def rms_norm(x, scale, config):
     scale = 1 + scale.astype(jnp.float32)
   scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
   return (x32 * inverse * scale).astype(x.dtype)
+
+
+def keep(tree):
+  """Marks what the backward pass is to find again, as it does products."""
+  return checkpoint_name(tree, KEPT)
 
 
 def multiply(x, kernel):

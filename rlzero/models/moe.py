@@ -285,8 +285,8 @@ def _grouped(gate, up, down, rows, sizes):
   real = (jnp.arange(rows.shape[0]) < jnp.sum(sizes))[:, None]
   # What a ragged product leaves beyond its groups is the backend's own.
   rows = jnp.where(real, rows, 0)
-  hidden = nn.silu(jax.lax.ragged_dot(rows, gate, sizes))
-  hidden *= jax.lax.ragged_dot(rows, up, sizes)
+  hidden = nn.silu(layers.keep(jax.lax.ragged_dot(rows, gate, sizes)))
+  hidden *= layers.keep(jax.lax.ragged_dot(rows, up, sizes))
   return jnp.where(real, jax.lax.ragged_dot(hidden, down, sizes), 0)
 
 

@@ -22,6 +22,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float, Int
 
+from rlzero.models import layers
+
 _BLOCKS = (512, 256, 128)  # tokens; sizes are padded to a multiple of the last
 
 
@@ -86,6 +88,7 @@ def _attend_forward(causal, interpret, query, parts):
     jnp.exp(log_sum - whole)[..., None] * out.astype(jnp.float32)
     for log_sum, out in zip(log_sums, outs, strict=True)
   ).astype(query.dtype)
+  merged, whole = layers.keep(merged), layers.keep(whole)
   return merged, (query, parts, merged, whole)
 
 

@@ -64,6 +64,14 @@ AXES = {
 _FLOAT32 = {name for name in AXES if 'norm' in name or 'router' in name}
 _FLOAT32.add('scale')
 
+# What the backward pass finds again of a layer that is not recomputed as a
+# whole: the products of its matrices, and what attention makes of them. The
+# rest, scores included, takes longer to fetch from memory than to make again.
+_KEPT = jax.checkpoint_policies.save_from_both_policies(
+  jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  jax.checkpoint_policies.save_only_these_names(layers.KEPT),
+)
+
 
 class Attention(nn.Module):
   """Projections around `attention.attend`; keys leave it for the cache."""
@@ -241,7 +249,9 @@ class Transformer(nn.Module):
   def setup(self):
     c = self.config
     self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=layers.INIT)
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+    block = nn.remat(
+      Block, prevent_cse=False, policy=None if c.remat else _KEPT
+    )
 
     def stack(length, routed):
       return nn.scan(

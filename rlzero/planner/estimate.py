@@ -50,8 +50,15 @@ class Estimate:
     self.heads = m.num_heads / self.tensor
     self.params = sharding.held(run.state.params)
     # Numbers of one token that a layer works on, and those of its vocabulary.
-    hidden = 3 * (m.experts.shared_width if m.experts else m.mlp_width)
-    self.layer = 6 * m.width + (_of_heads(m) + hidden) / self.tensor
+    hidden = m.experts.shared_width if m.experts else m.mlp_width
+    self.layer = 6 * m.width + (_of_heads(m) + 3 * hidden) / self.tensor
+    # Those of them that going back finds again: the layer's input, and unless
+    # all else is made again, products and what attention makes of them.
+    self.kept = m.width
+    if not m.remat:
+      if m.experts:
+        hidden += m.experts.num_chosen * m.experts.width
+      self.kept += m.width + (_of_heads(m) + 2 * hidden) / self.tensor
     self.logits = m.vocab_size / self.tensor
     self.one_layer = max(stacks.values()) * self.item
     self.routed = m.num_layers - m.num_dense_layers  # layers
@@ -177,14 +184,11 @@ class Estimate:
       received=s._gathered(1) + s._reduced(tokens, 1) + s.routed * sent,
     )
     passes = 3 + m.remat
-    kept = s.layer if not m.remat else m.width
-    scores_kept = 0 if m.remat else all_scores * m.num_layers * (4 + s.item)
     gradient = Program(
       memory=2 * s.params  # and the sum so far, donated
       + s.params  # what this microbatch adds
       + inputs
-      + tokens * m.num_layers * kept * s.item
-      + scores_kept
+      + tokens * m.num_layers * s.kept * s.item
       + max(
         2 * working + scores * (2 * 4 + s.item),
         head + s.head * (4 + s.item),
