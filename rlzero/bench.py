@@ -153,7 +153,8 @@ def useful(
   item = jnp.dtype(model.dtype).itemsize
   # The weights are read once for every token of the fullest schedule.
   decode_steps = max(lengths.max(), lengths.sum() / num_slots)
-  held = 2 * model.num_layers * model.num_kv_heads * model.head_dim
+  cache = jax.eval_shape(lambda: transformer.empty_cache(model, 1, 1))
+  held = sum(part.size for part in jax.tree.leaves(cache))  # of a token
   looked_at = (lengths * (prompts[:, None] + lengths / 2)).sum()
   return {
     'rollout_flops': forward(everything),

@@ -1,5 +1,6 @@
 """What the benchmark counts, and that it measures the run's own step."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlzero import bench, checkpoint, flops, grpo, packing, step
-from rlzero.models.config import ModelConfig
+from rlzero.models.config import Latent, ModelConfig
 from rlzero.tasks import procedural
 from rlzero.tasks.template import Template
 
@@ -91,6 +92,16 @@ def test_useful_flops_by_hand():
   second = 2 * (22 * 9 + 10 * 4) + 4 * 41 * 2
   assert work['rollout_flops'] == first + second
   assert work['update_flops'] == 3 * first
+  # 32 weights for each of 3 tokens; cache of 5 + n / 2 tokens in the mean, for
+  # each of n: 5.5 + 3 x 6.5 + 2 x 2 x 6 = 49, of a key and a value of 2.
+  assert work['rollout_bytes'] == 4 * (3 * 32 + 49 * 4)
+  # A latent cache has one vector, of 5 + 2 numbers, for all heads.
+  latent = dataclasses.replace(
+    model, head_dim=4, latent=Latent(kv_rank=5, rope_dim=2, value_dim=1)
+  )
+  body, head = flops.matmul_weights(latent)
+  work = bench.useful(cfg, latent, [5, 5], records)
+  assert work['rollout_bytes'] == 4 * (3 * (body + head) + 49 * 7)
 
 
 def test_problems_in_the_order_of_the_generator():
