@@ -39,9 +39,9 @@ def rms_norm(x, scale, config):
   return (x32 * inverse * scale).astype(x.dtype)
 
 
-def keep(tree):
+def keep(x):
   """Marks what the backward pass is to find again, as it does products."""
-  return checkpoint_name(tree, KEPT)
+  return checkpoint_name(x, KEPT)
 
 
 def multiply(x, kernel):
