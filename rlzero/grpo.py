@@ -100,8 +100,7 @@ class Config:
   compile_ahead: bool = _late(False)
   reference_every: int = 400  # steps between replacements of the reference
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
-  # Recompute layers in the backward pass, products of matrices included.
-  remat: bool = _late(False)
+  remat: bool = _late(False)  # recompute layers whole in the backward pass
   # By a kernel, where the backend has one.
   fused_attention: bool = _late(True)
   skip_constant_groups: bool = True  # in updates without KL; saves time alone

@@ -402,7 +402,7 @@ class _Plan:
 
     Returns:
       its amount in `unit`s, 0 where not even one is known to fit, and the
-      bytes that it takes.
+      bytes that it takes, or that `size` does.
     """
     limit = self.chip.memory
 

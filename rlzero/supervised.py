@@ -65,7 +65,7 @@ class Config:
   )
   micro_tokens: int = 32_768  # tokens a microbatch, padding included
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
-  remat: bool = False  # recompute layers, products too, going back
+  remat: bool = False  # recompute layers whole in the backward pass
   # Run
   seed: int = 0
   save_every: int = _late(200)  # updates between checkpoints

@@ -1,10 +1,12 @@
 """Plans: what they count, against compiled programs and by hand."""
 
+import collections
 import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -230,6 +232,25 @@ def test_the_largest_sizes_are_the_largest():
     one.chip = chip._replace(memory=(two + three) / 2)
     found = one._largest('update', 2, 8, one.ways * one.width)
   assert found == {'size': 2 * 4 * 128, 'memory': two}
+
+
+@pytest.mark.parametrize(
+  ('memory', 'expected'),
+  [
+    (lambda n: n**2, 9),  # the first line says 11, which needs 121; the next 9
+    (lambda n: 4 if n <= 8 else 101, 4),  # no line says so: what is known
+    (lambda n: 100 + n, 0),
+  ],
+)
+def test_sizes_that_need_more_than_the_line_says(memory, expected):
+  one = types.SimpleNamespace(
+    chip=types.SimpleNamespace(memory=100),
+    found=collections.defaultdict(lambda: types.SimpleNamespace(known=True)),
+    _find=lambda wanted: None,
+    _memory=lambda name, n: {'all of it': memory(n)},
+  )
+  found = plan._Plan._largest(one, 'update', 4, 64, 1)
+  assert found == {'size': expected, 'memory': memory(expected or 4)}
 
 
 def test_what_does_not_fit_is_named():

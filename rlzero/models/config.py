@@ -221,7 +221,7 @@ class ModelConfig:
   max_position: int = 2048  # tokens, prompt and completion together
   family: str = 'llama'  # whose files it is exported as: their model_type
   dtype: str = 'float32'  # of activations; parameters stay float32
-  remat: bool = False  # recompute layers, products too, going back
+  remat: bool = False  # recompute layers whole in the backward pass
   fused_attention: bool = True  # by a kernel, where the backend has one
 
   def __post_init__(self):

@@ -54,11 +54,9 @@ class Estimate:
     self.layer = 6 * m.width + (_of_heads(m) + 3 * hidden) / self.tensor
     # Those of them that going back finds again: the layer's input, and unless
     # all else is made again, products and what attention makes of them.
-    self.kept = m.width
-    if not m.remat:
-      if m.experts:
-        hidden += m.experts.num_chosen * m.experts.width
-      self.kept += m.width + (_of_heads(m) + 2 * hidden) / self.tensor
+    chosen = m.experts.num_chosen * m.experts.width if m.experts else 0
+    products = m.width + (_of_heads(m) + 2 * (hidden + chosen)) / self.tensor
+    self.kept = m.width + (0 if m.remat else products)
     self.logits = m.vocab_size / self.tensor
     self.one_layer = max(stacks.values()) * self.item
     self.routed = m.num_layers - m.num_dense_layers  # layers
