@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlzero import config, report
+from rlzero.reporting import detectors
 
 
 def evaluation(step, score, length, **changes):
@@ -263,22 +264,22 @@ def constant(**metrics):
   ],
 )
 def test_detectors_speak_when_they_should(name, values, sentence):
-  (found,) = report.detectors(constant(**{name: values}))
+  (found,) = detectors.suspicions(constant(**{name: values}))
   assert re.search(sentence, found)
 
 
 def test_detector_of_reward_for_format_alone():
   form = [0.4 + 0.02 * i for i in range(30)]
   flat = constant(reward__format=form, reward__correct=[0.2] * 30)
-  (found,) = report.detectors(flat)
+  (found,) = detectors.suspicions(flat)
   assert 'Only the format was learned' in found
-  assert not report.detectors(
+  assert not detectors.suspicions(
     constant(reward__format=form, reward__correct=form)
   )
 
 
 def test_detectors_are_silent_on_a_healthy_run():
-  assert report.detectors([row(step, 60) for step in range(60)]) == []
+  assert detectors.suspicions([row(step, 60) for step in range(60)]) == []
 
 
 def test_compares_seeds(tmp_path, capsys):

@@ -1,0 +1,165 @@
+"""The figures of a run: the paper's, as SVG, and those of several as PNG."""
+
+import io
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlzero.reporting import recorded
+from rlzero.reporting.recorded import Run
+
+# On the page the colours become variables, which dark mode sets anew.
+_COLORS = ['#24292f', '#818b98', '#2f6db5', '#c8553d', '#3f8f5f']
+_INK, _DIM, _BLUE, _RED, _GREEN = _COLORS
+_CYCLE = [_BLUE, _RED, _GREEN, '#8a63b5', '#b58900']
+_STYLE = {
+  'axes.edgecolor': _DIM,
+  'axes.grid': True,
+  'axes.grid.axis': 'y',
+  'axes.labelcolor': _DIM,
+  'axes.prop_cycle': matplotlib.cycler(color=_CYCLE),
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'axes.titlesize': 10,
+  'figure.constrained_layout.use': True,
+  'font.family': ['DejaVu Sans'],  # comes with matplotlib
+  'font.size': 8.5,
+  'grid.alpha': 0.25,
+  'grid.color': _DIM,
+  'legend.frameon': False,
+  'lines.markersize': 4,
+  'svg.fonttype': 'none',
+  'svg.hashsalt': 'rlzero',  # the same run gives the same page
+  'text.color': _INK,
+  'xtick.color': _DIM,
+  'ytick.color': _DIM,
+}
+
+
+def png(runs: Iterable[Run], path: str) -> None:
+  """Draws accuracy and length over training as a PNG, one line a run."""
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(9, 3.2))
+    accuracy, length = figure.subplots(1, 2)
+    for number, loaded in enumerate(runs):
+      color, seed = f'C{number}', loaded.info.get('seed')
+      label = loaded.name if seed is None else f'seed {seed}'
+      _line(accuracy, loaded, 'reward/correct', color=color, alpha=0.4, lw=0.8)
+      _line(accuracy, loaded, 'eval/pass@1', color=color, marker='o')
+      _line(length, loaded, 'completion/len_mean', color=color, label=label)
+    accuracy.set_title('Accuracy: held out (dots), in training (thin)')
+    accuracy.set(xlabel='step', ylim=(0, 1.03))
+    length.set(xlabel='step', title='Mean completion length, tokens')
+    length.set_ylim(bottom=0)
+    if length.has_data():
+      length.legend()
+    figure.savefig(path, dpi=160, facecolor='white')
+
+
+def svg(loaded: Run) -> str:
+  """The paper's figures for this run; those without data are left out."""
+  drawn: list[str] = []
+
+  def draw(title: str, note: str, plot: Callable, **axes: Any) -> None:
+    drawn.append(_figure(title, note, lambda ax: plot(ax, loaded), axes))
+
+  def lines(title: str, note: str, *names: str, **axes: Any) -> None:
+    def plot(ax: Axes, loaded: Run) -> None:
+      for name in names:
+        label = name.partition('/')[2].replace('_', ' ')
+        _line(ax, loaded, name, label=label if len(names) > 1 else '')
+
+    draw(title, note, plot, **axes)
+
+  share = {'ylim': (-0.02, 1.05)}
+  note = 'The paper’s Figure 2. Squares: before and after, 95% intervals.'
+  draw('Accuracy over training', note, _plot_accuracy, **share)
+  note = 'The paper’s Figure 3, with the slope of each sixth of the run.'
+  draw('Mean completion length, tokens', note, _plot_length)
+  note = 'Wait, mistake, however, but, retry, error, verify, wrong, …'
+  name = 'completion/reflection_per_1k'
+  lines('Reflective words per thousand tokens', note, name)
+  note = 'Attempts at a solution that a completion goes through.'
+  lines('Tries in a completion', note, 'completion/tries')
+  names = 'reward/format', 'completion/truncated'
+  lines('Format and truncation', 'Shares of completions.', *names, **share)
+  names = 'completion/len_correct', 'completion/len_wrong'
+  note = 'Where only wrong answers grow, the length is not thought.'
+  lines('Length of right and wrong answers, tokens', note, *names)
+  note = 'What is right within so many tokens.'
+  axes = {'xlabel': 'tokens allowed', **share}
+  draw('Accuracy against allowed length', note, _plot_allowed, **axes)
+  note = 'Share of groups whose completions were all rewarded alike.'
+  lines('Groups without a signal', note, 'groups/zero_variance', **share)
+  note = 'It falls where the reference is replaced.'
+  lines('KL from the reference', note, 'policy/kl')
+  lines('Entropy of the policy', 'Nats a token.', 'policy/entropy')
+  names = 'policy/sampler_learner_max', 'policy/sampler_learner_mean'
+  note = 'How far the two are apart on the tokens that were sampled.'
+  lines('|sampler − learner| log-prob', note, *names, yscale='log')
+  return '\n'.join(drawn)
+
+
+def _figure(
+  title: str, note: str, plot: Callable[[Axes], None], axes: dict[str, Any]
+) -> str:
+  with matplotlib.rc_context(_STYLE):
+    figure, buffer = Figure(figsize=(4.7, 2.6)), io.StringIO()
+    ax = figure.subplots()
+    plot(ax)
+    if not ax.has_data():
+      return ''
+    if ax.dataLim.y1 <= 0:  # all zero; nothing for a logarithm
+      axes = {name: value for name, value in axes.items() if name != 'yscale'}
+    ax.set(**{'xlabel': 'step', **axes})
+    if ax.get_legend_handles_labels()[1]:
+      ax.legend()
+    figure.savefig(buffer, format='svg', transparent=True)
+  # Within a page there is no need of namespaces, group names and metadata.
+  svg = re.sub('(?s)<metadata>.*?</metadata>|<!--.*?-->', '', buffer.getvalue())
+  svg = re.sub(r' xmlns(:\w+)?="[^"]*"| id="\w+_\d+"', '', svg)
+  for number, color in enumerate(_COLORS):
+    svg = svg.replace(color, f'var(--c{number})')
+  return (
+    f'<figure><h3>{title}</h3>{svg[svg.index("<svg") :]}'
+    f'<figcaption>{note}</figcaption></figure>'
+  )
+
+
+def _line(ax: Axes, loaded: Run, key: str, **style: Any) -> None:
+  steps, values = recorded.series(loaded.rows, key)
+  if len(steps):
+    ax.plot(steps, values, **style)
+
+
+def _plot_accuracy(ax: Axes, loaded: Run) -> None:
+  style = {'color': _DIM, 'lw': 0.8, 'label': 'training prompts'}
+  _line(ax, loaded, 'reward/correct', **style)
+  _line(ax, loaded, 'eval/pass@1', color=_BLUE, marker='o', label='pass@1')
+  names = sorted({name for row in loaded.rows for name in row})
+  for name in (name for name in names if name.startswith('eval/cons@')):
+    _line(ax, loaded, name, color=_RED, marker='o', label=name[5:])
+  for evaluation in (loaded.before, loaded.after):
+    if None not in (point := [evaluation.get(k) for k in ('step', 'pass@1')]):
+      ax.plot(*point, 's', color=_INK)
+      interval = evaluation.get('pass@1_interval') or [None]
+      if None not in map(recorded.number, interval):
+        ax.vlines(point[0], *interval, color=_INK)
+
+
+def _plot_length(ax: Axes, loaded: Run) -> None:
+  _line(ax, loaded, 'completion/len_mean', color=_DIM, lw=0.8)
+  labels = {_BLUE: 'rising', _RED: 'falling'}
+  for steps, fitted, slope in recorded.segments(loaded.rows):
+    color = _BLUE if slope > 0 else _RED
+    ax.plot(steps, fitted, color=color, lw=2.2, label=labels.pop(color, None))
+
+
+def _plot_allowed(ax: Axes, loaded: Run) -> None:
+  for name, color in (('before', _RED), ('after', _BLUE)):
+    if points := getattr(loaded, name).get('accuracy_by_len'):
+      ax.plot(*zip(*points, strict=True), 'o-', color=color, label=name)

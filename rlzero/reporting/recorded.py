@@ -1,0 +1,108 @@
+"""What a run has left in its folder, as a report reads it."""
+
+import json
+import math
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlzero import metrics
+
+EVALUATIONS = 'evaluations'  # folder in the workdir
+NUM_SEGMENTS = 6
+
+
+class Run(NamedTuple):
+  """What a workdir holds; a mapping is empty where there is nothing yet."""
+
+  workdir: str
+  rows: list[dict[str, Any]]
+  before: dict[str, Any]  # evaluations
+  after: dict[str, Any]
+  info: dict[str, Any]  # run.json
+  config: dict[str, Any]
+  suite: dict[str, Any]  # figures of rlzero.evaluate --suite
+
+  @property
+  def name(self) -> str:
+    return os.path.basename(os.path.abspath(self.workdir))
+
+  def both(self, name: str) -> list[float | None]:
+    """The score before and after; None where it is not known."""
+    family, _, k = name.partition('@')
+    return [
+      number(scores.get(name, scores.get(f'{family}@k', {}).get(k)))
+      for scores in (self.before, self.after)
+    ]
+
+
+def load(workdir: str) -> Run:
+  """Reads a run, which may still be under way.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: the folder holds no run, or a file of it is broken.
+  """
+  if not os.path.isdir(workdir):
+    raise FileNotFoundError(
+      f'The workdir {workdir!r} does not exist; give the folder of a run with '
+      '--workdir=DIR.'
+    )
+  rows = metrics.read_metrics(workdir)
+  evaluations = os.path.join(workdir, EVALUATIONS)
+  before = _read_object(evaluations, 'before.json')
+  after = _read_object(evaluations, 'after.json')
+  suite = _read_object(evaluations, 'suite.json')
+  if not (rows or before or after or suite):
+    raise ValueError(
+      f'The workdir {workdir!r} holds neither {metrics.JSONL} nor '
+      'evaluations/; give the folder of a run that has begun with '
+      '--workdir=DIR.'
+    )
+  info, config = (
+    _read_object(workdir, name) for name in ('run.json', 'config.json')
+  )
+  return Run(workdir, rows, before, after, info, config, suite)
+
+
+def _read_object(folder: str, name: str) -> dict[str, Any]:
+  path = os.path.join(folder, name)
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding='utf-8') as file:
+    try:
+      value = json.load(file)
+    except ValueError:
+      value = None
+  if not isinstance(value, dict):
+    raise ValueError(
+      f'{path} is not a JSON object; write it again with the stage that made '
+      'it, or remove it.'
+    )
+  return value
+
+
+def segments(rows: list[dict]) -> list[tuple[np.ndarray, np.ndarray, float]]:
+  """Steps, fitted lengths and slope (tokens a step) of each segment."""
+  steps, lengths = series(rows, 'completion/len_mean')
+  if len(steps) < 2 * NUM_SEGMENTS:
+    return []
+  result = []
+  parts = (np.array_split(v, NUM_SEGMENTS) for v in (steps, lengths))
+  for x, y in zip(*parts, strict=True):
+    slope, start = np.polyfit(x - x[0], y, 1)
+    result.append((x, start + slope * (x - x[0]), float(slope)))
+  return result
+
+
+def number(value: Any) -> float | None:
+  """The value, or None where it is no finite number."""
+  known = isinstance(value, (int, float)) and math.isfinite(value)
+  return value if known else None
+
+
+def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and values, without the steps that lack the metric."""
+  rows = [row for row in rows if row.get(key) is not None]
+  return tuple(np.array([r[k] for r in rows], float) for k in ('step', key))
