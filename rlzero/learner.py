@@ -147,7 +147,9 @@ class Learner:
     totals, loss, norm = jax.device_get((totals, loss, norm))
     tokens = max(float(totals.tokens), 1.0)
     shared = np.unique(rows.prompt_index[self._chosen(rows)])
-    real = float(totals.tokens) + sum(len(rows.prompts[p]) for p in shared)
+    stem = packing.stem_length(rows.prompts) * bool(shared.size)
+    real = float(totals.tokens) + stem
+    real += sum(len(rows.prompts[p]) - stem for p in shared)
     return state, {
       'policy/loss': float(loss),
       'policy/grad_norm': float(norm),
@@ -304,6 +306,7 @@ def _place(micro: packing.Micro, place=sharding.place) -> packing.Micro:
       tokens=jax.tree.map(lambda x: place(x, 'PT'), prompts.tokens),
       index=place(prompts.index, 'BM'),
       which=place(prompts.which, 'BT'),
+      stem=jax.tree.map(lambda x: place(x, 'PT'), prompts.stem),
     ),
     lengths=place(micro.lengths, 'BT'),
     old_logprobs=place(micro.old_logprobs, 'BT'),
@@ -350,7 +353,11 @@ def _loss(config, objective, params, micro):
     micro.tokens.ids,
     extras,
   )
-  computed = micro.tokens.ids.size + micro.prompts.tokens.ids.size
+  computed = sum(
+    tokens.ids.size
+    for tokens in (micro.tokens, micro.prompts.tokens, micro.prompts.stem)
+    if tokens is not None
+  )
   return -value, totals._replace(
     computed=jnp.float32(computed), loads=routing.loads if routing else ()
   )

@@ -17,10 +17,13 @@ from jaxtyping import Float, Int
 from rlzero.types import Prompts, Tokens
 
 _WIDTH = 128  # tokens of the narrowest rows; wider ones double
+_SHORT = 64  # rows where no completion is longer; each token meets fewer others
 _WIDTH_STEP = 32  # the widest are cut to a multiple of this
 _PROMPTS_A_ROW = 2
 _ROW_SIZES = 5  # numbers of rows that microbatches have, each half the other
-_EMPTY = 8  # at most one row of so many is there only to fill up
+_STEM_STEP = 16  # a stem is cut to a multiple of this, so that it seldom varies
+_STEM_PROMPTS = 4  # of fewer prompts more is alike by chance, now and then
+_EMPTY = 6  # at most one row of so many is there only to fill up
 
 
 class Rows(NamedTuple):
@@ -133,7 +136,7 @@ def shapes(
     enough = [n for n in sizes if n >= len(rows.completions)]
     for size in sizes[max(len(enough) - 1, 0) :]:
       for num_prompts in _prompt_sizes(size, len(rows.prompts), ways):
-        yield _empty(rows, size, num_prompts, width)
+        yield _empty(rows, size, num_prompts, width, ways)
 
 
 def row_sizes(micro_tokens: int, width: int, ways: int = 1) -> list[int]:
@@ -141,6 +144,21 @@ def row_sizes(micro_tokens: int, width: int, ways: int = 1) -> list[int]:
   most = max(micro_tokens // width, 1)
   halves = {max(most >> k, 1) for k in range(_ROW_SIZES)}
   return sorted({round_up(n, ways) for n in halves}, reverse=True)
+
+
+def stem_length(prompts: Sequence[Sequence[int]]) -> int:
+  """Tokens of the stem: what all prompts begin with, a template say.
+
+  It need not be computed for each of them. Every prompt keeps a token of its
+  own, which predicts the first one of its completions.
+  """
+  if len(prompts) < _STEM_PROMPTS:
+    return 0
+  # What the first and the last in order have in common, all have.
+  first, last = min(prompts), max(prompts)
+  most = min(map(len, prompts)) - 1
+  alike = next((i for i in range(most) if first[i] != last[i]), most)
+  return alike // _STEM_STEP * _STEM_STEP
 
 
 def prompt_width(longest: int) -> int:
@@ -164,6 +182,8 @@ def side_by_side(micros: Iterable[Micro], number: int) -> Iterator[Micro]:
     empty = jax.tree.map(np.zeros_like, group[0])
     # A prompt that only pads has one token, so that it has a last one.
     empty.prompts.tokens.segments[:, 0] = 1
+    if empty.prompts.stem:
+      empty.prompts.stem.segments[:] = 1
     group = group + [empty] * (number - len(group))
     return jax.tree.map(lambda *parts: np.stack(parts), *group)
 
@@ -178,9 +198,15 @@ def side_by_side(micros: Iterable[Micro], number: int) -> Iterator[Micro]:
 
 
 def pad(
-  prompts: Sequence[Sequence[int]], num_prompts: int, width: int
+  prompts: Sequence[Sequence[int]],
+  num_prompts: int,
+  width: int,
+  first: int = 0,
 ) -> Tokens:
-  """Prompts as [num_prompts, width] tokens, padded on the right and below."""
+  """Prompts as [num_prompts, width] tokens, padded on the right and below.
+
+  Their positions begin with `first`.
+  """
   ids = np.zeros((num_prompts, width), np.int32)
   segments = np.zeros((num_prompts, width), np.int32)
   for i, prompt in enumerate(prompts):
@@ -188,7 +214,8 @@ def pad(
     segments[i, : len(prompt)] = 1
   # A prompt that only pads has one token, so that it has a last one.
   segments[len(prompts) :, 0] = 1
-  positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
+  positions = first + np.arange(width, dtype=np.int32)
+  positions = np.broadcast_to(positions, ids.shape)
   return Tokens(ids, positions, segments)
 
 
@@ -196,7 +223,7 @@ def _width(length: int, max_len: int) -> int:
   """Of the rows that a completion of this length may be packed into."""
   # The widest rows have room for the longest completion; where that is a
   # short one, for two.
-  widest = min(2 * max_len, max(_WIDTH, round_up(max_len, _WIDTH_STEP)))
+  widest = min(2 * max_len, max(_SHORT, round_up(max_len, _WIDTH_STEP)))
   width = min(_WIDTH, widest)
   while width < length:
     width = min(2 * width, widest)
@@ -278,10 +305,11 @@ def _packed(pieces, places, num_rows, width) -> Packed:
   return Packed(Tokens(ids, positions, segments), extras)
 
 
-def _empty(rows, num_rows, num_prompts, width) -> Micro:
-  """Padding alone."""
+def _empty(rows, num_rows, num_prompts, width, ways) -> Micro:
+  """Padding alone, but for the stem."""
   shape = num_rows, width
-  longest = prompt_width(max(len(p) for p in rows.prompts))
+  stem = stem_length(rows.prompts)
+  longest = prompt_width(max(len(p) for p in rows.prompts) - stem)
   ints = [np.zeros(shape, np.int32) for _ in range(5)]
   floats = [np.zeros(shape, np.float32) for _ in range(3)]
   routes = None
@@ -291,9 +319,10 @@ def _empty(rows, num_rows, num_prompts, width) -> Micro:
   return Micro(
     tokens=Tokens(*ints[:3]),
     prompts=Prompts(
-      pad([], num_prompts, longest),
+      pad([], num_prompts, longest, stem),
       np.zeros((num_rows, _PROMPTS_A_ROW), np.int32),
       ints[3],
+      pad([rows.prompts[0][:stem]] * ways, ways, stem) if stem else None,
     ),
     lengths=ints[4],
     old_logprobs=floats[0],
@@ -311,7 +340,7 @@ def _micro(rows, places, num_rows, width, ways) -> Micro:
     for n in _prompt_sizes(num_rows, len(rows.prompts), ways)
     if n >= used.size
   )
-  micro = _empty(rows, num_rows, num_prompts, width)
+  micro = _empty(rows, num_rows, num_prompts, width, ways)
   (ids, positions, segments), index = micro.tokens, micro.prompts.index
   held: list[list[int]] = [[] for _ in range(num_rows)]
   for segment, (place, prompt) in enumerate(zip(places, local, strict=True)):
@@ -333,6 +362,7 @@ def _micro(rows, places, num_rows, width, ways) -> Micro:
     micro.ref_logprobs[at] = reference[i]
     if rows.routes is not None:
       micro.routes[:, row, start : start + size] = rows.routes[i]
-  longest = micro.prompts.tokens.ids.shape[1]
-  prompts = pad([rows.prompts[p] for p in used], num_prompts, longest)
+  longest, stem = micro.prompts.tokens.ids.shape[1], stem_length(rows.prompts)
+  rests = [rows.prompts[p][stem:] for p in used]
+  prompts = pad(rests, num_prompts, longest, stem)
   return micro._replace(prompts=micro.prompts._replace(tokens=prompts))

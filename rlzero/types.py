@@ -54,15 +54,22 @@ class Prefix(NamedTuple):
 
 
 class Prompts(NamedTuple):
-  """Prompts that rows share; a row may hold completions of M of them."""
+  """Prompts that rows share; a row may hold completions of M of them.
 
-  tokens: Tokens  # [P, Tp], right-padded
+  What all prompts begin with, the stem, is apart where there is one: a row of
+  it for each device, none of them padded.
+  """
+
+  tokens: Tokens  # [P, Tp], right-padded; behind the stem
   index: Int[jax.Array, 'B M']  # the prompts that a row continues
   which: Int[jax.Array, 'B T']  # of these M, the one that a token continues
+  stem: Tokens | None = None
 
 
 class Routing(NamedTuple):
   """Where tokens went in the layers that have experts."""
 
   ids: Int[jax.Array, 'L B T C']  # experts of the rows' tokens; E is none
-  loads: Float[jax.Array, 'L E']  # tokens, of prompts too, that experts got
+  # Tokens that experts got, of prompts too; not of a stem, which would count
+  # once for each microbatch.
+  loads: Float[jax.Array, 'L E']

@@ -26,6 +26,15 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 
+from rlzero import packing  # noqa: E402
+
+
+@pytest.fixture
+def short_stems(monkeypatch):
+  """Two prompts have a stem from two tokens on."""
+  monkeypatch.setattr(packing, '_STEM_PROMPTS', 2)
+  monkeypatch.setattr(packing, '_STEM_STEP', 2)
+
 
 @pytest.fixture(scope='module')
 def quick_compilation():

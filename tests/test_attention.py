@@ -42,7 +42,8 @@ def _rows() -> packing.Rows:
     return rng.integers(1, 31, size)
 
   return packing.Rows(
-    prompts=[draw(9).tolist(), draw(14).tolist()],
+    # With a beginning in common, which is shared under `short_stems`.
+    prompts=[[5, 9, *draw(7).tolist()], [5, 9, *draw(12).tolist()]],
     prompt_index=np.array([0, 0, 0, 1, 1, 1]),
     completions=[draw(n) for n in lengths],
     old_logprobs=[np.float32(rng.normal(-3.4, 0.3, n)) for n in lengths],
@@ -53,6 +54,7 @@ def _rows() -> packing.Rows:
 
 def _micro() -> packing.Micro:
   ((_, micro),) = packing.microbatches(_rows(), np.arange(6), 512, 128, ways=2)
+  assert micro.prompts.stem.ids.tolist() == [[5, 9]] * 2
   assert np.any(micro.prompts.which > 0)
   assert np.any(micro.tokens.segments == 0)
   return micro
@@ -88,6 +90,7 @@ def on_tpu(monkeypatch):
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
 
 
+@pytest.mark.usefixtures('short_stems')
 def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
   params, micro = _params(LATENT), _micro()
   plain = _loss_and_gradient(LATENT, params, micro)
@@ -99,6 +102,7 @@ def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
     _assert_same(plain, jax.device_get(fused))
 
 
+@pytest.mark.usefixtures('short_stems')
 def test_the_call_for_gpus_is_the_plain_path(monkeypatch):
   """All but the kernel itself, for which there is no device here."""
   params, micro = _params(GQA), _micro()

@@ -41,6 +41,7 @@ DR_GRPO = learner.Objective(
   temperature=0.7,
   max_len=20,
 )
+STEM = 7, 3
 
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -51,8 +52,11 @@ def params():
   return noisy(CONFIG)
 
 
-def make_rows(objective, seed=0, shortest=1, longest=9):
-  """Groups of random completions; all rewards of the second are equal."""
+def make_rows(objective, seed=0, shortest=1, longest=9, stem=()):
+  """Groups of random completions; all rewards of the second are equal.
+
+  Prompts begin with the stem, which is shared under `short_stems`.
+  """
   rng = np.random.default_rng(seed)
   completions = [
     np.append(rng.integers(2, 13, n), EOS)
@@ -66,7 +70,7 @@ def make_rows(objective, seed=0, shortest=1, longest=9):
     for _ in range(2)
   )
   return packing.Rows(
-    prompts=[rng.integers(2, 13, n).tolist() for n in (2, 5, 3)],
+    prompts=[[*stem, *rng.integers(2, 13, n).tolist()] for n in (2, 5, 3)],
     prompt_index=np.repeat(np.arange(NUM_PROMPTS), GROUP),
     completions=completions,
     old_logprobs=old,
@@ -185,8 +189,12 @@ def test_a_group_may_be_cut_into_several_microbatches(params):
 @pytest.mark.parametrize(
   'objective', [GRPO, NO_KL, DR_GRPO], ids=['grpo', 'no-kl', 'dr-grpo']
 )
-def test_gradient_equals_the_plain_formula(params, objective):
-  rows = make_rows(objective)
+@pytest.mark.parametrize('stem', [(), STEM], ids=['whole', 'stem'])
+def test_gradient_equals_the_plain_formula(params, objective, stem, request):
+  rows = make_rows(objective, stem=stem)
+  if stem:
+    request.getfixturevalue('short_stems')
+  assert packing.stem_length(rows.prompts) == len(stem)
   assert (rows.advantages == 0).sum() == GROUP  # skipped without KL
   grads, totals = make_learner(objective).gradient(params, rows)
   expected, loss, kl = plain_gradient(objective, params, rows)
@@ -223,8 +231,9 @@ def test_update_divides_by_all_rows_once(params):
   )
 
 
+@pytest.mark.usefixtures('short_stems')
 def test_logprobs_equal_a_direct_forward(params):
-  rows = make_rows(DR_GRPO)
+  rows = make_rows(DR_GRPO, stem=STEM)
   direct = jax.jit(plain_logprobs, static_argnums=1)
   for i, row in enumerate(make_learner(DR_GRPO).logprobs(params, rows)):
     expected, _ = direct(params, 0.7, *whole_row(rows, i))

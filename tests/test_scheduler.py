@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from test_transformer import GEMMA, noisy
+from test_transformer import GEMMA, V3, noisy
 
 from rlzero import learner, packing
 from rlzero.models import transformer
@@ -148,6 +148,38 @@ def test_other_slot_counts_write_the_same(params, by_slots):
   assert total > 500 and equal / total >= 0.999
 
 
+@pytest.mark.usefixtures('short_stems')
+@pytest.mark.parametrize('apart', [True, False], ids=['apart', 'stacked'])
+@pytest.mark.parametrize('of', [CONFIG, GEMMA, V3], ids=['', 'windows', 'v3'])
+def test_a_stem_is_computed_once_and_changes_nothing(of, apart, monkeypatch):
+  config = dataclasses.replace(of, vocab_size=13)
+  params = noisy(config)
+  prompts = [p._replace(tokens=[9, 4, 6, 2, *p.tokens]) for p in make_prompts()]
+  settings = scheduler.Sampling(num_slots=5, **SHORT | {'max_prompt_len': 12})
+  if not apart:  # as on an accelerator
+    monkeypatch.setattr(engine, 'prepare', lambda config, params: params)
+  stems, prefill = [], engine.prefill_stem
+
+  def counting(config, params, stem):
+    stems.append(stem.ids.tolist())
+    return prefill(config, params, stem)
+
+  def completions():
+    return scheduler.generate(
+      config, params, prompts, GROUP, settings, eos_ids=(EOS,), seed=SEED
+    )[0]
+
+  monkeypatch.setattr(engine, 'prefill_stem', counting)
+  monkeypatch.setattr(scheduler, '_PREFILL_BLOCK', 4)
+  shared = completions()
+  assert stems == [[[9, 4, 6, 2]]]
+  monkeypatch.setattr(packing, '_STEM_PROMPTS', 99)
+  for one, other in zip(shared, completions(), strict=True):
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+  assert len(stems) == 1
+
+
 def test_stacked_layers_write_what_layers_apart_do(
   params, by_slots, monkeypatch
 ):
@@ -211,12 +243,13 @@ def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   prefilled, decoded, handed = [], [], {}
   prefill, decode = engine.prefill, engine.decode
 
-  def counting_prefill(config, params, tokens):
+  def counting_prefill(config, params, tokens, stem):
+    assert stem is None  # the prompts have nothing in common
     lengths = tokens.segments.sum(axis=1)
     prefilled.extend(
       ids[:n].tolist() for ids, n in zip(tokens.ids, lengths, strict=True)
     )
-    return prefill(config, params, tokens)
+    return prefill(config, params, tokens, stem)
 
   def counting_decode(*args, **kwargs):
     decoded.append(kwargs['num_steps'])

@@ -184,7 +184,10 @@ def continued(prompts, width, index, row_width, junk=0):
 
 
 @CONFIGS
-def test_shared_prompt_equals_repeated_prompt(config):
+@pytest.mark.parametrize('size', [0, 4], ids=['whole', 'stem'])
+def test_shared_prompt_equals_repeated_prompt(config, size):
+  (stem,) = sequences(5, (size,))
+  starts = [size + start for start in STARTS]
   rng = np.random.default_rng(3)
   weights = [rng.normal(size=len(row)) for row in ROWS]
 
@@ -195,8 +198,11 @@ def test_shared_prompt_equals_repeated_prompt(config):
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def shared(params):
-    rows = padded(ROWS, 7, STARTS)
+    rows = padded(ROWS, 7, starts)
     prompts = continued(PROMPTS, 6, INDEX, 7)
+    if size:
+      tokens = padded(PROMPTS, 6, [size] * len(PROMPTS))
+      prompts = prompts._replace(tokens=tokens, stem=padded([stem], size))
     before = predicted(config, params, rows, prompts)
     out = scores(params, before, rows.ids)
     weight = np.zeros((6, 7), np.float32)
@@ -206,19 +212,19 @@ def test_shared_prompt_equals_repeated_prompt(config):
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def repeated(params):
-    whole = [PROMPTS[p] + r for p, r in zip(INDEX, ROWS, strict=True)]
-    rows = padded(whole, 13)
+    whole = [stem + PROMPTS[p] + r for p, r in zip(INDEX, ROWS, strict=True)]
+    rows = padded(whole, 17)
     hidden, _, _ = forward(config, params, rows)
     out = scores(params, hidden[:, :-1], rows.ids[:, 1:])
-    weight = np.zeros((6, 12), np.float32)
-    for row, start, w in zip(weight, STARTS, weights, strict=True):
+    weight = np.zeros((6, 16), np.float32)
+    for row, start, w in zip(weight, starts, weights, strict=True):
       row[start - 1 : start - 1 + len(w)] = w
     return jnp.sum(out * weight), out
 
   params = noisy(config)
   (_, first), first_grads = jax.jit(shared)(params)
   (_, second), second_grads = jax.jit(repeated)(params)
-  for i, (start, row) in enumerate(zip(STARTS, ROWS, strict=True)):
+  for i, (start, row) in enumerate(zip(starts, ROWS, strict=True)):
     np.testing.assert_allclose(
       first[i, : len(row)],
       second[i, start - 1 : start - 1 + len(row)],

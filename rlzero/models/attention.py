@@ -74,7 +74,10 @@ def windows(
 
 
 class Part(NamedTuple):
-  """Keys that a row's queries may look at, and which of them exist."""
+  """Keys that a row's queries may look at, and which of them exist.
+
+  Those that all rows of a device look at alike are there once for it.
+  """
 
   key: Float[Array, 'B K S H']
   value: Float[Array, 'B K S U']
@@ -93,9 +96,10 @@ def attend(
   R = N / K queries share a key. The last part is the row's own past; where
   `fuses` says so, parts are visible by ids.
   """
-  if isinstance(parts[-1].visible, Ids):
-    return _fused(query, parts, scale)
   if query.shape[3] > 1:
+    parts = [_of_each_row(part, query.shape[0]) for part in parts]
+    if isinstance(parts[-1].visible, Ids):
+      return _fused(query, parts, scale)
     keys, values, visible = zip(*parts, strict=True)
     parts = [
       Part(
@@ -106,12 +110,7 @@ def attend(
     ]
   scores = []
   for part in parts:
-    score = jnp.einsum(
-      'bkrth,bksh->bkrts',
-      query,
-      part.key,
-      preferred_element_type=jnp.float32,
-    )
+    score = _product('bkrth,bksh->bkrts', query, part.key, jnp.float32)
     visible = part.visible[:, None, None]
     scores.append(jnp.where(visible, score * scale, -jnp.inf))
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
@@ -119,9 +118,25 @@ def attend(
   out, start = 0, 0
   for part in parts:
     end = start + part.key.shape[2]
-    out += jnp.einsum('bkrts,bksh->bkrth', weights[..., start:end], part.value)
+    out += _product('bkrts,bksh->bkrth', weights[..., start:end], part.value)
     start = end
   return layers.keep(out)
+
+
+def _product(axes, x, of_rows, dtype=None):
+  """An einsum with keys or values; as one product where all rows share them."""
+  if of_rows.shape[0] == 1 < x.shape[0]:
+    axes, of_rows = axes.replace('bksh', 'ksh'), of_rows[0]
+  return jnp.einsum(axes, x, of_rows, preferred_element_type=dtype)
+
+
+def _of_each_row(part, rows):
+  """Keys that rows share, copied for each."""
+
+  def spread(x):
+    return jnp.repeat(x, rows // x.shape[0], axis=0)
+
+  return Part(spread(part.key), spread(part.value), part.visible)
 
 
 def fuses(config: ModelConfig, length: int) -> bool:

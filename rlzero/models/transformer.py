@@ -6,7 +6,8 @@ what a row may look at besides its own past:
   prefill, pre-training    nothing
   decoding                 a cache (`Prefix`)
   update, reference        prompts computed in the same call (`Prompts`), whose
-                           cost is P*Tp + B*Tc tokens instead of B*(Tp + Tc)
+                           cost is P*Tp + B*Tc tokens instead of B*(Tp + Tc);
+                           what all of them begin with, the stem, once
 """
 
 import functools
@@ -139,6 +140,15 @@ class _Place(NamedTuple):
   real: Bool[Array, 'B T']  # not padding
 
 
+class _Shared(NamedTuple):
+  """Where prompts stand, and the stem that they go on from, if any."""
+
+  prompts: _Place
+  index: Int[Array, 'B M']
+  stem: _Place | None
+  seen: list[attention.Visible | attention.Ids]  # what prompts see of the stem
+
+
 class Block(nn.Module):
   """One layer, applied to rows and, where given, to the prompts they share."""
 
@@ -158,27 +168,32 @@ class Block(nn.Module):
       self.attention_post_norm = layers.RMSNorm(c)
       self.mlp_post_norm = layers.RMSNorm(c)
 
-  def __call__(self, carry, cached, local, given, rows, prompts, index, valid):
-    x, prompt_x = carry
-    absorbed = bool(cached)
-    prompt_ids = None
-    if prompts is not None:
+  def __call__(self, carry, cached, local, given, rows, shared, valid):
+    x, prompt_x, stem_x = carry
+    absorbed, prompt_ids = bool(cached), None
+    seen = [self.attention.seen(held) for held in cached]
+    if stem_x is not None:
+      stem_x, own, _, _ = self._layer(
+        stem_x, shared.stem, local, None, (), False
+      )
+      seen = [own]
+    if shared is not None:
+      before = _parts(seen, shared.seen, local)
       prompt_x, own, _, prompt_ids = self._layer(
-        prompt_x, prompts, local, None, (), False
+        prompt_x, shared.prompts, local, None, before, False
       )
       # The gradient of this gather adds up what the rows of a group say.
-      cached = (KeyValues(*(_of_rows(part, index) for part in own)),)
-    else:
-      cached = [self.attention.seen(held) for held in cached]
-    before = [
-      attention.Part(*keys, seen.of(local))
-      for keys, seen in zip(cached, valid, strict=True)
-    ]
+      own = KeyValues(*(_of_rows(part, shared.index) for part in own))
+      seen = [*seen, own]
+    before = _parts(seen, valid, local)
     x, _, held, ids = self._layer(x, rows, local, given, before, absorbed)
-    if prompts is not None:
+    if stem_x is not None:
+      stem_x = sharding.constrain(stem_x, 'PT_')
+    if shared is not None:
       prompt_x = sharding.constrain(prompt_x, 'PT_')
     routing = self._routing(ids, prompt_ids) if self.routed else None
-    return (sharding.constrain(x, 'BT_'), prompt_x), (held, routing)
+    carry = sharding.constrain(x, 'BT_'), prompt_x, stem_x
+    return carry, (held, routing)
 
   def _layer(self, x, place, local, given, before, absorbed):
     c = self.config
@@ -206,6 +221,14 @@ class Block(nn.Module):
     if prompt_ids is not None:
       loads += moe.loads(prompt_ids, number)
     return Routing(ids, loads)
+
+
+def _parts(seen, valid, local):
+  """Keys and values, and who may look at them in a layer local or not."""
+  return [
+    attention.Part(*keys, visible.of(local))
+    for keys, visible in zip(seen, valid, strict=True)
+  ]
 
 
 def _of_rows(part, index):
@@ -258,7 +281,7 @@ class Transformer(nn.Module):
         block,
         variable_axes={'params': 0},
         split_rngs={'params': True},
-        in_axes=(0, 0, 0) + (nn.broadcast,) * 4,
+        in_axes=(0, 0, 0) + (nn.broadcast,) * 3,
         length=length,
       )(c, routed)
 
@@ -319,14 +342,28 @@ class Transformer(nn.Module):
     if prompts is not None and c.experts:
       prompts = _without_padding(prompts)
     x = sharding.constrain(self._embed(rows.ids), 'BT_')
-    prompt_x = shared_place = index = None
+    prompt_x = stem_x = shared = None
     cached = valid = ()
     if prompts is not None:
-      prompt_x = sharding.constrain(self._embed(prompts.tokens.ids), 'PT_')
-      shared_place, index = place(prompts.tokens), prompts.index
-      places = prompts.tokens.positions[prompts.index]
+      tokens, stem, seen = prompts.tokens, prompts.stem, []
+      prompt_x = sharding.constrain(self._embed(tokens.ids), 'PT_')
+      places = tokens.positions[prompts.index]
       places = places.reshape(places.shape[0], -1)
-      valid = (sight(_continued(prompts), rows.positions, places),)
+      valid = [sight(_continued(prompts), rows.positions, places)]
+      if stem is not None:
+        stem_x = sharding.constrain(self._embed(stem.ids), 'PT_')
+
+        def beyond(queries):
+          """Sight of the stem, all of which is seen by all."""
+          rows, length = queries.ids.shape
+          places = jnp.broadcast_to(
+            stem.positions[:1], (rows, stem.ids.shape[1])
+          )
+          ids = attention.Ids(jnp.ones_like(queries.ids), jnp.ones_like(places))
+          return _sight(c, length)(ids, queries.positions, places)
+
+        seen, valid = [beyond(tokens)], [beyond(rows), *valid]
+      shared = _Shared(place(tokens), prompts.index, stem and place(stem), seen)
     if prefix is not None:
       cached = prefix.cache
       query = jnp.zeros_like(rows.ids)
@@ -337,10 +374,15 @@ class Transformer(nn.Module):
         for seen, places in zip(prefix.valid, prefix.positions, strict=True)
       ]
     local = np.array(c.local_layers) if c.window else None
-    shared = place(rows, turns), shared_place, index, valid
     through = self._one_by_one if self.apart else self._scanned
-    (x, prompt_x), own, routing = through(
-      (x, prompt_x), cached, local, given, shared
+    (x, prompt_x, _), own, routing = through(
+      (x, prompt_x, stem_x),
+      cached,
+      local,
+      given,
+      place(rows, turns),
+      shared,
+      valid,
     )
     if self.is_initializing() and not self.config.tied_embedding:
       self.head(x)
@@ -349,24 +391,24 @@ class Transformer(nn.Module):
       prompt_x = self.final_norm(prompt_x)
     return x, prompt_x, own, routing
 
-  def _scanned(self, carry, cached, local, given, shared):
+  def _scanned(self, carry, cached, local, given, *places):
     c, before = self.config, None
     if c.experts and c.num_dense_layers:
       first, (cached, local) = _split((cached, local), c.num_dense_layers)
-      carry, (before, _) = self.dense_layers(carry, *first, None, *shared)
-    carry, (own, routing) = self.layers(carry, cached, local, given, *shared)
+      carry, (before, _) = self.dense_layers(carry, *first, None, *places)
+    carry, (own, routing) = self.layers(carry, cached, local, given, *places)
     if before is not None:
       own = jax.tree.map(lambda *parts: jnp.concatenate(parts), before, own)
     return carry, own, routing
 
-  def _one_by_one(self, carry, cached, local, given, shared):
+  def _one_by_one(self, carry, cached, local, given, *places):
     c, held, routings = self.config, [], []
     first = c.num_dense_layers  # that has experts, if any
     for i, layer in enumerate(self.layers):
       mine = [_of_layer(keys, i) for keys in cached]
       near = None if local is None else bool(local[i])
       chosen = None if given is None or i < first else given[i - first]
-      carry, (own, routing) = layer(carry, mine, near, chosen, *shared)
+      carry, (own, routing) = layer(carry, mine, near, chosen, *places)
       held.append(own)
       routings += [routing] if routing else []
     own = jax.tree.map(lambda *parts: tuple(x[None] for x in parts), *held)

@@ -129,7 +129,8 @@ def rows_of(lengths: np.ndarray, prompt_len: int) -> packing.Rows:
     return [np.broadcast_to(value, (n,)) for n in flat]
 
   return packing.Rows(
-    prompts=[[1] * prompt_len] * len(lengths),
+    # Each of another token, since a plan counts on nothing that is shared.
+    prompts=[[i] * prompt_len for i in range(len(lengths))],
     prompt_index=np.repeat(np.arange(len(lengths)), lengths.shape[1]),
     completions=of_length(np.int32(1)),
     old_logprobs=of_length(np.float32(0)),

@@ -4,7 +4,8 @@ A slot holds one completion under way: its keys and values (the prompt's
 first), the last token, and what has been drawn. A prompt is prefilled once
 for all completions of its group; the keys are copied into the slot. Its last
 token is left to the first decoding step, so that every token of a completion
-is drawn by the same code.
+is drawn by the same code. The stem, which is what all prompts begin with, is
+computed and kept once for all slots; a slot's cache begins behind it.
 
 The cache has room for as many tokens as its rows are about to reach, not for
 as many as they ever may: attention works on all of it. It grows and shrinks
@@ -29,7 +30,7 @@ from rlzero.types import KeyValues, Params, Prefix, Tokens
 class Slots(NamedTuple):
   """State of B slots, each with room for S tokens, prompt included."""
 
-  cache: KeyValues  # position s of a row at index s
+  cache: KeyValues  # of a row at index s, position s behind the stem
   cached: Int[Array, 'B']  # tokens in the cache
   token: Int[Array, 'B']  # drawn last, not in the cache yet
   key: UInt32[Array, 'B 2']
@@ -113,7 +114,11 @@ def _constrain(slots: Slots, cut=sharding.constrain) -> Slots:
 
 def room(config: ModelConfig, slots: Slots) -> int:
   """Tokens that a slot has room for."""
-  one = jax.tree.leaves(slots.cache.key)[0]
+  return _span(config, slots.cache)
+
+
+def _span(config, cache):
+  one = jax.tree.leaves(cache.key)[0]
   return one.shape[transformer.position_axes(config).key]
 
 
@@ -124,6 +129,13 @@ def _constrain_cache(cache, cut=sharding.constrain):
 def _constrain_part(part, cut=sharding.constrain):
   # Latent attention has one key for all heads, which every device needs.
   return cut(part, 'LB___' if part.shape[2] == 1 else 'LBK__')
+
+
+def _constrain_stem(stem, cut=sharding.constrain):
+  """A stem has one row, for those of every device."""
+  return jax.tree.map(
+    lambda part: cut(part, 'L____' if part.shape[2] == 1 else 'L_K__'), stem
+  )
 
 
 def _each(function, axes: KeyValues, *caches: KeyValues) -> KeyValues:
@@ -137,10 +149,48 @@ def _each(function, axes: KeyValues, *caches: KeyValues) -> KeyValues:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def prefill(config: ModelConfig, params: Params, prompts: Tokens) -> KeyValues:
-  """Keys and values of P right-padded prompts."""
-  _, _, own = transformer.forward(config, params, prompts)
+def prefill_stem(
+  config: ModelConfig, params: Params, stem: Tokens
+) -> KeyValues:
+  """Keys and values, [L, 1, ...], of a stem, whose rows are all the same."""
+  _, _, own = transformer.forward(config, params, stem)
+  return _constrain_stem(jax.tree.map(lambda part: part[:, :1], own))
+
+
+def abstract_stem(
+  config: ModelConfig, length: int, apart: bool
+) -> KeyValues | None:
+  """Shapes and places of `prefill_stem`."""
+  if not length:
+    return None
+  shapes = jax.eval_shape(
+    lambda: transformer.empty_cache(config, 1, length, apart)
+  )
+  return _constrain_stem(shapes, sharding.abstract)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(
+  config: ModelConfig,
+  params: Params,
+  prompts: Tokens,
+  stem: KeyValues | None = None,
+) -> KeyValues:
+  """Keys and values of P right-padded prompts, behind the stem."""
+  prefix = None
+  if stem is not None:
+    prefix = Prefix(*_seen_by_all(config, stem, prompts.ids.shape[0]))
+  _, _, own = transformer.forward(config, params, prompts, prefix=prefix)
   return _constrain_cache(own)
+
+
+def _seen_by_all(config, stem, num_rows):
+  """The fields of a `Prefix` that is the stem alone; empty without one."""
+  if stem is None:
+    return (), (), ()
+  span = _span(config, stem)
+  places = jnp.broadcast_to(jnp.arange(span), (num_rows, span))
+  return (stem,), (jnp.ones_like(places, bool),), (places,)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnums=(0, 7))
@@ -285,6 +335,7 @@ def decode(
   params: Params,
   slots: Slots,
   max_len: Int[Array, ''],
+  stem: KeyValues | None = None,
   *,
   config: ModelConfig,
   eos_ids: tuple[int, ...],
@@ -298,6 +349,7 @@ def decode(
     params: of `prepare`.
     slots: the slots, donated; none may run out of room in this call.
     max_len: tokens after which a completion is cut.
+    stem: of `prefill_stem`.
     config: of the model.
     eos_ids: tokens that end a completion; they are part of it.
     num_steps: tokens a call.
@@ -311,8 +363,10 @@ def decode(
   # slots write at the same place, since each at its own place is slow.
   axes, held = transformer.position_axes(config), slots.cache
   span = room(config, slots)
+  first = 0 if stem is None else _span(config, stem)
   held_valid = jnp.arange(span)[None] < start[:, None]
-  held_places = jnp.broadcast_to(jnp.arange(span)[None], held_valid.shape)
+  held_places = jnp.broadcast_to(first + jnp.arange(span), held_valid.shape)
+  of_all = _seen_by_all(config, stem, rows.shape[0])
   fresh = _constrain_cache(
     transformer.empty_cache(
       config, rows.shape[0], num_steps, 'layers' not in params
@@ -320,7 +374,8 @@ def decode(
   )
 
   # Made for the whole call: inside, each layer and head would make them again.
-  turns = rope.turns(config, start[:, None] + jnp.arange(num_steps)[None])
+  places = first + start[:, None] + jnp.arange(num_steps)[None]
+  turns = rope.turns(config, places)
 
   def step(i, carry):
     slots, fresh = carry
@@ -329,11 +384,11 @@ def decode(
     )
     here = Tokens(
       slots.token[:, None],
-      (start + i)[:, None],
+      (first + start + i)[:, None],
       jnp.ones_like(slots.token)[:, None],
     )
-    places = start[:, None] + jnp.arange(num_steps)[None]
-    prefix = Prefix((held, fresh), (held_valid, valid), (held_places, places))
+    own = (held, fresh), (held_valid, valid), (held_places, places)
+    prefix = Prefix(*(a + b for a, b in zip(of_all, own, strict=True)))
     turn = jax.tree.map(
       lambda part: jax.lax.dynamic_slice_in_dim(part, i, 1, axis=1), turns
     )

@@ -129,9 +129,9 @@ def generate(
   """
   _check(config, prompts, sampling)
   total = len(prompts) * group_size
-  most, widest, capacity = sizes(
-    sampling, total, max(len(p.tokens) for p in prompts)
-  )
+  stem = packing.stem_length([p.tokens for p in prompts])
+  rests = [p.tokens[stem:] for p in prompts]
+  most, widest, capacity = sizes(sampling, total, max(map(len, rests)))
   num_slots, span = most, _spans(capacity, widest)[0]
   batches = _batches(most)
   params = engine.prepare(config, params)
@@ -141,7 +141,7 @@ def generate(
   left = np.zeros(num_slots, int)  # tokens to come of a finished one, else 0
   done: list[Completion | None] = [finished.get(i) for i in range(total)]
   queue = collections.deque(range(total))
-  block = _Block(config, params, prompts, widest)
+  block = _Block(config, params, prompts[0].tokens[:stem], rests, widest)
   num_left, computed = total, 0
   while num_left:
     if on_look:
@@ -155,7 +155,7 @@ def generate(
           break
         held[slot] = queue.popleft()
         prompt, sample = divmod(held[slot], group_size)
-        cached[slot] = len(prompts[prompt].tokens) - 1
+        cached[slot] = len(rests[prompt]) - 1
         if known := done[held[slot]]:
           left[slot] = len(known.tokens)
           continue
@@ -199,6 +199,7 @@ def generate(
         params,
         slots,
         np.int32(sampling.max_len),
+        block.stem,
         config=config,
         eos_ids=eos_ids,
         num_steps=sampling.decode_steps,
@@ -244,10 +245,14 @@ def lower_all(
 
   Arguments as there.
   """
+  stem_len = packing.stem_length([p.tokens for p in prompts])
   most, widest, capacity = sizes(
-    sampling, len(prompts) * group_size, max(len(p.tokens) for p in prompts)
+    sampling,
+    len(prompts) * group_size,
+    max(len(p.tokens) for p in prompts) - stem_len,
   )
   params = engine.prepare(config, params)
+  stem = engine.abstract_stem(config, stem_len, 'layers' not in params)
   lowered, before, spans_before = [], None, []
   for num_slots in [most, *_batches(most)]:
     spans = _spans(capacity, widest, num_slots / most)
@@ -261,7 +266,7 @@ def lower_all(
       if span != into:
         lowered += engine.lower_fit(config, slots[span], None, into)
     lowered += [
-      _lower_decode(config, params, slots[span], sampling, eos_ids)
+      _lower_decode(config, params, slots[span], sampling, eos_ids, stem)
       for span in spans
     ]
     before, spans_before = slots, spans
@@ -284,7 +289,7 @@ def lower(
     params: shapes and places of the policy's parameters.
     num_prompts: P.
     group_size: G.
-    prompt_len: of the longest prompt, in tokens.
+    prompt_len: of the longest prompt, in tokens; without a stem.
     sampling: settings.
     eos_ids: tokens that end a completion.
 
@@ -317,11 +322,12 @@ def _slots(make, config, params, sampling, num_slots, span):
   )
 
 
-def _lower_decode(config, params, slots, sampling, eos_ids):
+def _lower_decode(config, params, slots, sampling, eos_ids, stem=None):
   return engine.decode.lower(
     params,
     slots,
     jax.ShapeDtypeStruct((), np.int32),
+    stem,
     config=config,
     eos_ids=eos_ids,
     num_steps=sampling.decode_steps,
@@ -383,13 +389,21 @@ def _batches(num_slots: int) -> list[int]:
 
 
 class _Block:
-  """Neighbouring prompts, prefilled together when the first is needed."""
+  """Neighbouring prompts, prefilled together when the first is needed.
 
-  def __init__(self, config, params, prompts, widest):
+  Args:
+    config: of the model.
+    params: of the policy.
+    stem: tokens that all prompts begin with; they are prefilled once.
+    rests: what each prompt has behind them.
+    widest: of these.
+  """
+
+  def __init__(self, config, params, stem, rests, widest):
     self._config, self._params = config, params
-    self._prompts, self._widest = prompts, widest
-    self._size = block_size(len(prompts))
-    self.start, self.prefilled = -self._size, None
+    self._stem_ids, self._rests, self._widest = stem, rests, widest
+    self._size = block_size(len(rests))
+    self.start, self.prefilled, self.stem = -self._size, None, None
 
   def holds(self, prompt: int) -> bool:
     return self.start <= prompt < self.start + self._size
@@ -403,13 +417,24 @@ class _Block:
     """Prefills the block, unless that has been done."""
     if self.prefilled is not None:
       return
-    chosen = self._prompts[self.start : self.start + self._size]
-    padded = packing.pad(
-      [one.tokens for one in chosen], self._size, self._widest
-    )
+    length = len(self._stem_ids)
+    if length and self.stem is None:
+      ways = sharding.ways('P')  # a row for each device, all the same
+      self.stem = engine.prefill_stem(
+        self._config,
+        self._params,
+        _place(packing.pad([self._stem_ids] * ways, ways, length)),
+      )
+    chosen = self._rests[self.start : self.start + self._size]
+    padded = packing.pad(chosen, self._size, self._widest, length)
     self.ids, self.lengths = padded.ids, padded.segments.sum(axis=1)
-    padded = jax.tree.map(lambda x: sharding.place(x, 'PT'), padded)
-    self.prefilled = engine.prefill(self._config, self._params, padded)
+    self.prefilled = engine.prefill(
+      self._config, self._params, _place(padded), self.stem
+    )
+
+
+def _place(prompts):
+  return jax.tree.map(lambda x: sharding.place(x, 'PT'), prompts)
 
 
 def _check(config, prompts, sampling):
