@@ -8,9 +8,10 @@ measured steps, after compilation.
 
 Useful FLOPs are those that no method of the same result could leave out: 2
 for each matmul weight and token going forward and 4 going back, a prompt once
-for its group, the head on completion tokens only, attention over the tokens
-that are there, nothing for recomputation or padding. A roofline is the time
-they would take at the rate measured here, over the time they took.
+for its group and what all prompts begin with once for all, the head on
+completion tokens only, attention over the tokens that are there, nothing for
+recomputation or padding. A roofline is the time they would take at the rate
+measured here, over the time they took.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero import evaluate, flops, grpo, hardware, sharding, step
+from rlzero import evaluate, flops, grpo, hardware, packing, sharding, step
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 
@@ -83,7 +84,9 @@ def measure(cfg: Config, loop: step.Loop) -> dict[str, float]:
     if number < cfg.num_warmup:
       continue
     asked = evaluate.prompts(loop.tokenizer, cfg.template, drawn)
-    work = useful(cfg, loop.model, [len(p.tokens) for p in asked], records)
+    prompts = [p.tokens for p in asked]
+    stem = packing.stem_length(prompts)
+    work = useful(cfg, loop.model, [*map(len, prompts)], records, stem)
     update_rate = work['update_flops'] / row['time/update_s']
     rollout_s = max(
       work['rollout_flops'] / rate, work['rollout_bytes'] / bandwidth
@@ -129,20 +132,31 @@ def useful(
   model: ModelConfig,
   prompt_lens: Sequence[int],
   records: Sequence[Mapping[str, Any]],
+  stem: int = 0,
 ) -> dict[str, float]:
-  """FLOPs and bytes that a step cannot do without."""
+  """FLOPs and bytes that a step cannot do without.
+
+  Args:
+    cfg: of the bench.
+    model: that is trained.
+    prompt_lens: tokens of each prompt.
+    records: of its completions.
+    stem: tokens that all prompts begin with.
+  """
   body, head = flops.matmul_weights(model)
   prompts = np.array(prompt_lens)
   lengths = np.array([r['len'] for r in records]).reshape(len(prompts), -1)
   rewards = np.array([r['reward'] for r in records]).reshape(lengths.shape)
 
   def forward(chosen):
-    p, n = prompts[chosen], lengths[chosen]
-    # A query meets the keys up to its own: p(p+1)/2 pairs in a prompt,
-    # n p + n(n+1)/2 in a completion; a score and a value each.
-    pairs = (p * (p + 1) / 2).sum()
-    pairs += (n * p[:, None] + n * (n + 1) / 2).sum()
-    tokens, predicted = float(p.sum() + n.sum()), float(n.sum())
+    p, n = prompts[chosen] - stem, lengths[chosen]
+    s = stem * bool(p.size)
+    # A query meets the keys up to its own, a score and a value each: s(s+1)/2
+    # pairs in a stem, p s + p(p+1)/2 in what a prompt has behind it, and
+    # n (s + p) + n(n+1)/2 in a completion.
+    pairs = s * (s + 1) / 2 + (p * s + p * (p + 1) / 2).sum()
+    pairs += (n * (s + p[:, None]) + n * (n + 1) / 2).sum()
+    tokens, predicted = float(s + p.sum() + n.sum()), float(n.sum())
     return flops.forward(model, tokens, predicted, pairs)
 
   everything = np.ones(len(prompts), bool)
@@ -155,7 +169,8 @@ def useful(
   decode_steps = max(lengths.max(), lengths.sum() / num_slots)
   cache = jax.eval_shape(lambda: transformer.empty_cache(model, 1, 1))
   held = sum(part.size for part in jax.tree.leaves(cache))  # of a token
-  looked_at = (lengths * (prompts[:, None] + lengths / 2)).sum()
+  looked_at = (lengths * (prompts[:, None] - stem + lengths / 2)).sum()
+  looked_at += decode_steps * stem  # by all rows at a time
   return {
     'rollout_flops': forward(everything),
     'rollout_bytes': item * (decode_steps * (body + head) + looked_at * held),
