@@ -143,7 +143,7 @@ def uncached():
 
 
 @pytest.mark.parity
-@pytest.mark.usefixtures('uncached')
+@pytest.mark.usefixtures('uncached', 'short_stems')
 def test_the_update_compiles_for_a_tpu_with_the_kernels(monkeypatch):
   pytest.importorskip('libtpu', reason='the extra `plan` brings it')
   monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
@@ -158,5 +158,6 @@ def test_the_update_compiles_for_a_tpu_with_the_kernels(monkeypatch):
     shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     lowered = update.lower(update.abstract(shapes), _rows())['update']
     text = lowered.compile().as_text()
-  # Forward and backward of the prompts' part and of the rows' own.
-  assert text.count('tpu_custom_call') >= 6
+  # Forward and backward, of queries and of keys, of three parts: the stem, the
+  # prompts and the rows' own.
+  assert text.count('tpu_custom_call') >= 9
