@@ -129,7 +129,7 @@ def generate(
   """
   _check(config, prompts, sampling)
   total = len(prompts) * group_size
-  stem = packing.stem_length([p.tokens for p in prompts])
+  stem = _stem_length(config, prompts)
   rests = [p.tokens[stem:] for p in prompts]
   most, widest, capacity = sizes(sampling, total, max(map(len, rests)))
   num_slots, span = most, _spans(capacity, widest)[0]
@@ -245,7 +245,7 @@ def lower_all(
 
   Arguments as there.
   """
-  stem_len = packing.stem_length([p.tokens for p in prompts])
+  stem_len = _stem_length(config, prompts)
   most, widest, capacity = sizes(
     sampling,
     len(prompts) * group_size,
@@ -308,6 +308,17 @@ def lower(
     'prefill': engine.prefill.lower(config, params, block),
     'decode': _lower_decode(config, params, slots, sampling, eos_ids),
   }
+
+
+def _stem_length(config, prompts):
+  """Tokens that prompts begin with, to be prefilled once.
+
+  Latent attention has none here: over what is cached it is absorbed, which
+  costs the many queries of a prompt more than a stem would save.
+  """
+  if config.latent:
+    return 0
+  return packing.stem_length([p.tokens for p in prompts])
 
 
 def _slots(make, config, params, sampling, num_slots, span):
