@@ -136,7 +136,7 @@ def shapes(
     enough = [n for n in sizes if n >= len(rows.completions)]
     for size in sizes[max(len(enough) - 1, 0) :]:
       for num_prompts in _prompt_sizes(size, len(rows.prompts), ways):
-        yield _empty(rows, size, num_prompts, width, ways)
+        yield _empty(rows, [], size, num_prompts, width, ways)
 
 
 def row_sizes(micro_tokens: int, width: int, ways: int = 1) -> list[int]:
@@ -221,8 +221,8 @@ def pad(
 
 def _width(length: int, max_len: int) -> int:
   """Of the rows that a completion of this length may be packed into."""
-  # The widest rows have room for the longest completion; where that is a
-  # short one, for two.
+  # The widest rows have room for the longest completion, and for two of them
+  # where these fit into short rows.
   widest = min(2 * max_len, max(_SHORT, round_up(max_len, _WIDTH_STEP)))
   width = min(_WIDTH, widest)
   while width < length:
@@ -305,8 +305,8 @@ def _packed(pieces, places, num_rows, width) -> Packed:
   return Packed(Tokens(ids, positions, segments), extras)
 
 
-def _empty(rows, num_rows, num_prompts, width, ways) -> Micro:
-  """Padding alone, but for the stem."""
+def _empty(rows, used, num_rows, num_prompts, width, ways) -> Micro:
+  """Rows of padding alone, beside the prompts with the indices `used`."""
   shape = num_rows, width
   stem = stem_length(rows.prompts)
   longest = prompt_width(max(len(p) for p in rows.prompts) - stem)
@@ -319,7 +319,7 @@ def _empty(rows, num_rows, num_prompts, width, ways) -> Micro:
   return Micro(
     tokens=Tokens(*ints[:3]),
     prompts=Prompts(
-      pad([], num_prompts, longest, stem),
+      pad([rows.prompts[p][stem:] for p in used], num_prompts, longest, stem),
       np.zeros((num_rows, _PROMPTS_A_ROW), np.int32),
       ints[3],
       pad([rows.prompts[0][:stem]] * ways, ways, stem) if stem else None,
@@ -340,7 +340,7 @@ def _micro(rows, places, num_rows, width, ways) -> Micro:
     for n in _prompt_sizes(num_rows, len(rows.prompts), ways)
     if n >= used.size
   )
-  micro = _empty(rows, num_rows, num_prompts, width, ways)
+  micro = _empty(rows, used, num_rows, num_prompts, width, ways)
   (ids, positions, segments), index = micro.tokens, micro.prompts.index
   held: list[list[int]] = [[] for _ in range(num_rows)]
   for segment, (place, prompt) in enumerate(zip(places, local, strict=True)):
@@ -362,7 +362,4 @@ def _micro(rows, places, num_rows, width, ways) -> Micro:
     micro.ref_logprobs[at] = reference[i]
     if rows.routes is not None:
       micro.routes[:, row, start : start + size] = rows.routes[i]
-  longest, stem = micro.prompts.tokens.ids.shape[1], stem_length(rows.prompts)
-  rests = [rows.prompts[p][stem:] for p in used]
-  prompts = pad(rests, num_prompts, longest, stem)
-  return micro._replace(prompts=micro.prompts._replace(tokens=prompts))
+  return micro
