@@ -25,6 +25,7 @@ class LatentAttention(nn.Module):
   """Projections around `attention.attend`, the plain and the absorbed way."""
 
   config: ModelConfig
+  transposed: bool = False
 
   def setup(self):
     c, a = self.config, self.config.latent
@@ -32,15 +33,15 @@ class LatentAttention(nn.Module):
     plain = h - a.rope_dim
     if a.query_rank:
       q = a.query_rank
-      self.query_down = self.param('query_down', layers.INIT, (d, q))
+      self.query_down = layers.kernel(self, 'query_down', d, q)
       self.query_down_norm = self.param(
         'query_down_norm', layers.norm_init(c), (q,)
       )
-      self.query_up = self.param('query_up', layers.INIT, (q, n, h))
+      self.query_up = layers.kernel(self, 'query_up', q, n, h)
     else:
-      self.query = self.param('query', layers.INIT, (d, n, h))
-    self.latent_down = self.param(
-      'latent_down', layers.INIT, (d, a.kv_rank + a.rope_dim)
+      self.query = layers.kernel(self, 'query', d, n, h)
+    self.latent_down = layers.kernel(
+      self, 'latent_down', d, a.kv_rank + a.rope_dim
     )
     self.latent_norm = self.param(
       'latent_norm', layers.norm_init(c), (a.kv_rank,)
@@ -48,8 +49,8 @@ class LatentAttention(nn.Module):
     self.latent_up = self.param(
       'latent_up', layers.INIT, (a.kv_rank, n, plain + a.value_dim)
     )
-    self.latent_output = self.param(
-      'latent_output', layers.INIT, (n, a.value_dim, d)
+    self.latent_output = layers.kernel(
+      self, 'latent_output', n, a.value_dim, d, inputs=2
     )
 
   def project(
@@ -67,7 +68,7 @@ class LatentAttention(nn.Module):
     query = self._queries(x)
     query, turned = jnp.split(query, [c.head_dim - a.rope_dim], axis=-1)
     turned = rope.rotate(turned, turn, interleaved=True)
-    down = layers.multiply(x, self.latent_down)
+    down = self._multiply(x, self.latent_down)
     latent, shared = jnp.split(down, [a.kv_rank], axis=-1)
     latent = layers.rms_norm(latent, self.latent_norm, c)
     shared = rope.rotate(shared[:, None], turn, interleaved=True)
@@ -102,21 +103,22 @@ class LatentAttention(nn.Module):
       heads = heads[:, :, 0]
     b, _, t, _ = heads.shape
     heads = heads.swapaxes(1, 2).reshape(b, t, -1)
-    return layers.multiply(
-      heads, self.latent_output.reshape(-1, self.config.width)
-    )
+    return self._multiply(heads, self.latent_output)
 
   def _queries(self, x):
     """[B, T, D] -> [B, N, T, H]."""
     c = self.config
     if c.latent.query_rank:
-      x = layers.multiply(x, self.query_down)
+      x = self._multiply(x, self.query_down)
       x = layers.rms_norm(x, self.query_down_norm, c)
       kernel = self.query_up
     else:
       kernel = self.query
-    query = layers.multiply(x, kernel.reshape(x.shape[-1], -1))
+    query = self._multiply(x, kernel)
     return query.reshape(*x.shape[:2], -1, c.head_dim).swapaxes(1, 2)
+
+  def _multiply(self, x, kernel):
+    return layers.multiply(x, kernel, self.transposed)
 
   def _up(self, dtype):
     """From latents to the keys' plain part and to the values, [R, N, ...]."""

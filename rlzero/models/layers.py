@@ -44,31 +44,75 @@ def keep(x):
   return checkpoint_name(x, KEPT)
 
 
-def multiply(x, kernel):
-  """x @ kernel as one matrix of all tokens, [B * T, D].
+def kernel(module, name, *axes, inputs=1):
+  """The parameter of a matrix, whose first axes are its inputs.
+
+  Where the module's matrices are transposed, the last ones are.
+  """
+  ins, outs = axes[:inputs], axes[inputs:]
+  shape = outs + ins if module.transposed else ins + outs
+  return module.param(name, INIT, shape)
+
+
+def multiply(x, kernel, transposed=False):
+  """x @ kernel as one matrix of all tokens; a kernel may have more axes.
 
   On a CPU the gradient of a product with two axes of rows is a transposed
   copy and a slow loop; with one it is a matrix product.
+
+  Args:
+    x: [..., in].
+    kernel: of as many numbers as [in, out], or [out, in] if it is transposed.
+    transposed: multiplies from the left, which is for few tokens on a CPU: the
+      right side of a product is arranged anew each time, and so it is the
+      tokens that are, and not the weights.
+
+  Returns:
+    [..., out].
   """
-  flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
-  return flat.reshape(*x.shape[:-1], -1)
+  return _rows(_times(_flat(x, transposed), kernel, transposed), x, transposed)
+
+
+def _flat(x, transposed):
+  """All tokens as one matrix, [tokens, in] or [in, tokens]."""
+  flat = x.reshape(-1, x.shape[-1])
+  return flat.T if transposed else flat
+
+
+def _times(flat, kernel, transposed):
+  kernel = kernel.astype(flat.dtype)
+  if transposed:
+    return kernel.reshape(-1, flat.shape[0]) @ flat
+  return flat @ kernel.reshape(flat.shape[1], -1)
+
+
+def _rows(flat, like, transposed):
+  """Undoes `_flat`."""
+  if transposed:
+    # Or the compiler would exchange the sides of the product again.
+    flat = jax.lax.optimization_barrier(flat).T
+  return flat.reshape(*like.shape[:-1], -1)
 
 
 class MLP(nn.Module):
   """down(act(gate x) * up x): SwiGLU, GEGLU (arXiv 2002.05202, eq. 6)."""
 
   config: ModelConfig
+  transposed: bool = False
 
   @nn.compact
   def __call__(self, x):
     d, f = self.config.width, self.config.mlp_width
-    gate = self.param('gate', INIT, (d, f))
-    up = self.param('up', INIT, (d, f))
-    down = self.param('down', INIT, (f, d))
-    return glu(x, gate, up, down, self.config)
+    gate, up = kernel(self, 'gate', d, f), kernel(self, 'up', d, f)
+    down = kernel(self, 'down', f, d)
+    return glu(x, gate, up, down, self.config, self.transposed)
 
 
-def glu(x, gate, up, down, config):
-  gate, up = jax.lax.optimization_barrier((multiply(x, gate), multiply(x, up)))
+def glu(x, gate, up, down, config, transposed=False):
+  flat = _flat(x, transposed)
+  gate, up = jax.lax.optimization_barrier(
+    (_times(flat, gate, transposed), _times(flat, up, transposed))
+  )
   act = ACTIVATIONS[config.activation]
-  return multiply(jax.lax.optimization_barrier(act(gate) * up), down)
+  hidden = jax.lax.optimization_barrier(act(gate) * up)
+  return _rows(_times(hidden, down, transposed), x, transposed)

@@ -28,6 +28,7 @@ class MoE(nn.Module):
   """Shared experts, and for each token the experts that its router chooses."""
 
   config: ModelConfig
+  transposed: bool = False  # the matrices of the shared experts
 
   @nn.compact
   def __call__(
@@ -65,10 +66,11 @@ class MoE(nn.Module):
     if e.shared_width:
       out += layers.glu(
         x,
-        self.param('shared_gate', layers.INIT, (d, e.shared_width)),
-        self.param('shared_up', layers.INIT, (d, e.shared_width)),
-        self.param('shared_down', layers.INIT, (e.shared_width, d)),
+        layers.kernel(self, 'shared_gate', d, e.shared_width),
+        layers.kernel(self, 'shared_up', d, e.shared_width),
+        layers.kernel(self, 'shared_down', e.shared_width, d),
         self.config,
+        self.transposed,
       )
     return out, ids
 

@@ -61,6 +61,31 @@ AXES = {
   'shared_down': 'ZD',
 }
 
+# Matrices that multiply all tokens, and how many of their axes are inputs.
+_MATRICES = {
+  'kernel': 1,
+  'query': 1,
+  'key': 1,
+  'value': 1,
+  'output': 2,
+  'gate': 1,
+  'up': 1,
+  'down': 1,
+  'query_down': 1,
+  'query_up': 1,
+  'latent_down': 1,
+  'latent_output': 2,
+  'shared_gate': 1,
+  'shared_up': 1,
+  'shared_down': 1,
+}
+
+# `AXES` of parameters that are `apart`: these matrices are transposed.
+AXES_APART = AXES | {
+  name: AXES[name][inputs:] + AXES[name][:inputs]
+  for name, inputs in _MATRICES.items()
+}
+
 # What is computed in float32 whatever the dtype: norms, and routers.
 _FLOAT32 = {name for name in AXES if 'norm' in name or 'router' in name}
 _FLOAT32.add('scale')
@@ -78,14 +103,15 @@ class Attention(nn.Module):
   """Projections around `attention.attend`; keys leave it for the cache."""
 
   config: ModelConfig
+  transposed: bool = False
 
   def setup(self):
     c = self.config
     d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
-    self.query = self.param('query', layers.INIT, (d, n, h))
-    self.key = self.param('key', layers.INIT, (d, k, h))
-    self.value = self.param('value', layers.INIT, (d, k, h))
-    self.output = self.param('output', layers.INIT, (n, h, d))
+    self.query = layers.kernel(self, 'query', d, n, h)
+    self.key = layers.kernel(self, 'key', d, k, h)
+    self.value = layers.kernel(self, 'value', d, k, h)
+    self.output = layers.kernel(self, 'output', n, h, d, inputs=2)
     if c.qkv_bias:
       zeros = nn.initializers.zeros
       self.query_bias = self.param('query_bias', zeros, (n, h))
@@ -102,7 +128,7 @@ class Attention(nn.Module):
     c = self.config
 
     def heads(kernel, bias):
-      y = layers.multiply(x, kernel.reshape(c.width, -1))
+      y = layers.multiply(x, kernel, self.transposed)
       y = y.reshape(*x.shape[:2], -1, c.head_dim).swapaxes(1, 2)
       return y + bias.astype(x.dtype)[None, :, None] if c.qkv_bias else y
 
@@ -128,7 +154,7 @@ class Attention(nn.Module):
     b, k, r, t, h = heads.shape
     heads = heads.reshape(b, k * r, t, h).swapaxes(1, 2)
     return layers.multiply(
-      heads.reshape(b, t, -1), self.output.reshape(-1, self.config.width)
+      heads.reshape(b, t, -1), self.output, self.transposed
     )
 
 
@@ -154,16 +180,18 @@ class Block(nn.Module):
 
   config: ModelConfig
   routed: bool  # to experts; else it has an MLP
+  transposed: bool = False  # matrices are [out, in]
 
   def setup(self):
     c = self.config
     self.attention_norm = layers.RMSNorm(c)
-    self.attention = latent.LatentAttention(c) if c.latent else Attention(c)
+    attention_kind = latent.LatentAttention if c.latent else Attention
+    self.attention = attention_kind(c, self.transposed)
     self.mlp_norm = layers.RMSNorm(c)
     if self.routed:
-      self.moe = moe.MoE(c)
+      self.moe = moe.MoE(c, self.transposed)
     else:
-      self.mlp = layers.MLP(c)
+      self.mlp = layers.MLP(c, self.transposed)
     if c.post_norms:
       self.attention_post_norm = layers.RMSNorm(c)
       self.mlp_post_norm = layers.RMSNorm(c)
@@ -262,8 +290,9 @@ class Transformer(nn.Module):
 
   Args:
     config: of the model.
-    apart: whether each layer has parameters of its own and is compiled by
-      itself, instead of a scan over stacks of them; not for training.
+    apart: whether each layer has parameters of its own, with transposed
+      matrices, and is compiled by itself, instead of a scan over stacks of
+      them; not for training.
   """
 
   config: ModelConfig
@@ -287,7 +316,7 @@ class Transformer(nn.Module):
 
     if self.apart:
       self.layers = [
-        Block(c, bool(c.experts) and i >= c.num_dense_layers)
+        Block(c, bool(c.experts) and i >= c.num_dense_layers, transposed=True)
         for i in range(c.num_layers)
       ]
     elif c.experts and c.num_dense_layers:
@@ -448,17 +477,22 @@ def _split(tree, number):
 def apart(params: Params) -> Params:
   """The same parameters, each layer's by itself: `layers_0`, `layers_1`, ...
 
-  And a head of its own, where it was the embedding. Done ahead, not inside what
-  is compiled, where each use would copy its part.
+  With transposed matrices (`AXES_APART`). Done ahead, not inside what is
+  compiled, where each use would copy its part.
   """
   rest, layers = dict(params), []
-  if 'head' not in rest:
-    rest['head'] = {'kernel': rest['embed']['embedding'].T}
   for name in ('dense_layers', 'layers'):
     stack = rest.pop(name, {})
     number = len(jax.tree.leaves(stack)[0]) if stack else 0
     layers += [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(number)]
-  return rest | {f'layers_{i}': layer for i, layer in enumerate(layers)}
+  rest |= {f'layers_{i}': layer for i, layer in enumerate(layers)}
+  return jax.tree_util.tree_map_with_path(_transposed, rest)
+
+
+def _transposed(path, x):
+  """A matrix, but no other parameter, from [in, out] to [out, in]."""
+  inputs = _MATRICES.get(path[-1].key, 0)
+  return jnp.moveaxis(x, range(inputs), range(-inputs, 0))
 
 
 def cast(config: ModelConfig, params: Params) -> Params:
@@ -552,6 +586,20 @@ def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:
     else params['embed']['embedding'].T
   )
   return kernel.astype(jnp.dtype(config.dtype))
+
+
+def next_logits(
+  config: ModelConfig, params: Params, hidden: Float[Array, 'B D']
+) -> Float[Array, 'B V']:
+  """Logits of what follows, float32; parameters may be `apart`."""
+  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+  if 'layers' in params:
+    return product(hidden, head(config, params))
+  own = params['head']['kernel'] if 'head' in params else None
+  kernel = params['embed']['embedding'] if own is None else own
+  # From the left, and kept there: see `layers.multiply`.
+  logits = product(kernel.astype(hidden.dtype), hidden.T)
+  return jax.lax.optimization_barrier(logits).T
 
 
 def predictors(

@@ -60,7 +60,7 @@ def prepare(config: ModelConfig, params: Params) -> Params:
 @jax.jit
 def _apart(params):
   params = transformer.apart(params)
-  return sharding.constrain_params(transformer.AXES, params)
+  return sharding.constrain_params(transformer.AXES_APART, params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
@@ -356,7 +356,6 @@ def decode(
     temperature: of sampling; 0 is greedy.
     top_p: of sampling.
   """
-  head = transformer.head(config, params)
   rows = jnp.arange(slots.token.shape[0])
   start = slots.cached
   # The cache stays unchanged during the call; new keys go to a buffer that all
@@ -403,9 +402,7 @@ def decode(
       fresh,
       own,
     )
-    logits = jnp.einsum(
-      'bd,dv->bv', hidden[:, 0], head, preferred_element_type=jnp.float32
-    )
+    logits = transformer.next_logits(config, params, hidden[:, 0])
     # Drawing looks at the whole vocabulary of a row.
     logits = sharding.constrain(logits, 'B_')
     token, logprob = sampling.sample(
