@@ -20,7 +20,7 @@ _WIDTH = 128  # tokens of the narrowest rows; wider ones double
 _SHORT = 64  # rows where no completion is longer; each token meets fewer others
 _WIDTH_STEP = 32  # the widest are cut to a multiple of this
 _PROMPTS_A_ROW = 2
-_ROW_SIZES = 5  # numbers of rows that microbatches have, each half the other
+_SHARES = 1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16  # of the most rows
 _STEM_STEP = 16  # a stem is cut to a multiple of this, so that it seldom varies
 _STEM_PROMPTS = 4  # of fewer prompts more is alike by chance, now and then
 _EMPTY = 6  # at most one row of so many is there only to fill up
@@ -142,8 +142,8 @@ def shapes(
 def row_sizes(micro_tokens: int, width: int, ways: int = 1) -> list[int]:
   """Numbers of rows that a microbatch may have, the largest first."""
   most = max(micro_tokens // width, 1)
-  halves = {max(most >> k, 1) for k in range(_ROW_SIZES)}
-  return sorted({round_up(n, ways) for n in halves}, reverse=True)
+  sizes = {max(int(most * share), 1) for share in _SHARES}
+  return sorted({round_up(n, ways) for n in sizes}, reverse=True)
 
 
 def stem_length(prompts: Sequence[Sequence[int]]) -> int:
