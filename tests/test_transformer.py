@@ -400,6 +400,19 @@ def test_bfloat16_is_close_and_keeps_float32_parameters():
   assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype('float32')}
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('config', [GQA, MQA], ids=['tied', 'untied'])
+def test_next_logits_are_float32_whether_layers_are_apart_or_not(config, dtype):
+  config = dataclasses.replace(config, dtype=dtype)
+  params = transformer.init(config, jax.random.key(0))
+  hidden = jax.random.normal(jax.random.key(1), (3, config.width), dtype)
+  exact = np.float32(hidden) @ np.float32(transformer.head(config, params))
+  for held in (params, transformer.apart(params)):
+    logits = transformer.next_logits(config, held, hidden)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-6)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.grad, argnums=1)
 def gradients(config, params):

@@ -25,7 +25,7 @@ class LatentAttention(nn.Module):
   """Projections around `attention.attend`, the plain and the absorbed way."""
 
   config: ModelConfig
-  transposed: bool = False
+  transposed: bool = False  # matrices are [out, in]
 
   def setup(self):
     c, a = self.config, self.config.latent

@@ -63,9 +63,8 @@ def multiply(x, kernel, transposed=False):
   Args:
     x: [..., in].
     kernel: of as many numbers as [in, out], or [out, in] if it is transposed.
-    transposed: multiplies from the left, which is for few tokens on a CPU: the
-      right side of a product is arranged anew each time, and so it is the
-      tokens that are, and not the weights.
+    transposed: and it stands on the left. XLA:CPU arranges the right side of
+      a product anew each time; of few tokens these should be it.
 
   Returns:
     [..., out].
@@ -98,7 +97,7 @@ class MLP(nn.Module):
   """down(act(gate x) * up x): SwiGLU, GEGLU (arXiv 2002.05202, eq. 6)."""
 
   config: ModelConfig
-  transposed: bool = False
+  transposed: bool = False  # matrices are [out, in]
 
   @nn.compact
   def __call__(self, x):

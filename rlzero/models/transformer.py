@@ -63,21 +63,10 @@ AXES = {
 
 # Matrices that multiply all tokens, and how many of their axes are inputs.
 _MATRICES = {
-  'kernel': 1,
-  'query': 1,
-  'key': 1,
-  'value': 1,
-  'output': 2,
-  'gate': 1,
-  'up': 1,
-  'down': 1,
-  'query_down': 1,
-  'query_up': 1,
-  'latent_down': 1,
-  'latent_output': 2,
-  'shared_gate': 1,
-  'shared_up': 1,
-  'shared_down': 1,
+  **dict.fromkeys(('kernel', 'query', 'key', 'value', 'gate', 'up', 'down'), 1),
+  **dict.fromkeys(('query_down', 'query_up', 'latent_down'), 1),
+  **dict.fromkeys(('shared_gate', 'shared_up', 'shared_down'), 1),
+  **dict.fromkeys(('output', 'latent_output'), 2),
 }
 
 # `AXES` of parameters that are `apart`: these matrices are transposed.
@@ -103,7 +92,7 @@ class Attention(nn.Module):
   """Projections around `attention.attend`; keys leave it for the cache."""
 
   config: ModelConfig
-  transposed: bool = False
+  transposed: bool = False  # matrices are [out, in]
 
   def setup(self):
     c = self.config
@@ -185,8 +174,8 @@ class Block(nn.Module):
   def setup(self):
     c = self.config
     self.attention_norm = layers.RMSNorm(c)
-    attention_kind = latent.LatentAttention if c.latent else Attention
-    self.attention = attention_kind(c, self.transposed)
+    kind = latent.LatentAttention if c.latent else Attention
+    self.attention = kind(c, self.transposed)
     self.mlp_norm = layers.RMSNorm(c)
     if self.routed:
       self.moe = moe.MoE(c, self.transposed)
@@ -595,8 +584,8 @@ def next_logits(
   product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
   if 'layers' in params:
     return product(hidden, head(config, params))
-  own = params['head']['kernel'] if 'head' in params else None
-  kernel = params['embed']['embedding'] if own is None else own
+  tied = config.tied_embedding
+  kernel = params['embed']['embedding'] if tied else params['head']['kernel']
   # From the left, and kept there: see `layers.multiply`.
   logits = product(kernel.astype(hidden.dtype), hidden.T)
   return jax.lax.optimization_barrier(logits).T
