@@ -471,6 +471,46 @@ def test_spans_are_few_and_not_much_too_wide(capacity):
   assert set(wide) <= set(spans) and wide[0] >= capacity // 2
 
 
+def test_batches_that_are_passed_at_once_were_compiled_ahead(
+  params, monkeypatch
+):
+  # All but four rows end at the first look: each batch on the way is made. What
+  # is finished plays the schedule without a device.
+  settings = dict(max_len=64, max_prompt_len=8, num_slots=64, decode_steps=4)
+  config = dataclasses.replace(CONFIG, max_position=128)
+  arguments = config, params, make_prompts(16), GROUP
+  sampling, end = scheduler.Sampling(**settings), scheduler.Finish.LENGTH
+  lengths = [2] * 60 + [64] * 4
+  finished = {
+    i: scheduler.Completion(np.full(n, 2), np.zeros(n), end)
+    for i, n in enumerate(lengths)
+  }
+  planned, done = set(), set()
+
+  def sizes(slots, number, span):
+    rows, before = slots.token.shape[0], engine.room(config, slots)
+    return rows, before, number or rows, span
+
+  fit, lower_fit = engine.fit, engine.lower_fit
+
+  def planning(config, slots, number, span):
+    planned.add(sizes(slots, number, span))
+    return lower_fit(config, slots, number, span)
+
+  def doing(config, slots, chosen, span):
+    done.add(sizes(slots, None if chosen is None else len(chosen), span))
+    return fit(config, slots, chosen, span)
+
+  monkeypatch.setattr(engine, 'lower_fit', planning)
+  monkeypatch.setattr(engine, 'fit', doing)
+  scheduler.lower_all(*arguments, sampling, (EOS,))
+  scheduler.generate(
+    *arguments, sampling, eos_ids=(EOS,), seed=SEED, finished=finished
+  )
+  assert {number for *_, number, _ in done} >= {48, 40, 32, 24, 16, 8, 4}
+  assert done <= planned
+
+
 @pytest.mark.parametrize(
   'num_slots, batches',
   [

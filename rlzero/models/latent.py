@@ -33,14 +33,14 @@ class LatentAttention(nn.Module):
     plain = h - a.rope_dim
     if a.query_rank:
       q = a.query_rank
-      self.query_down = layers.kernel(self, 'query_down', d, q)
+      self.query_down = layers.matrix(self, 'query_down', d, q)
       self.query_down_norm = self.param(
         'query_down_norm', layers.norm_init(c), (q,)
       )
-      self.query_up = layers.kernel(self, 'query_up', q, n, h)
+      self.query_up = layers.matrix(self, 'query_up', q, n, h)
     else:
-      self.query = layers.kernel(self, 'query', d, n, h)
-    self.latent_down = layers.kernel(
+      self.query = layers.matrix(self, 'query', d, n, h)
+    self.latent_down = layers.matrix(
       self, 'latent_down', d, a.kv_rank + a.rope_dim
     )
     self.latent_norm = self.param(
@@ -49,7 +49,7 @@ class LatentAttention(nn.Module):
     self.latent_up = self.param(
       'latent_up', layers.INIT, (a.kv_rank, n, plain + a.value_dim)
     )
-    self.latent_output = layers.kernel(
+    self.latent_output = layers.matrix(
       self, 'latent_output', n, a.value_dim, d, inputs=2
     )
 

@@ -44,7 +44,7 @@ def keep(x):
   return checkpoint_name(x, KEPT)
 
 
-def kernel(module, name, *axes, inputs=1):
+def matrix(module, name, *axes, inputs=1):
   """The parameter of a matrix, whose first axes are its inputs.
 
   Where the module's matrices are transposed, the last ones are.
@@ -102,8 +102,8 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x):
     d, f = self.config.width, self.config.mlp_width
-    gate, up = kernel(self, 'gate', d, f), kernel(self, 'up', d, f)
-    down = kernel(self, 'down', f, d)
+    gate, up = matrix(self, 'gate', d, f), matrix(self, 'up', d, f)
+    down = matrix(self, 'down', f, d)
     return glu(x, gate, up, down, self.config, self.transposed)
 
 

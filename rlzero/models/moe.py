@@ -66,9 +66,9 @@ class MoE(nn.Module):
     if e.shared_width:
       out += layers.glu(
         x,
-        layers.kernel(self, 'shared_gate', d, e.shared_width),
-        layers.kernel(self, 'shared_up', d, e.shared_width),
-        layers.kernel(self, 'shared_down', e.shared_width, d),
+        layers.matrix(self, 'shared_gate', d, e.shared_width),
+        layers.matrix(self, 'shared_up', d, e.shared_width),
+        layers.matrix(self, 'shared_down', e.shared_width, d),
         self.config,
         self.transposed,
       )

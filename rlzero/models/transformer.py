@@ -97,10 +97,10 @@ class Attention(nn.Module):
   def setup(self):
     c = self.config
     d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
-    self.query = layers.kernel(self, 'query', d, n, h)
-    self.key = layers.kernel(self, 'key', d, k, h)
-    self.value = layers.kernel(self, 'value', d, k, h)
-    self.output = layers.kernel(self, 'output', n, h, d, inputs=2)
+    self.query = layers.matrix(self, 'query', d, n, h)
+    self.key = layers.matrix(self, 'key', d, k, h)
+    self.value = layers.matrix(self, 'value', d, k, h)
+    self.output = layers.matrix(self, 'output', n, h, d, inputs=2)
     if c.qkv_bias:
       zeros = nn.initializers.zeros
       self.query_bias = self.param('query_bias', zeros, (n, h))

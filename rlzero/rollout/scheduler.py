@@ -143,6 +143,16 @@ def generate(
   queue = collections.deque(range(total))
   block = _Block(config, params, prompts[0].tokens[:stem], rests, widest)
   num_left, computed = total, 0
+
+  def settle():
+    """Gives the cache the size, of those of this batch, for the next call."""
+    nonlocal slots, span
+    furthest = int(cached[held >= 0].max()) + sampling.decode_steps
+    spans = _spans(capacity, widest, num_slots / most)
+    needed = next(n for n in spans if n >= furthest)
+    if needed != span:
+      slots, span = engine.fit(config, slots, None, needed), needed
+
   while num_left:
     if on_look:
       on_look()
@@ -184,11 +194,8 @@ def generate(
       slots = engine.fit(config, slots, np.int32(chosen), span)
       held, cached, left = held[chosen], cached[chosen], left[chosen]
       num_slots, alive = fewer, np.flatnonzero(held >= 0)
-    furthest = int(cached[held >= 0].max()) + sampling.decode_steps
-    spans = _spans(capacity, widest, num_slots / most)
-    needed = next(n for n in spans if n >= furthest)
-    if needed != span:
-      slots, span = engine.fit(config, slots, None, needed), needed
+      settle()
+    settle()
     drawn = (held >= 0) & (left == 0)
     # What a finished one would have done is known without the device.
     ahead = np.minimum(left, sampling.decode_steps)
