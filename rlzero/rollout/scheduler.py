@@ -145,7 +145,7 @@ def generate(
   num_left, computed = total, 0
 
   def settle():
-    """Gives the cache the size, of those of this batch, for the next call."""
+    """Gives the cache that size of this batch which the next call needs."""
     nonlocal slots, span
     furthest = int(cached[held >= 0].max()) + sampling.decode_steps
     spans = _spans(capacity, widest, num_slots / most)
