@@ -54,7 +54,7 @@ def matrix(module, name, *axes, inputs=1):
   return module.param(name, INIT, shape)
 
 
-def multiply(x, kernel, transposed=False):
+def multiply(x, kernel, transposed=False, dtype=None):
   """x @ kernel as one matrix of all tokens; a kernel may have more axes.
 
   On a CPU the gradient of a product with two axes of rows is a transposed
@@ -65,11 +65,13 @@ def multiply(x, kernel, transposed=False):
     kernel: of as many numbers as [in, out], or [out, in] if it is transposed.
     transposed: and it stands on the left. XLA:CPU arranges the right side of
       a product anew each time; of few tokens these should be it.
+    dtype: of the result; that of x by default.
 
   Returns:
     [..., out].
   """
-  return _rows(_times(_flat(x, transposed), kernel, transposed), x, transposed)
+  flat = _times(_flat(x, transposed), kernel, transposed, dtype)
+  return _rows(flat, x, transposed)
 
 
 def _flat(x, transposed):
@@ -78,11 +80,13 @@ def _flat(x, transposed):
   return flat.T if transposed else flat
 
 
-def _times(flat, kernel, transposed):
+def _times(flat, kernel, transposed, dtype=None):
   kernel = kernel.astype(flat.dtype)
   if transposed:
-    return kernel.reshape(-1, flat.shape[0]) @ flat
-  return flat @ kernel.reshape(flat.shape[1], -1)
+    sides = kernel.reshape(-1, flat.shape[0]), flat
+  else:
+    sides = flat, kernel.reshape(flat.shape[1], -1)
+  return jnp.matmul(*sides, preferred_element_type=dtype)
 
 
 def _rows(flat, like, transposed):

@@ -581,14 +581,13 @@ def next_logits(
   config: ModelConfig, params: Params, hidden: Float[Array, 'B D']
 ) -> Float[Array, 'B V']:
   """Logits of what follows, float32; parameters may be `apart`."""
-  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
   if 'layers' in params:
-    return product(hidden, head(config, params))
-  tied = config.tied_embedding
-  kernel = params['embed']['embedding'] if tied else params['head']['kernel']
-  # From the left, and kept there: see `layers.multiply`.
-  logits = product(kernel.astype(hidden.dtype), hidden.T)
-  return jax.lax.optimization_barrier(logits).T
+    kernel, transposed = head(config, params), False
+  elif 'head' in params:
+    kernel, transposed = params['head']['kernel'], True
+  else:
+    kernel, transposed = params['embed']['embedding'], True
+  return layers.multiply(hidden, kernel, transposed, jnp.float32)
 
 
 def predictors(
