@@ -115,6 +115,24 @@ def test_aime_is_fetched_once(hub, tmp_path):
   assert [(e.question, e.target) for e in later] == [('Q', '70'), ('R', '468')]
 
 
+@pytest.mark.parametrize(
+  ('rows', 'message'),
+  [
+    ([{'problem': 'P', 'answer': None}], r"jsonl:1 has None as its 'answer'"),
+    ([{'problem': 'P', 'answer': ' '}], r"jsonl:1 has ' ' as its 'answer'"),
+    ([{'problem': '', 'answer': '1'}], r"jsonl:1 has '' as its 'problem'"),
+    ([{'problem': 'P', 'answer': '1'}] * 2, "id 'a' twice, as problems 1 and"),
+  ],
+)
+def test_a_problem_that_no_answer_could_solve(hub, tmp_path, rows, message):
+  root, _ = hub
+  rows = [{'unique_id': 'a', **row} for row in rows]
+  _jsonl(root / 'HuggingFaceH4/MATH-500/test.jsonl', rows)
+  with pytest.raises(ValueError, match=message):
+    benchmarks.MATH500(str(tmp_path / 'tfds')).examples('test')
+  assert not (tmp_path / 'tfds' / 'problems').exists()
+
+
 def test_math500(hub, tmp_path):
   root, _ = hub
   _jsonl(root / 'HuggingFaceH4/MATH-500/test.jsonl', [_MATH])
@@ -276,7 +294,7 @@ def test_a_missing_column_is_named(hub, tmp_path):
   _gpqa(root / 'Idavidrein/gpqa', drop='Incorrect Answer 2')
   task = benchmarks.GPQADiamond(str(tmp_path / 'tfds'))
   with pytest.raises(
-    ValueError, match=r"row 1 has no column 'Incorrect Answer 2'; it has '"
+    ValueError, match=r"csv:2 has no column 'Incorrect Answer 2'; it has '"
   ):
     task.examples('test')
   # Nothing half done is left: a mended file is read.

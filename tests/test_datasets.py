@@ -178,7 +178,7 @@ def test_stream_bad_input():
       other.set_state(state)
 
 
-def test_math_from_its_files(tmp_path):
+def test_math_from_its_files(tmp_path, capsys):
   lines = [
     {
       'problem': f' What is {i}/2? ',
@@ -201,8 +201,18 @@ def test_math_from_its_files(tmp_path):
   answer = task.extract('It is \\boxed{\\dfrac{400}{4}}.')
   assert task.verify(answer, first.target)
   assert not task.verify('24', first.target)
-  (tmp_path / 'test.jsonl').write_text('{"problem": "?"}\n')
-  with pytest.raises(ValueError, match='test.jsonl.* has no answer'):
-    task.examples('test')
+  for line, message in (
+    ('{"problem": "?"}', "test.jsonl:2 has no 'answer'"),
+    ('{"problem": "?", "answer": ""}', "test.jsonl:2 has '' as its 'answer'"),
+    ('{"problem": " ", "answer": "2"}', "test.jsonl:2 has ' ' as its 'prob"),
+    ('{"problem": "?", "answer": null}', 'test.jsonl:2 has None as its'),
+  ):
+    (tmp_path / 'test.jsonl').write_text(f'\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+      task.examples('test')
+  line = '{"problem": "?", "answer": 2.50}\n'
+  (tmp_path / 'test.jsonl').write_text(line + line)
+  assert [e.target for e in task.examples('test')] == ['2.50', '2.50']
+  assert 'repeats 1 of its questions, the first at' in capsys.readouterr().err
   with pytest.raises(ValueError, match="no split 'dev'"):
     task.examples('dev')

@@ -7,12 +7,12 @@ a template share the template's words: give those a longer n-gram than it.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlzero.tasks import base
+from rlzero.text import files
 
 # A word, a character of a script without spaces, or an operator; a formula
 # without its operators would be any formula of the same numbers.
@@ -108,21 +108,15 @@ def read(path: str) -> Iterator[tuple[str, str]]:
   """Items of a JSONL file: uid, and all text that stands in the line.
 
   Raises:
-    ValueError: a line that is no JSON.
+    ValueError: a line that is damaged, by its number.
   """
-  with open(path, encoding='utf-8') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        item = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f'{path}:{number} is not JSON ({error.msg}); remove or correct the '
-          'line.'
-        ) from error
-      uid = item.get('uid') if isinstance(item, dict) else None
-      yield str(uid or f'line {number}'), '\n'.join(_strings(item))
+  for number, line in files.lines(path):
+    if not line.strip():
+      continue
+    place = f'{path}:{number}'
+    item = files.parse_json(line, place, 'remove or correct the line')
+    uid = item.get('uid') if isinstance(item, dict) else None
+    yield str(uid or f'line {number}'), '\n'.join(_strings(item))
 
 
 def text(result: Mapping[str, Any]) -> str:

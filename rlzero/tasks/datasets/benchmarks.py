@@ -59,8 +59,8 @@ class AIME(verify.Numbers):
       for index, row in enumerate(rows):
         yield base.Example(
           f'{self.name}-{index}',
-          hub.column(row, question),
-          str(hub.column(row, 'answer')),
+          hub.text(row, question),
+          hub.text(row, 'answer'),
         )
 
     hub.check_split(self.name, split)
@@ -80,9 +80,9 @@ class MATH500(verify.Formulas):
     def convert(rows: Iterable[hub.Row]) -> Iterator[base.Example]:
       for row in rows:
         yield base.Example(
-          hub.column(row, 'unique_id'),
-          hub.column(row, 'problem'),
-          hub.column(row, 'answer'),
+          hub.text(row, 'unique_id'),
+          hub.text(row, 'problem'),
+          hub.text(row, 'answer'),
         )
 
     hub.check_split(self.name, split)
@@ -131,11 +131,14 @@ class GPQADiamond:
 
 def _multiple_choice(rows: Iterable[hub.Row]) -> Iterator[base.Example]:
   for row in rows:
-    uid = hub.column(row, 'Record ID')
-    right = hub.column(row, 'Correct Answer').strip()
-    wrong = [
-      hub.column(row, f'Incorrect Answer {i}').strip() for i in (1, 2, 3)
-    ]
+    uid = hub.text(row, 'Record ID')
+    right = hub.text(row, 'Correct Answer').strip()
+    wrong = [hub.text(row, f'Incorrect Answer {i}').strip() for i in (1, 2, 3)]
+    if right in wrong:
+      raise ValueError(
+        f'{row[0]} has the right answer {right!r} among the wrong ones; '
+        'correct or remove the row.'
+      )
     choices = sorted(
       [right, *wrong], key=lambda c: base.bucket(f'{uid} {c}', 1 << 62)
     )
@@ -146,7 +149,7 @@ def _multiple_choice(rows: Iterable[hub.Row]) -> Iterator[base.Example]:
     yield base.Example(
       uid,
       _CHOICE.format(
-        question=hub.column(row, 'Question').strip(), choices='\n'.join(lines)
+        question=hub.text(row, 'Question').strip(), choices='\n'.join(lines)
       ),
       _LETTERS[choices.index(right)],
     )

@@ -8,10 +8,10 @@ Prepare it once, where the network can be reached:
 import dataclasses
 import pathlib
 
-import tensorflow_datasets as tfds
 from tensorflow_datasets.text.gsm8k import gsm8k
 
 from rlzero.tasks import base, verify
+from rlzero.tasks.datasets import records
 
 _PREPARE = (
   "run rlzero.tasks.datasets.gsm8k.prepare('DIR') on a new folder and give "
@@ -35,7 +35,7 @@ class GSM8K(verify.Numbers):
 
     Raises:
       FileNotFoundError: the dataset is not prepared, or in another format.
-      ValueError: no such split.
+      ValueError: no such split, or a problem without question or answer.
     """
     if split not in ('train', 'validation', 'test'):
       raise ValueError(
@@ -46,28 +46,35 @@ class GSM8K(verify.Numbers):
     ).expanduser()
     if not (folder / 'dataset_info.json').exists():
       raise FileNotFoundError(f'{folder} holds no dataset; {_PREPARE}')
-    builder = tfds.builder_from_directory(folder)
-    if builder.info.file_format.value != 'array_record':
-      raise FileNotFoundError(
-        f'{folder} holds {builder.info.file_format.value} files, and only '
-        f'array_record is read without TensorFlow; {_PREPARE}'
-      )
     source = 'test' if split == 'test' else 'train'
-    found = []
-    for index, row in enumerate(builder.as_data_source(source)):
-      question = row['question'].decode()
+    found, placed = [], []
+    for index, record in enumerate(
+      records.read(records.Source(path=str(folder), split=source))
+    ):
+      question, target = records.text(record, 'question'), _short(record)
+      placed.append((record[0], question, target))
       if source == 'train':
         if (base.bucket(question) < 10) != (split == 'validation'):
           continue
-      short = row['short_answer'] or row['answer'].rpartition(b'####')[2]
       found.append(
         base.Example(
-          uid=f'gsm8k-{source}-{index}',
-          question=question,
-          target=short.decode().strip(),
+          uid=f'gsm8k-{source}-{index}', question=question, target=target
         )
       )
+    records.tell_duplicates(f'{folder} ({source})', placed)
     return found
+
+
+def _short(record: records.Record) -> str:
+  """The number that is the answer, which stands after '####'."""
+  place, row = record
+  _, mark, last = row['answer'].rpartition('####')
+  answer = row['short_answer'] or (last if mark else '')
+  if not answer.strip():
+    raise ValueError(
+      f"{place} has no answer after '####'; prepare the dataset again."
+    )
+  return answer.strip()
 
 
 def prepare(data_dir: str) -> None:

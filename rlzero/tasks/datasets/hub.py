@@ -44,12 +44,17 @@ def examples(
   folder = root / 'problems' / name / str(materialise.Problems.VERSION)
   if not (folder / 'dataset_info.json').exists():
     found = list(convert(_rows(root / name / 'raw', repo, files)))
+    _check(name, found)
     materialise.write(name, {'test': found}, str(root))
   source = tfds.builder_from_directory(folder).as_data_source('test')
-  return [
+  found = [
     base.Example(**{field: value.decode() for field, value in row.items()})
     for row in source
   ]
+  records.tell_duplicates(
+    name, [(f'problem {e.uid}', e.question, e.target) for e in found]
+  )
+  return found
 
 
 def column(row: Row, name: str) -> Any:
@@ -68,6 +73,16 @@ def column(row: Row, name: str) -> Any:
   return columns[name]
 
 
+def text(row: Row, name: str) -> str:
+  """A column of a row as text that is not empty; a number is its text.
+
+  Raises:
+    ValueError: it is missing, empty or something else.
+  """
+  column(row, name)
+  return records.text(row, name)
+
+
 def check_split(name: str, split: str) -> None:
   """Evaluation sets have one split.
 
@@ -76,6 +91,19 @@ def check_split(name: str, split: str) -> None:
   """
   if split != 'test':
     raise ValueError(f'{name} has the split test alone, not {split!r}.')
+
+
+def _check(name: str, found: Sequence[base.Example]) -> None:
+  """Samples and figures go by the uid, so each must be there once."""
+  first: dict[str, int] = {}
+  for number, example in enumerate(found, start=1):
+    before = first.setdefault(example.uid, number)
+    if before != number:
+      raise ValueError(
+        f'{name} has the id {example.uid!r} twice, as problems {before} and '
+        f'{number}; bring a version of the data set with ids of its own for '
+        'each.'
+      )
 
 
 def _rows(

@@ -28,7 +28,8 @@ class MATH(verify.Formulas):
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: no such split, or a record without problem or answer.
+      ValueError: no such split, or a line that is damaged or lacks a problem
+        or an answer.
     """
     if split not in ('train', 'validation', 'test'):
       raise ValueError(
@@ -36,25 +37,20 @@ class MATH(verify.Formulas):
       )
     source = 'test' if split == 'test' else 'train'
     path = pathlib.Path(self.data_dir).expanduser() / f'{source}.jsonl'
-    found = []
-    for index, (where, record) in enumerate(
+    found, placed = [], []
+    for index, record in enumerate(
       records.read(records.Source(path=str(path)))
     ):
-      for field in ('problem', 'answer'):
-        if not isinstance(record.get(field), str):
-          raise ValueError(
-            f'{where} has no {field}; each record needs a problem and an '
-            'answer, as text.'
-          )
-      question = record['problem'].strip()
+      question = records.text(record, 'problem').strip()
+      target = records.text(record, 'answer').strip()
+      placed.append((record[0], question, target))
       held_out = base.bucket(question) < 5
       if source == 'train' and held_out != (split == 'validation'):
         continue
       found.append(
         base.Example(
-          uid=f'math-{source}-{index}',
-          question=question,
-          target=record['answer'].strip(),
+          uid=f'math-{source}-{index}', question=question, target=target
         )
       )
+    records.tell_duplicates(str(path), placed)
     return found

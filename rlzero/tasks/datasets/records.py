@@ -2,14 +2,18 @@
 
 import csv
 import dataclasses
+import functools
 import itertools
-import json
+import math
 import pathlib
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow
 from pyarrow import parquet
+
+from rlzero.text import files
 
 Record = tuple[str, dict[str, Any]]  # its place, for errors, and its columns
 
@@ -52,21 +56,30 @@ def read(source: Source) -> Iterator[Record]:
   if (path / 'dataset_info.json').is_file():
     found = _tfds(path, source.split)
   else:
-    files = [path]
+    paths = [path]
     if path.is_dir():
-      files = sorted(p for p in path.iterdir() if p.suffix in _READERS)
-    if not path.exists() or not files or files[0].suffix not in _READERS:
+      paths = sorted(p for p in path.iterdir() if p.suffix in _READERS)
+    if not path.exists() or not paths or paths[0].suffix not in _READERS:
       raise FileNotFoundError(
         f'{path} {"holds no examples" if path.exists() else "does not exist"}; '
         'give a .jsonl, .parquet or .csv file, a folder of these, or the '
         'folder of a TFDS dataset.'
       )
-    found = itertools.chain(*(_READERS[file.suffix](file) for file in files))
+    found = itertools.chain(*(_some(file) for file in paths))
   place = None
   for place, row in found:
     yield place, {source.rename.get(k, k): v for k, v in row.items()}
   if place is None:
-    raise ValueError(f'{path} has no records; give a file that has some.')
+    raise ValueError(f'{path} has no records; give one that has some.')
+
+
+def _some(path: pathlib.Path) -> Iterator[Record]:
+  """The records of a file: an empty one among others was not copied whole."""
+  place = None
+  for place, row in _READERS[path.suffix](path):
+    yield place, row
+  if place is None:
+    raise ValueError(f'{path} has no records; remove it or copy it again.')
 
 
 def field(record: Record, name: str, kind: type) -> Any:
@@ -81,7 +94,8 @@ def field(record: Record, name: str, kind: type) -> Any:
       f'{place} has no {name!r} but {", ".join(map(repr, row))}; add the '
       'column, or set Source.rename to the one that is meant.'
     )
-  if not isinstance(row[name], kind) or not row[name]:
+  value = row[name].strip() if isinstance(row[name], str) else row[name]
+  if not isinstance(value, kind) or not value:
     raise ValueError(
       f'{place} has {row[name]!r} as its {name!r}; it must be a '
       f'{kind.__name__} that is not empty.'
@@ -89,42 +103,120 @@ def field(record: Record, name: str, kind: type) -> Any:
   return row[name]
 
 
-def _jsonl(path: pathlib.Path):
-  with open(path, encoding='utf-8') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f'{path}:{number} is not JSON ({error.msg}); remove or correct the '
-          'line.'
-        ) from error
-      if not isinstance(row, dict):
-        raise ValueError(
-          f'{path}:{number} is a JSON {type(row).__name__}; each line must be '
-          'an object with a column for each key.'
-        )
-      yield f'{path}:{number}', row
+def text(record: Record, name: str) -> str:
+  """A column as text that is not empty; a number is the text it is written as.
+
+  Raises:
+    ValueError: it is missing, empty or neither text nor a number.
+  """
+  place, row = record
+  value = row.get(name)
+  if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if math.isfinite(value):
+      return str(value)
+  return field((place, row), name, str)
 
 
-def _parquet(path: pathlib.Path):
+def tell_duplicates(name: str, placed: Iterable[tuple[str, str, str]]) -> None:
+  """Prints how many questions a data set has more than once, if any.
+
+  Args:
+    name: of the data set.
+    placed: place, question and answer of each problem.
+  """
+  first: dict[str, tuple[str, str]] = {}
+  repeated, places, different = 0, (), 0
+  for place, question, answer in placed:
+    before = first.setdefault(question, (place, answer))
+    if before[0] != place:
+      repeated += 1
+      places = places or (before[0], place)
+      different += before[1] != answer
+  if repeated:
+    _say_once(
+      f'warning: {name} repeats {repeated} of its questions, the first at '
+      f'{places[0]} and {places[1]}'
+      + (f', {different} of them with another answer' if different else '')
+      + '; each counts as often as it is there.'
+    )
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+  print(sentence, file=sys.stderr)
+
+
+def _jsonl(path: pathlib.Path) -> Iterator[Record]:
+  for number, line in files.lines(path):
+    if not line.strip():
+      continue
+    place = f'{path}:{number}'
+    row = files.parse_json(line, place, 'remove or correct the line')
+    if not isinstance(row, dict):
+      raise ValueError(
+        f'{place} is a JSON {type(row).__name__}; each line must be an object '
+        'with a column for each key.'
+      )
+    yield place, row
+
+
+def _parquet(path: pathlib.Path) -> Iterator[Record]:
+  number = 0
   try:
-    batches = parquet.ParquetFile(path).iter_batches()
-    rows = itertools.chain.from_iterable(b.to_pylist() for b in batches)
-    for i, row in enumerate(rows):
-      yield f'{path}, row {i}', row
+    for batch in parquet.ParquetFile(path).iter_batches():
+      for i in range(batch.num_rows):
+        row = {
+          name: column[i].as_py()
+          for name, column in zip(
+            batch.schema.names, batch.columns, strict=True
+          )
+        }
+        yield f'{path}, row {number}', row
+        number += 1
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{path}, row {number} holds text that is not UTF-8 ({error.reason}); '
+      'correct the row or write the file again.'
+    ) from error
   except (OSError, pyarrow.ArrowException) as error:
+    if getattr(error, 'errno', None):  # the disk's fault, not the file's
+      raise
     raise ValueError(
       f'{path} is not a parquet file ({error}); copy or download it again.'
     ) from error
 
 
-def _csv(path: pathlib.Path):
-  with open(path, encoding='utf-8', newline='') as file:
-    for number, row in enumerate(csv.DictReader(file), start=1):
-      yield f'{path}, row {number}', row
+def _csv(path: pathlib.Path) -> Iterator[Record]:
+  csv.field_size_limit(sys.maxsize)  # a program or a text may be a field
+  reader = csv.reader(
+    (line for _, line in files.lines(path, newline='')), strict=True
+  )
+  header: list[str] = []
+  start = 1  # line on which a record begins
+  try:
+    for row in reader:
+      place, start = f'{path}:{start}', reader.line_num + 1
+      if not row:  # an empty line
+        continue
+      if not header:
+        header = row
+        if twice := {name for name in row if row.count(name) > 1}:
+          raise ValueError(
+            f'{place} names the column {min(twice)!r} more than once; give '
+            'each a name of its own.'
+          )
+        continue
+      if len(row) != len(header):
+        raise ValueError(
+          f'{place} has {len(row)} fields, but the header has {len(header)}; '
+          'remove or correct the line.'
+        )
+      yield place, dict(zip(header, row, strict=True))
+  except csv.Error as error:
+    raise ValueError(
+      f'{path}:{start} is not CSV ({error}); a quote may be left open there. '
+      'Remove or correct the line.'
+    ) from error
 
 
 _READERS = {'.jsonl': _jsonl, '.parquet': _parquet, '.csv': _csv}
@@ -146,7 +238,14 @@ def _tfds(path: pathlib.Path, split: str):
       f'{path} has no split {split!r}; it has {", ".join(builder.info.splits)}.'
     )
   for i, row in enumerate(builder.as_data_source(split)):
-    yield f'{path}, {split} {i}', {k: _plain(v) for k, v in row.items()}
+    place = f'{path}, {split} {i}'
+    try:
+      yield place, {k: _plain(v) for k, v in row.items()}
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f'{place} holds text that is not UTF-8 ({error.reason}); prepare the '
+        'dataset again.'
+      ) from error
 
 
 def _plain(value: Any) -> Any:

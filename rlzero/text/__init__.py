@@ -1,0 +1,1 @@
+"""Text: files of it, tokens and templates; no JAX."""
