@@ -27,9 +27,13 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero import evaluate, flops, grpo, hardware, packing, sharding, step
-from rlzero.models import transformer
+from rlzero import grpo
+from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
+from rlzero.planner import flops, hardware
+from rlzero.rl import settings, step
+from rlzero.rollout import encoding
+from rlzero.runtime import sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +60,8 @@ class Config(grpo.Config):
 
 def run(cfg: Config) -> None:
   """Measures and prints; the last line is JSON."""
-  loaded = grpo.load_start(cfg)
-  with sharding.use(cfg.mesh), grpo.reward_pool(cfg) as pool:
+  loaded = settings.load_start(cfg)
+  with sharding.use(cfg.mesh), settings.reward_pool(cfg) as pool:
     if cfg.model:
       fresh = transformer.initialise(cfg.model, jax.random.key(cfg.seed))
       loaded = dataclasses.replace(loaded, config=cfg.model, params=fresh)
@@ -83,9 +87,9 @@ def measure(cfg: Config, loop: step.Loop) -> dict[str, float]:
       (row,), records = loop.advance(drawn)
     if number < cfg.num_warmup:
       continue
-    asked = evaluate.prompts(loop.tokenizer, cfg.template, drawn)
+    asked = encoding.encode_examples(loop.tokenizer, cfg.template, drawn)
     prompts = [p.tokens for p in asked]
-    stem = packing.stem_length(prompts)
+    stem = padding.stem_length(prompts)
     work = useful(cfg, loop.model, [*map(len, prompts)], records, stem)
     update_rate = work['update_flops'] / row['time/update_s']
     rollout_s = max(
@@ -242,6 +246,7 @@ def _peak_memory() -> int:
 
 
 if __name__ == '__main__':
-  from rlzero import bench, config
+  from rlzero import bench
+  from rlzero.runtime import config
 
   config.main(bench)

@@ -19,9 +19,11 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero import checkpoint, metrics, weights
+from rlzero import weights
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
+from rlzero.runtime import config, metrics
+from rlzero.train import checkpoint, folders
 from rlzero.types import Params, Tokens
 from rlzero.weights import mapping
 
@@ -69,7 +71,7 @@ def run(cfg: Config) -> None:
       f'The output {cfg.output!r} is the folder of a run that has checkpoints; '
       'name another with --output=DIR.'
     )
-  before = checkpoint.open_model(cfg.checkpoint)
+  before = folders.open_model(cfg.checkpoint)
   sizes = [x.shape for x in jax.tree.leaves(before.params)]
   print(
     f'{cfg.checkpoint} is a {before.config.family} of '
@@ -86,7 +88,7 @@ def run(cfg: Config) -> None:
     if file.is_file()
   )
   print(f'wrote {written / 1e6:,.1f} MB to {cfg.output}', flush=True)
-  back = checkpoint.open_model if cfg.kind == 'run' else weights.open_folder
+  back = folders.open_model if cfg.kind == 'run' else weights.open_folder
   after = back(cfg.output)
   _check(cfg, before, after)
   said = f'read back: weights equal after rounding to {cfg.dtype}'
@@ -124,7 +126,7 @@ def _write_folder(cfg: Config, model: weights.Loaded) -> None:
 
 
 def _write_run(cfg: Config, model: weights.Loaded) -> None:
-  checkpoint.write_description(cfg.output, model.config, model.tokenizer)
+  folders.write_description(cfg.output, model.config, model.tokenizer)
   store = checkpoint.Store(cfg.output)
   params = mapping.place(model.params, cfg.dtype)
   store.save(0, params, {'step': np.int32(0)})
@@ -170,6 +172,7 @@ def _logprobs(config: ModelConfig, params: Params) -> np.ndarray:
 
 
 if __name__ == '__main__':
-  from rlzero import config, convert
+  from rlzero import convert
+  from rlzero.runtime import config
 
   config.main(convert)

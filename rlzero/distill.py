@@ -21,21 +21,14 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero import (
-  checkpoint,
-  config,
-  losses,
-  metrics,
-  packing,
-  sft,
-  sharding,
-  supervised,
-)
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import config, metrics, sharding
 from rlzero.tasks.datasets import records
-from rlzero.tokenizer import Tokenizer
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import demonstrations, folders, packing, supervised
 from rlzero.types import Params
 
 _CHUNK = 512  # tokens whose logits are held at a time
@@ -48,7 +41,7 @@ class Config(supervised.Config):
   loss: Literal['traces', 'forward_kl', 'reverse_kl'] = 'traces'
   teacher: str = ''  # checkpoint; of the KL losses
   on_policy: bool = False  # the student's own completions, not the data's
-  sampling: scheduler.Sampling = scheduler.Sampling()  # of these
+  sampling: Sampling = Sampling()  # of these
   batch_size: int = 64  # examples an update
 
   def __post_init__(self):
@@ -82,9 +75,9 @@ def run(cfg: Config) -> None:
   """
   config.check_same(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
-    loaded = checkpoint.load_model(cfg.checkpoint)
+    loaded = folders.load_model(cfg.checkpoint)
     model, tokenizer = cfg.model(loaded.config), loaded.tokenizer
-    the_loss, frozen = functools.partial(sft.loss, model), ()
+    the_loss, frozen = functools.partial(demonstrations.loss, model), ()
     if cfg.teacher:
       teacher, frozen = load_teacher(cfg, tokenizer)
       direction = cfg.loss.removesuffix('_kl')
@@ -95,26 +88,26 @@ def run(cfg: Config) -> None:
         on_policy, cfg, model, tokenizer, prompts, order
       )
     else:
-      examples, order = sft.load(cfg, tokenizer)
+      examples, order = demonstrations.load(cfg, tokenizer)
 
       def batch(step, params):
         del params
         return [examples[i] for i in order.batch(step)]
 
     config.save_resolved(cfg, cfg.workdir)
-    checkpoint.write_description(cfg.workdir, model, tokenizer)
+    folders.write_description(cfg.workdir, model, tokenizer)
     params = supervised.fit(
       cfg,
       'distill',
       sharding.place_params(transformer.AXES, loaded.params),
       cfg.num_steps or order.num_steps(cfg.num_epochs),
       lambda step, params: supervised.pack(
-        cfg, [sft.piece(example) for example in batch(step, params)]
+        cfg, [demonstrations.piece(example) for example in batch(step, params)]
       ),
       the_loss,
       frozen,
     )
-    checkpoint.write_model(cfg.workdir, model, params, tokenizer)
+    folders.write_model(cfg.workdir, model, params, tokenizer)
 
 
 def load_teacher(
@@ -125,7 +118,7 @@ def load_teacher(
   Raises:
     ValueError: it has another.
   """
-  teacher = checkpoint.load_model(cfg.teacher)
+  teacher = folders.load_model(cfg.teacher)
   token = tokenizer.difference(teacher.tokenizer)
   if token is not None:
     raise ValueError(
@@ -142,7 +135,9 @@ def load_prompts(
   """Token ids of the prompts of all sources, and the order of batches."""
 
   def encode(record: records.Record) -> np.ndarray:
-    return np.array(sft.asked(tokenizer, cfg.template, record), np.int32)
+    return np.array(
+      demonstrations.asked(tokenizer, cfg.template, record), np.int32
+    )
 
   short = dataclasses.replace(
     cfg, max_len=cfg.sampling.max_prompt_len, on_policy=False
@@ -160,7 +155,7 @@ def on_policy(
   order: supervised.Order,
   step: int,
   params: Params,
-) -> list[sft.Example]:
+) -> list[demonstrations.Example]:
   """The step's prompts, each with what the student says to it."""
   chosen = [prompts[i] for i in order.batch(step)]
   completions, _ = scheduler.generate(
@@ -176,7 +171,9 @@ def on_policy(
     seed=cfg.seed,
   )
   return [
-    sft.Example(np.append(prompt, c.tokens).astype(np.int32), prompt.size)
+    demonstrations.Example(
+      np.append(prompt, c.tokens).astype(np.int32), prompt.size
+    )
     for prompt, c in zip(chosen, completions, strict=True)
   ]
 
@@ -205,7 +202,7 @@ def loss(
   theirs, teacher_head = predicting(teacher, frozen)
   # Embeddings may be padded to different sizes behind one vocabulary.
   size = min(head.shape[1], teacher_head.shape[1])
-  divergence = losses.distillation_kl(
+  divergence = head.distillation_kl(
     ours,
     head[:, :size],
     jax.lax.stop_gradient(theirs),

@@ -39,12 +39,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rlzero
-from rlzero import config, metrics, process, provenance, reject
-from rlzero.tasks import readability
+from rlzero import reject
+from rlzero.runtime import config, lifecycle, metrics, provenance
+from rlzero.text import readability
 
 _late = {'changeable': True}
+
 MANIFEST = 'manifest.json'
+
 RESULTS = 'results.json'
+
 FIGURES = (
   'pass@1',
   'pass@1_interval',
@@ -59,6 +63,7 @@ FIGURES = (
   'num_samples',
   'temperature',
 )
+
 # What a stage keeps for itself: states to go on from, logs, times and paths.
 _OWN = {
   'checkpoints',
@@ -283,7 +288,7 @@ def _execute(command: Sequence[str], name: str, lock: int) -> None:
   finally:
     signal.signal(signal.SIGTERM, previous)
   if status == -signal.SIGTERM:  # before it had begun
-    status = process.PREEMPTED
+    status = lifecycle.PREEMPTED
   if status < 0:  # by a signal, as a shell says it
     status = 128 - status
   if status:

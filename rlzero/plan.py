@@ -29,19 +29,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlzero import flops, grpo, hardware, packing, sharding
-from rlzero.planner import estimate, programs
+from rlzero import grpo
+from rlzero.planner import estimate, flops, hardware, programs
 from rlzero.planner.programs import Program
 from rlzero.rollout import engine, scheduler
+from rlzero.runtime import sharding
+from rlzero.train import packing
 
 _GIB = 2**30
+
 # A run's gin file sets grpo.Config; this hands it over.
 DEFAULTS = (
   '--gin.plan.Config.run=@grpo.Config()',
   '--gin.grpo.Config.workdir=""',
 )
+
 _ROLLOUT = ('prefill', 'decode')
+
 _CUT = 'use more chips, or cut more by `fsdp`, `expert` or `tensor`.'
+
 # What a device holds, and what makes it smaller.
 _ADVICE = {
   'parameters': _CUT,
@@ -549,6 +555,7 @@ def _aligned(table: list[list[str]]) -> list[str]:
 
 
 if __name__ == '__main__':
-  from rlzero import config, plan
+  from rlzero import plan
+  from rlzero.runtime import config
 
   config.main(plan, [*DEFAULTS, *sys.argv[1:]])

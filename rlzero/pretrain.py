@@ -24,12 +24,13 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from rlzero import checkpoint, config, losses, metrics, process
-from rlzero.models import transformer
+from rlzero.models import head, transformer
 from rlzero.models.config import ModelConfig
-from rlzero.optim import Optimizer
+from rlzero.runtime import config, lifecycle, metrics
 from rlzero.tasks import countdown
-from rlzero.tokenizer import Tokenizer
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import checkpoint, folders
+from rlzero.train.optim import Optimizer
 from rlzero.types import Params, Tokens
 
 
@@ -75,13 +76,13 @@ def run(cfg: Config) -> None:
   start = 0
   if saved := store.restore(*state):
     start, state = saved.step, (saved.params, saved.rest)
-  checkpoint.write_description(cfg.workdir, cfg.model, tokenizer)
+  folders.write_description(cfg.workdir, cfg.model, tokenizer)
   update = jax.jit(
     functools.partial(_update, cfg.model, transform), donate_argnums=0
   )
   with (
     contextlib.closing(store),
-    process.preemption() as preempted,
+    lifecycle.preemption() as preempted,
     metrics.MetricsWriter(cfg.workdir, start) as writer,
     metrics.Progress(cfg.num_steps, 'pretrain', start) as progress,
   ):
@@ -102,8 +103,8 @@ def run(cfg: Config) -> None:
       if (step + 1) % cfg.save_every == 0 or done or stop:
         store.save(step + 1, *state)
       if stop and not done:
-        sys.exit(process.PREEMPTED)
-  checkpoint.write_model(cfg.workdir, cfg.model, state[0], tokenizer)
+        sys.exit(lifecycle.PREEMPTED)
+  folders.write_model(cfg.workdir, cfg.model, state[0], tokenizer)
 
 
 def batch(cfg: Config, tokenizer: Tokenizer, step: int) -> Tokens:
@@ -150,7 +151,7 @@ def _grown(cfg: Config, tokenizer: Tokenizer, fresh: Params) -> Params:
   already knows what it means, moved in a direction that all new words have in
   common: that is their language.
   """
-  old = checkpoint.load_model(cfg.checkpoint)
+  old = folders.load_model(cfg.checkpoint)
   same = dataclasses.replace(old.config, vocab_size=cfg.model.vocab_size)
   if same != cfg.model:
     raise ValueError(
@@ -178,7 +179,7 @@ def _grown(cfg: Config, tokenizer: Tokenizer, fresh: Params) -> Params:
 def _loss(model: ModelConfig, params, rows: Tokens):
   """Mean cross-entropy of next tokens inside documents, in nats."""
   hidden, _, _ = transformer.forward(model, params, rows)
-  logprobs, _ = losses.logprobs_and_entropy(
+  logprobs, _ = head.logprobs_and_entropy(
     hidden[:, :-1],
     transformer.head(model, params),
     rows.ids[:, 1:],

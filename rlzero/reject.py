@@ -3,7 +3,7 @@
   python -m rlzero.reject --gin_file=F --checkpoint=MODEL --workdir=DIR
 
 Each problem is completed several times. Kept is what is right, ends, can be
-read (`tasks/readability.py`), is not there already and has no n-gram in common
+read (`text/readability.py`), is not there already and has no n-gram in common
 with an evaluation set. `WORKDIR/samples.jsonl` is what `rlzero.sft` reads: a
 line says where it comes from (model, fingerprint, seed, draw, sample)
 and what it scored. All that was drawn is in `WORKDIR/parts`, written a part at
@@ -26,16 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from rlzero import checkpoint, config, evaluate, metrics, rewards, sharding
-from rlzero.rollout import scheduler
-from rlzero.tasks import (
-  base,
-  contamination,
-  countdown,
-  readability,
-  sandbox,
-)
-from rlzero.tasks.template import Template
+from rlzero.evaluation import contamination, measure
+from rlzero.rollout import encoding, scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import config, metrics, sharding
+from rlzero.scoring import grade, reward_pool, rewards
+from rlzero.tasks import base, countdown
+from rlzero.text import readability
+from rlzero.text.template import Template
+from rlzero.train import checkpoint, folders
 
 # Why a completion is not kept, in the order of the questions.
 REASONS = (
@@ -63,7 +62,7 @@ class Config:
   num_problems: int = 0  # 0 takes all of the split
   num_samples: int = 4  # completions a problem
   num_kept: int = 1  # completions of a problem that are kept, at most
-  sampling: scheduler.Sampling = scheduler.Sampling()
+  sampling: Sampling = Sampling()
   language: rewards.Target = 'prompt'  # of the thought
   limits: readability.Limits = readability.Limits()
   against: tuple[base.Task, ...] = ()  # evaluation sets, by their test split
@@ -99,7 +98,7 @@ def run(cfg: Config) -> None:
   index = contamination.Index(
     (e for task in cfg.against for e in task.examples('test')), cfg.num_words
   )
-  found = evaluate.examples(cfg.task, cfg.split, cfg.num_problems)
+  found = measure.examples(cfg.task, cfg.split, cfg.num_problems)
   examples = [e for e in found if not index.has(e.question)]
   if not examples:
     raise ValueError(
@@ -140,14 +139,14 @@ def sample(cfg: Config, examples: Sequence[base.Example]) -> dict[str, Any]:
   """
   with (
     sharding.use(cfg.mesh),
-    sandbox.RewardPool(
+    reward_pool.RewardPool(
       {cfg.task.name: cfg.task},
       cfg.template.kind,
       cfg.num_workers,
       cfg.deadline_s,
     ) as pool,
   ):
-    loaded = checkpoint.load_model(cfg.checkpoint)
+    loaded = folders.load_model(cfg.checkpoint)
     source = {
       # The name alone: the bytes shall not depend on where a run stands.
       'checkpoint': os.path.basename(os.path.normpath(cfg.checkpoint)),
@@ -164,13 +163,13 @@ def sample(cfg: Config, examples: Sequence[base.Example]) -> dict[str, Any]:
       completions, usage = scheduler.generate(
         loaded.config,
         loaded.params,
-        evaluate.prompts(loaded.tokenizer, cfg.template, part),
+        encoding.encode_examples(loaded.tokenizer, cfg.template, part),
         cfg.num_samples,
         cfg.sampling,
         eos_ids=loaded.tokenizer.eos_ids,
         seed=cfg.seed,
       )
-      records = evaluate.score(
+      records = grade.score(
         pool, cfg.task, loaded.tokenizer, [e for _, e in part], completions
       )
       for i, record in enumerate(records):

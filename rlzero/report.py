@@ -17,14 +17,16 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from rlzero import metrics
 from rlzero.evaluation import published
 from rlzero.reporting import detectors, figures, recorded, stories
 from rlzero.reporting.recorded import Run
+from rlzero.runtime import metrics
 
 # Of an evaluation; each becomes NAME_before and NAME_after in the summary.
 _SUMMARY = 'pass@1 strict completion_len tries reflection_per_1k format'.split()
+
 _SUMMARY += ['pass@16', 'cons@16', 'truncated']
+
 _SHARES = {
   'pass@1': 'pass@1: the last stated answer is right',
   'strict': 'strict: right, and in the right format',
@@ -34,6 +36,7 @@ _SHARES = {
   'format': 'share in the right format',
   'truncated': 'share cut off at the longest length',
 }
+
 _COUNTS = {
   'completion_len': 'tokens in a completion',
   'completion_len_correct': 'tokens in a right one',
@@ -41,6 +44,7 @@ _COUNTS = {
   'tries': 'tries in a completion',
   'reflection_per_1k': 'reflective words per thousand tokens',
 }
+
 # Sentences of the page; one whose numbers are not all known is left out.
 _LEAD = (
   'Completions went from {completion_len_before:.0f} to '
@@ -50,6 +54,7 @@ _LEAD = (
   '{reflection_per_1k_after:.1f} per thousand tokens.',
   'The format was right in {format_before:.0%} and is in {format_after:.0%}.',
 )
+
 _SCEPTICS = {
   'Did the base not reflect already?': 'In {reflecting:.0%} of its '
   'completions: {reflection_per_1k_before:.1f} words per thousand tokens.',
@@ -65,6 +70,7 @@ _SCEPTICS = {
   'How much was cut off?': '{truncated_before:.1%} of the evaluated '
   'completions before, {truncated_after:.1%} after.',
 }
+
 _SETTING = (
   '{num_problems} problems of the split “{split}”, {num_samples} samples each, '
   'T = {temperature}, top-p {top_p}, at most {max_len} tokens'
@@ -188,9 +194,6 @@ def _say(text: str, numbers: Mapping[str, Any]) -> str:
     return text.format_map(numbers)
   except KeyError:
     return ''
-
-
-# The page, from top to bottom.
 
 
 def _headline(loaded: Run, numbers: Mapping[str, float]) -> str:
@@ -329,6 +332,7 @@ $time
 
 
 if __name__ == '__main__':
-  from rlzero import config, report
+  from rlzero import report
+  from rlzero.runtime import config
 
   config.main(report)

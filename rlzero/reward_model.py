@@ -21,8 +21,7 @@ import functools
 import itertools
 import json
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,30 +29,15 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from rlzero import (
-  checkpoint,
-  config,
-  hosts,
-  metrics,
-  packing,
-  sft,
-  sharding,
-  supervised,
-)
-from rlzero.evaluation import sampler
-from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
-from rlzero.optim import Optimizer
-from rlzero.tasks import base, template
+from rlzero.runtime import config, metrics, sharding
+from rlzero.scoring import reward_model
+from rlzero.tasks import base
 from rlzero.tasks.datasets import records
-from rlzero.tasks.template import Template
-from rlzero.tokenizer import Tokenizer
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import folders, packing, supervised
+from rlzero.train.optim import Optimizer
 from rlzero.types import Params
-
-AXES = {**transformer.AXES, 'weight': 'D', 'bias': ''}
-_FILE = 'score.json'  # beside the weights: the last layer, and what is read
-_MICRO_TOKENS = 8192  # when scoring, unless one completion is longer
-Reads = Literal['summary', 'everything']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +49,9 @@ class Config(supervised.Config):
   """
 
   kind: Literal['pairwise', 'pointwise'] = 'pairwise'
-  reads: Reads = 'summary'  # what follows the thought, or all of a completion
+  reads: reward_model.Reads = (
+    'summary'  # what follows the thought, or all of a completion
+  )
   held_out: float = 0.1  # share of the prompts
   batch_size: int = 256  # pairs, or completions, an update
   max_len: int = 8192  # tokens of a prompt and one completion
@@ -105,93 +91,6 @@ class Marks(NamedTuple):
   other: Any  # int [B, T]; tokens from there to the end of the worse one, or 0
 
 
-class RewardModel:
-  """Scores completions; `load` makes it.
-
-  Attributes:
-    reads: what it was taught to read.
-  """
-
-  def __init__(
-    self,
-    model: ModelConfig,
-    params: Params,
-    tokenizer: Tokenizer,
-    kind: Template,
-    reads: Reads,
-  ):
-    self.reads = reads
-    self._model, self._params = model, params
-    self._tokenizer, self._kind = tokenizer, kind
-    self._scores = jax.jit(functools.partial(scores, model))
-
-  def score(self, completions: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Scores, higher is better, [B], in the order of the completions.
-
-    Args:
-      completions: each with `question` and `completion`, as text.
-
-    Raises:
-      ValueError: one that is longer than the model takes.
-    """
-    pieces = []
-    for record in completions:
-      ids = sequence(
-        self._tokenizer,
-        self._kind,
-        self.reads,
-        record['question'],
-        record['completion'],
-      )
-      if ids.size > self._model.max_position:
-        raise ValueError(
-          f'A prompt and its completion have {ids.size} tokens, but the reward '
-          f'model takes {self._model.max_position}; lower max_len.'
-        )
-      pieces.append(packing.Piece((ids,), ()))
-    out = np.zeros(len(pieces), np.float32)
-    for places, packed in packing.pack(
-      pieces, _MICRO_TOKENS, self._model.max_position, sharding.ways('B')
-    ):
-      found = hosts.fetch(
-        self._scores(self._params, supervised.place(packed).tokens)
-      )
-      for i, row, start in places:
-        out[i] = found[row, start + len(pieces[i].sequences[0]) - 1]
-    return out
-
-
-def load(path: str) -> RewardModel:
-  """The reward model of a run, or of its `model` folder.
-
-  Raises:
-    FileNotFoundError: no reward model there.
-  """
-  folder = pathlib.Path(path)
-  if (folder / 'model').is_dir():
-    folder = folder / 'model'
-  if not (folder / _FILE).is_file():
-    raise FileNotFoundError(
-      f'{path} holds no reward model (no {_FILE}); give the folder of a '
-      'finished run of rlzero.reward_model.'
-    )
-  facts = json.loads((folder / _FILE).read_text())
-  loaded = checkpoint.load_model(str(folder))
-  params = {
-    **loaded.params,
-    'score': sharding.place_params(
-      AXES, {k: jnp.float32(facts[k]) for k in ('weight', 'bias')}
-    ),
-  }
-  return RewardModel(
-    loaded.config,
-    params,
-    loaded.tokenizer,
-    Template(**facts['template']),
-    facts['reads'],
-  )
-
-
 def run(cfg: Config) -> None:
   """Trains, or goes on from the last checkpoint, and judges the held out.
 
@@ -200,7 +99,7 @@ def run(cfg: Config) -> None:
   """
   config.check_same(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
-    loaded = checkpoint.load_model(cfg.checkpoint)
+    loaded = folders.load_model(cfg.checkpoint)
     model = cfg.model(loaded.config)
     found = supervised.load(
       cfg,
@@ -218,8 +117,8 @@ def run(cfg: Config) -> None:
     judgements = list(itertools.chain(*taught))
     config.save_resolved(cfg, cfg.workdir)
     params = {
-      **sharding.place_params(AXES, loaded.params),
-      'score': sharding.place_params(AXES, fresh(model)),
+      **sharding.place_params(reward_model.AXES, loaded.params),
+      'score': sharding.place_params(reward_model.AXES, fresh(model)),
     }
     the_loss = functools.partial(loss, model)
     params = supervised.fit(
@@ -229,7 +128,7 @@ def run(cfg: Config) -> None:
       cfg.num_steps or order.num_steps(cfg.num_epochs),
       lambda step, _: _packed(cfg, [judgements[i] for i in order.batch(step)]),
       the_loss,
-      axes=AXES,
+      axes=reward_model.AXES,
     )
     figures = judge(the_loss, params, _packed(cfg, apart))
     _write(cfg, model, params, loaded.tokenizer, figures)
@@ -258,7 +157,7 @@ def encode(
         'completion and 0 for a bad one.'
       )
   sequences = tuple(
-    sequence(
+    reward_model.sequence(
       tokenizer,
       cfg.template,
       cfg.reads,
@@ -273,20 +172,6 @@ def encode(
       'leave it out.'
     )
   return Judgement(prompt, sequences, float(label))
-
-
-def sequence(
-  tokenizer: Tokenizer,
-  kind: Template,
-  reads: Reads,
-  prompt: str,
-  completion: str,
-) -> np.ndarray:
-  """Prompt, what is read of the completion, and end of sequence."""
-  asked = sampler.asked(tokenizer, kind, prompt)
-  if reads == 'summary':
-    completion = template.summary(completion, tokenizer.decode(asked, False))
-  return sft.join(tokenizer, asked, completion).ids
 
 
 def piece(judgement: Judgement) -> packing.Piece:
@@ -305,13 +190,6 @@ def fresh(model: ModelConfig) -> Params:
   return {'weight': jnp.zeros(model.width), 'bias': jnp.zeros(())}
 
 
-def scores(model: ModelConfig, params: Params, rows: Any) -> jax.Array:
-  """The score of what stands before each token, and of it, [B, T]."""
-  hidden, _, _ = transformer.forward(model, params, rows)
-  last = params['score']
-  return hidden.astype(jnp.float32) @ last['weight'] + last['bias']
-
-
 def loss(
   model: ModelConfig, params: Params, rows: packing.Packed, frozen: Any = ()
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
@@ -322,7 +200,7 @@ def loss(
   which makes it logistic regression.
   """
   del frozen
-  values = scores(model, params, rows.tokens)
+  values = reward_model.scores(model, params, rows.tokens)
   sign, other = rows.extras
   place = jnp.arange(sign.shape[1])[None] + other
   worse = jnp.take_along_axis(values, place, axis=1)
@@ -362,7 +240,7 @@ def _packed(cfg: Config, judgements: Sequence[Judgement]):
 def _write(cfg, model, params, tokenizer, figures) -> None:
   """Weights as a Hugging Face folder, the last layer and the figures."""
   last = jax.device_get(params.pop('score'))
-  folder = checkpoint.write_model(cfg.workdir, model, params, tokenizer)
+  folder = folders.write_model(cfg.workdir, model, params, tokenizer)
   facts = {
     'reads': cfg.reads,
     'template': dataclasses.asdict(cfg.template),
@@ -370,7 +248,7 @@ def _write(cfg, model, params, tokenizer, figures) -> None:
     'bias': float(last['bias']),
   }
   for path, value in (
-    (os.path.join(folder, _FILE), facts),
+    (os.path.join(folder, reward_model.SCORE_FILE), facts),
     (os.path.join(cfg.workdir, 'held_out.json'), figures),
   ):
     with open(path, 'w', encoding='utf-8') as file:

@@ -30,16 +30,22 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from rlzero import checkpoint, evaluate, metrics, provenance, weights
-from rlzero.evaluation import sampler
+from rlzero import weights
+from rlzero.evaluation import measure, statistics
 from rlzero.models import transformer
-from rlzero.rollout import scheduler
-from rlzero.tasks import base, countdown, sandbox
-from rlzero.tasks.template import Template
+from rlzero.rollout import encoding, scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import provenance
+from rlzero.scoring import grade, reward_pool
+from rlzero.tasks import base, countdown
+from rlzero.text.template import Template
+from rlzero.train import folders
 from rlzero.types import Tokens
 
 _STEP_LEN = 16  # tokens a try may take, the word after it included
+
 _ANSWER_LEN = 40  # tokens for the end of a completion
+
 _ROLLOUT_LEN = 64  # tokens of a rollout
 
 
@@ -132,20 +138,20 @@ class Cost(NamedTuple):
 
 def run(cfg: Config) -> None:
   """Searches, and says how often it is right and what it costs."""
-  loaded = checkpoint.load_model(
-    cfg.checkpoint or checkpoint.embedded('tiny_base')
-  )
+  loaded = folders.load_model(cfg.checkpoint or folders.embedded('tiny_base'))
   task = countdown.Countdown()
-  chosen = evaluate.examples(task, cfg.split, cfg.num_problems)
+  chosen = measure.examples(task, cfg.split, cfg.num_problems)
   other = _read(cfg.against, chosen) if cfg.against else {}
   found: dict[str, dict[str, Any]] = {}
-  with sandbox.RewardPool({task.name: task}, 'short') as pool:
+  with reward_pool.RewardPool({task.name: task}, 'short') as pool:
     for budget, samples, cost in Search(cfg, loaded, chosen).run():
-      records = evaluate.grade(pool, task, chosen, samples)
+      records = grade.grade(pool, task, chosen, samples)
       right = {r['uid']: float(r['correct']) for r in records}
       one = {
         'pass@1': float(np.mean([*right.values()])),
-        'pass@1_interval': list(metrics.clustered_interval([*right.values()])),
+        'pass@1_interval': list(
+          statistics.clustered_interval([*right.values()])
+        ),
         'pass@1_by_problem': right,
         'says_ok': float(np.mean([' ok' in s.text for s in samples])),
         'tokens_a_problem': cost.tokens / len(chosen),
@@ -161,7 +167,7 @@ def run(cfg: Config) -> None:
     **provenance.facts(),
   }
   if cfg.workdir:  # the generations are those of the largest budget
-    evaluate.write(cfg.workdir, 'search', figures, records)
+    measure.write(cfg.workdir, 'search', figures, records)
   print(json.dumps(figures) if cfg.json else _text(cfg.method, figures))
 
 
@@ -179,7 +185,7 @@ def first_moves(
   """
   encode, rows, owners, ways = loaded.tokenizer.encode, [], [], []
   for i, example in enumerate(chosen):
-    prompt = sampler.asked(
+    prompt = encoding.encode_prompt(
       loaded.tokenizer, Template('short'), example.question
     )
     target, _, numbers = example.target.partition(' ')
@@ -208,7 +214,7 @@ def first_moves(
   return {
     'right': float(np.mean(right)),
     'chance': float(np.mean(alike)),
-    'gain': list(metrics.paired_difference(alike, right).interval),
+    'gain': list(statistics.paired_difference(alike, right).interval),
     'likeliest': float(np.mean([w[c.argmax()] for c, w in of])),
     'legal': float(np.mean([c.sum() for c, _ in of])),
   }
@@ -238,7 +244,7 @@ def against(
         + share * high['pass@1_by_problem'][uid]
         for uid in uids
       ]
-      found = metrics.paired_difference(
+      found = statistics.paired_difference(
         mixed, [one['pass@1_by_problem'][uid] for uid in uids]
       )
       return {
@@ -305,7 +311,7 @@ class Search:
     self._loaded = loaded
     self._prompts = [
       prompt.tokens
-      for prompt in evaluate.prompts(
+      for prompt in encoding.encode_examples(
         loaded.tokenizer, Template('short'), list(enumerate(chosen))
       )
     ]
@@ -315,7 +321,7 @@ class Search:
       self._id(word) for word in countdown.REFLECTIVE + countdown.NEUTRAL
     }
 
-  def run(self) -> Iterator[tuple[int, list[sampler.Sample], Cost]]:
+  def run(self) -> Iterator[tuple[int, list[encoding.Sample], Cost]]:
     """At each budget: it, a completion of each problem, and the cost."""
     rounds = self._tree() if self.cfg.method == 'tree' else self._samples()
     budgets = sorted(set(self.cfg.budgets))
@@ -351,7 +357,7 @@ class Search:
         [solved.get(i, root.best()) for i, root in enumerate(roots)]
       )
 
-  def _ended(self, ends: Sequence[Node]) -> list[sampler.Sample]:
+  def _ended(self, ends: Sequence[Node]) -> list[encoding.Sample]:
     """The completions of thoughts, by the likeliest tokens."""
     last = self._write(
       range(len(ends)), ends, 1, _ANSWER_LEN, set(), temperature=0.0
@@ -364,8 +370,8 @@ class Search:
   def _samples(self):
     """Completions until one says `ok`; that one, or else the first."""
     root = Node([], 1.0, None)
-    found: dict[int, sampler.Sample] = {}
-    first: dict[int, sampler.Sample] = {}
+    found: dict[int, encoding.Sample] = {}
+    first: dict[int, encoding.Sample] = {}
     everyone = range(len(self._prompts))
     while True:
       asked = [i for i in everyone if i not in found]
@@ -435,7 +441,7 @@ class Search:
       self._loaded.params,
       prompts,
       size,
-      scheduler.Sampling(
+      Sampling(
         max_len=max_len,
         temperature=temperature,
         num_slots=self.cfg.num_slots,
@@ -451,10 +457,10 @@ class Search:
     )
     return written
 
-  def _sample(self, tokens: list[int]) -> sampler.Sample:
+  def _sample(self, tokens: list[int]) -> encoding.Sample:
     ended = tokens[-1] in self._loaded.tokenizer.eos_ids
     text = self._loaded.tokenizer.decode(tokens)
-    return sampler.Sample(text, len(tokens), not ended)
+    return encoding.Sample(text, len(tokens), not ended)
 
   def _id(self, word: str) -> int:
     (token,) = self._loaded.tokenizer.encode(word)
@@ -462,6 +468,7 @@ class Search:
 
 
 if __name__ == '__main__':
-  from rlzero import config, search
+  from rlzero import search
+  from rlzero.runtime import config
 
   config.main(search)

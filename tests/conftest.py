@@ -3,37 +3,42 @@
 import os
 import tempfile
 
-# Eight devices on one machine, so that sharding is tested everywhere.
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-)
-os.environ['JAX_PLATFORMS'] = 'cpu'
-# Runs in one session, subprocesses too, share what they compile; a folder that
-# is named already is shared by sessions.
-_CACHE = tempfile.TemporaryDirectory(prefix='rlzero-compiled-')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE.name)
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
-
 import beartype  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+from rlzero.models import padding
+
+# Eight devices on one machine, so that sharding is tested everywhere.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+# Runs in one session, subprocesses too, share what they compile; a folder that
+# is named already is shared by sessions.
+_CACHE = tempfile.TemporaryDirectory(prefix='rlzero-compiled-')
+
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE.name)
+
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # Every annotated rlzero function is checked at each call, shapes included;
 # an int will do for a float, as for any type checker.
 checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
-jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 
-from rlzero import packing  # noqa: E402
+jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 
 
 @pytest.fixture
 def short_stems(monkeypatch):
   """Two prompts have a stem from two tokens on."""
-  monkeypatch.setattr(packing, '_STEM_PROMPTS', 2)
-  monkeypatch.setattr(packing, '_STEM_STEP', 2)
+  monkeypatch.setattr(padding, '_STEM_PROMPTS', 2)
+  monkeypatch.setattr(padding, '_STEM_STEP', 2)
 
 
 @pytest.fixture(scope='module')

@@ -9,9 +9,11 @@ import optax
 import pytest
 from jax.experimental import topologies
 
-from rlzero import learner, packing, sharding
 from rlzero.models import attention, splash, transformer
 from rlzero.models.config import Latent, ModelConfig
+from rlzero.rl import learner
+from rlzero.runtime import sharding
+from rlzero.train import packing
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -24,12 +26,14 @@ GQA = ModelConfig(
   num_kv_heads=2,
   head_dim=8,
 )
+
 LATENT = dataclasses.replace(
   GQA,
   num_kv_heads=4,
   head_dim=6,
   latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
 )
+
 OBJECTIVE = learner.Objective(max_len=128, kl_coef=0.1)
 
 

@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import bench, checkpoint, flops, grpo, packing, step
+from rlzero import bench
 from rlzero.models.config import Latent, ModelConfig
+from rlzero.planner import flops
+from rlzero.rl import settings, step
 from rlzero.tasks import procedural
-from rlzero.tasks.template import Template
+from rlzero.text.template import Template
+from rlzero.train import folders, packing
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -58,7 +61,7 @@ def test_the_last_line_is_json_with_every_figure(capsys, monkeypatch):
 
 
 def test_matmul_weights_are_those_of_the_parameters():
-  loaded = checkpoint.load_model(checkpoint.embedded('tiny_base'))
+  loaded = folders.load_model(folders.embedded('tiny_base'))
   sizes = {
     jax.tree_util.keystr(path): leaf.size
     for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)
@@ -140,7 +143,7 @@ def test_minibatches_are_not_timed():
 
 def test_skipping_changes_the_time_alone():
   """Groups of equal rewards left out or computed: the same gradient."""
-  loaded = checkpoint.load_model(checkpoint.embedded('tiny_base'))
+  loaded = folders.load_model(folders.embedded('tiny_base'))
   updates = []
   for skips in (True, False):
     cfg = _config(kl_coef=0.0, skip_constant_groups=skips)
@@ -171,9 +174,9 @@ def test_nothing_compiles_after_the_first_steps():
     micro_tokens=256,
     compile_ahead=True,
   )
-  loaded = grpo.load_start(cfg)
+  loaded = settings.load_start(cfg)
   examples = cfg.task.examples('train')
-  with grpo.reward_pool(cfg) as pool:
+  with settings.reward_pool(cfg) as pool:
     loop = step.Loop(cfg, loaded, pool)
     counts = []
     for number in range(5):

@@ -12,9 +12,12 @@ import pytest
 from huggingface_hub import errors
 from pyarrow import parquet
 
-from rlzero import config, evaluate
+from rlzero import evaluate
 from rlzero.evaluation import sampler, suites
-from rlzero.tasks import base, execute, sandbox
+from rlzero.rollout import encoding
+from rlzero.runtime import config
+from rlzero.scoring import reward_pool
+from rlzero.tasks import base, execute
 from rlzero.tasks.datasets import benchmarks, code, gsm8k
 
 _MATH = {
@@ -25,9 +28,13 @@ _MATH = {
   'level': 2,
   'unique_id': 'test/algebra/1.json',
 }
+
 _PUBLIC = json.dumps([{'input': '1\n', 'output': '2\n', 'testtype': 'stdin'}])
+
 _PRIVATE = json.dumps([{'input': '5\n', 'output': '6\n', 'testtype': 'stdin'}])
+
 _PACKED = base64.b64encode(zlib.compress(pickle.dumps(_PRIVATE))).decode()
+
 _LIVECODEBENCH = {
   'question_title': 'T',
   'question_content': 'Add one.',
@@ -39,6 +46,7 @@ _LIVECODEBENCH = {
   'private_test_cases': _PACKED,
   'metadata': '{}',
 }
+
 _CODEFORCES = {
   'id': '1A',
   'title': 'Sum',
@@ -139,7 +147,7 @@ def test_math500(hub, tmp_path):
   task = benchmarks.MATH500(str(tmp_path / 'tfds'))
   (example,) = task.examples('test')
   assert example == base.Example('test/algebra/1.json', 'P', r'\frac{1}{2}')
-  with sandbox.RewardPool({'math500': task}, 'chat', 1) as pool:
+  with reward_pool.RewardPool({'math500': task}, 'chat', 1) as pool:
     texts = (
       r'It is $\boxed{0.5}$.',
       r'\boxed{\dfrac12}',
@@ -147,7 +155,7 @@ def test_math500(hub, tmp_path):
       'dunno(',
     )
     verdicts = pool.score(
-      [sandbox.Request('math500', t, example.target) for t in texts]
+      [reward_pool.Request('math500', t, example.target) for t in texts]
     )
   assert [v.correct for v in verdicts] == [True, True, False, False]
 
@@ -225,20 +233,22 @@ def test_livecodebench_runs_public_and_private_tests(hub, tmp_path):
   first, second = task.examples('test')
   assert first.uid == 'abc_a' and 'def add' in second.question
   requests = [
-    sandbox.Request(
+    reward_pool.Request(
       task.name, _program('print(int(input()) + 1)'), first.target
     ),
     # Right on the public test alone.
-    sandbox.Request(task.name, _program('input(); print(2)'), first.target),
-    sandbox.Request(
+    reward_pool.Request(task.name, _program('input(); print(2)'), first.target),
+    reward_pool.Request(
       task.name,
       _program('class Solution:\n  def add(self, a, b): return a + b'),
       second.target,
     ),
-    sandbox.Request(task.name, 'print(int(input()) + 1)', first.target),
-    sandbox.Request(task.name, _program('while True: pass'), first.target),
+    reward_pool.Request(task.name, 'print(int(input()) + 1)', first.target),
+    reward_pool.Request(task.name, _program('while True: pass'), first.target),
   ]
-  with sandbox.RewardPool({task.name: task}, 'chat', 2, deadline_s=3) as pool:
+  with reward_pool.RewardPool(
+    {task.name: task}, 'chat', 2, deadline_s=3
+  ) as pool:
     verdicts = pool.score(requests)
   assert [v.correct for v in verdicts] == [True, False, True, False, False]
   assert verdicts[4].status == 'timeout'
@@ -346,7 +356,7 @@ class _Model:
         text = text.replace('PLUS', '0' if question.startswith('Sum') else '1')
       else:
         text = r'\boxed{0.5}'
-      samples[i] = sampler.Sample(text if i % 2 else 'dunno', 5, i % 8 == 0)
+      samples[i] = encoding.Sample(text if i % 2 else 'dunno', 5, i % 8 == 0)
       on_finished(i, samples[i])
     return [samples[i] for i in range(job.size)]
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero import checkpoint, hosts, sharding, weights
+from rlzero import weights
 from rlzero.models import transformer
+from rlzero.runtime import hosts, sharding
+from rlzero.train import checkpoint, folders
 
 
 @pytest.fixture(scope='module')
 def loaded():
-  return weights.load(checkpoint.embedded('tiny_base'))
+  return weights.load(folders.embedded('tiny_base'))
 
 
 def _state(loaded):
@@ -150,11 +152,11 @@ def test_only_the_newest_are_kept(loaded, tmp_path):
 
 def test_run_folder_loads_as_a_model(loaded, tmp_path):
   params, rest = _state(loaded)
-  checkpoint.write_description(str(tmp_path), loaded.config, loaded.tokenizer)
+  folders.write_description(str(tmp_path), loaded.config, loaded.tokenizer)
   store = checkpoint.Store(str(tmp_path))
   store.save(1, jax.tree.map(lambda x: x + 1, params), rest)
   store.close()
-  again = checkpoint.load_model(str(tmp_path))
+  again = folders.load_model(str(tmp_path))
   assert again.config == loaded.config
   text = 'User: 4 3 2 make 10 Assistant:'
   assert again.tokenizer.encode(text) == loaded.tokenizer.encode(text)
@@ -164,7 +166,7 @@ def test_run_folder_loads_as_a_model(loaded, tmp_path):
 
 
 def test_written_model_is_a_hugging_face_folder(loaded, tmp_path):
-  folder = checkpoint.write_model(
+  folder = folders.write_model(
     str(tmp_path),
     loaded.config,
     jax.device_put(loaded.params),
@@ -177,7 +179,7 @@ def test_written_model_is_a_hugging_face_folder(loaded, tmp_path):
 def test_run_without_a_finished_checkpoint(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(FileNotFoundError, match='no finished checkpoint'):
-    checkpoint.load_model(str(tmp_path))
+    folders.load_model(str(tmp_path))
 
 
 def test_embedded_base_fits_its_config(loaded):

@@ -8,8 +8,9 @@ import textwrap
 import gin
 import pytest
 
-from rlzero import config
-from rlzero.config import UserError, build
+import rlzero
+from rlzero.runtime import config
+from rlzero.runtime.config import UserError, build
 
 _STAGE = '''
 """A stage for tests.
@@ -63,10 +64,11 @@ def run(cfg):
 
 if __name__ == '__main__':
   import toystage
-  from rlzero import config
+  from rlzero.runtime import config
 
   config.main(toystage)
 '''
+
 _PARTS = """
 import dataclasses
 from typing import Protocol
@@ -92,6 +94,7 @@ class Strict:
 def double(x):
   return 2 * x
 """
+
 _HEAD = (
   'from __gin__ import dynamic_registration\n'
   'import toystage\n'
@@ -463,7 +466,7 @@ def test_as_a_program_without_jax(stage, write):
     'import runpy, sys; runpy.run_module("toystage", run_name="__main__"); '
     'assert "jax" not in sys.modules'
   )
-  here = os.path.dirname(os.path.dirname(config.__file__))
+  here = os.path.dirname(os.path.dirname(rlzero.__file__))
   env = dict(
     os.environ,
     PYTHONPATH=f'{here}:{os.path.dirname(stage.__file__)}',

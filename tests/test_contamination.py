@@ -9,13 +9,15 @@ import time
 
 import pytest
 
-from rlzero.tasks import base, contamination, countdown
+from rlzero.evaluation import contamination
+from rlzero.tasks import base, countdown
 from rlzero.tasks.datasets import code
 
 _QUESTION = (
   'Every morning Aya walks 9 kilometers and stops at a coffee shop, then she '
   'goes home. How long does it take?'
 )
+
 _PROBLEMS = [
   base.Example('aime-1', _QUESTION, '204'),
   base.Example('short', 'What is 2 + 3?', '5'),
@@ -126,7 +128,7 @@ def test_a_million_words_in_seconds():
 
 def test_neither_jax_nor_grain_is_loaded():
   code = (
-    'import sys, rlzero.tasks.contamination\n'
+    'import sys, rlzero.evaluation.contamination\n'
     'print({"jax", "grain"} & set(sys.modules))'
   )
   done = subprocess.run(

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from test_weights import GGUF_CONFIGS, write_gguf
 
-from rlzero import checkpoint, convert, weights
+from rlzero import convert, weights
+from rlzero.train import checkpoint, folders
 
-_TINY = checkpoint.embedded('tiny_base')
+_TINY = folders.embedded('tiny_base')
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -115,7 +116,7 @@ def test_gguf_and_runs_become_folders(tmp_path, capsys):
   file = write_gguf(tmp_path / 'm.gguf', config, 'gemma3')
   loaded = weights.load(file)
   run = tmp_path / 'run'
-  checkpoint.write_description(str(run), loaded.config, loaded.tokenizer)
+  folders.write_description(str(run), loaded.config, loaded.tokenizer)
   store = checkpoint.Store(str(run))
   store.save(3, loaded.params, {'step': np.int32(3)})
   store.close()

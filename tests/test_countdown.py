@@ -10,9 +10,11 @@ import sys
 
 import pytest
 
-from rlzero.tasks import base, countdown, language
+from rlzero.tasks import base, countdown
+from rlzero.text import language
 
 TASK = countdown.Countdown()
+
 TARGET = '18 (9, 5, 3)'
 
 
@@ -177,13 +179,17 @@ def test_count_tries():
 
 
 CORPUS = countdown.Corpus()
+
 NUM_DOCUMENTS = 2000
+
 APPLY = {
   '+': lambda a, b: a + b,
   '-': lambda a, b: a - b,
   '*': lambda a, b: a * b,
 }
+
 TRY = re.compile(r'(\d+) ([-+*]) (\d+) = (\d+) (\d+) ([-+*]) (\d+) = (\d+)')
+
 WHOLE = re.compile(
   r'User: .* Assistant: <think>( .*)? </think> <answer> .* </answer>'
 )

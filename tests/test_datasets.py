@@ -11,7 +11,8 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from rlzero.tasks import base, sandbox
+from rlzero.scoring import reward_pool
+from rlzero.tasks import base
 from rlzero.tasks.datasets import gsm8k, materialise, math, stream
 
 EXAMPLES = [base.Example(f'u{i}', f'{i} + 1 = é', str(i + 1)) for i in range(7)]
@@ -104,8 +105,8 @@ def test_gsm8k(gsm8k_dir):
   for wrong in ('1004', '3+1000', '1003 or 1004', '', 'many'):
     assert not task.verify(wrong, '1,003')
   assert task.extract('3+1000 = 1,003.\n#### 1,003') == '1,003'
-  request = sandbox.Request('gsm8k', 'that makes $1,003.', '1,003')
-  with sandbox.RewardPool({'gsm8k': task}, 'chat', 1) as pool:
+  request = reward_pool.Request('gsm8k', 'that makes $1,003.', '1,003')
+  with reward_pool.RewardPool({'gsm8k': task}, 'chat', 1) as pool:
     assert pool.score([request])[0].accuracy == 1.0
     assert pool.classes('gsm8k', ['1/2', '0.5', 'x']) == [0, 0, 1]
 

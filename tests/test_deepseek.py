@@ -13,22 +13,18 @@ from test_grpo import _config
 from test_learner import EOS, GRPO, NO_KL, make_rows
 from test_transformer import V3, noisy
 
-from rlzero import (
-  checkpoint,
-  grpo,
-  journal,
-  learner,
-  packing,
-  sharding,
-  step,
-  weights,
-)
+from rlzero import weights
 from rlzero.models import transformer
-from rlzero.rollout import scheduler
+from rlzero.rl import learner, settings, step
+from rlzero.rollout import journal, scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import sharding
+from rlzero.train import folders, packing
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 CONFIG = dataclasses.replace(V3, vocab_size=16)
+
 SPEED = 0.125
 
 
@@ -69,7 +65,7 @@ def test_bias_of_the_router_follows_the_load_alone(params):
 
 def test_routes_of_the_rollout_are_taken_in_the_update(params, tmp_path):
   prompts = [scheduler.Prompt(i, [2, 3, 4 + i]) for i in range(2)]
-  settings = scheduler.Sampling(
+  settings = Sampling(
     max_len=12,
     max_prompt_len=8,
     num_slots=8,
@@ -130,7 +126,7 @@ def test_routes_of_a_model_without_experts_are_refused():
       {},
       [scheduler.Prompt(0, [2])],
       2,
-      scheduler.Sampling(keep_routes=True),
+      Sampling(keep_routes=True),
       eos_ids=(EOS,),
       seed=0,
     )
@@ -138,7 +134,7 @@ def test_routes_of_a_model_without_experts_are_refused():
 
 @pytest.mark.slow
 def test_grpo_steps_on_a_mesh_of_experts(tmp_path):
-  tokenizer = checkpoint.load_model(checkpoint.embedded('tiny_base')).tokenizer
+  tokenizer = folders.load_model(folders.embedded('tiny_base')).tokenizer
   config = dataclasses.replace(V3, vocab_size=123, max_position=64)
   cfg = _config(
     tmp_path,
@@ -148,7 +144,7 @@ def test_grpo_steps_on_a_mesh_of_experts(tmp_path):
     mesh=sharding.Mesh(fsdp=2, expert=4),
   )
   examples = cfg.task.examples('train')[:4]
-  with sharding.use(cfg.mesh), grpo.reward_pool(cfg) as pool:
+  with sharding.use(cfg.mesh), settings.reward_pool(cfg) as pool:
     fresh = transformer.initialise(config, jax.random.key(0))
     loop = step.Loop(cfg, weights.Loaded(config, fresh, tokenizer), pool)
     bias = [_bias(loop)]

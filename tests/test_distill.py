@@ -10,12 +10,14 @@ from test_learner import CONFIG, distance
 from test_sft import base, make_examples, packed, tokenizer, write  # noqa: F401
 from test_transformer import noisy
 
-from rlzero import checkpoint, distill, metrics, sft, sharding, supervised
+from rlzero import distill, sft
 from rlzero.models import transformer
-from rlzero.optim import Optimizer
-from rlzero.rollout import scheduler
-from rlzero.tasks.template import Template
-from rlzero.tokenizer import Tokenizer
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import metrics, sharding
+from rlzero.text.template import Template
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import folders, supervised
+from rlzero.train.optim import Optimizer
 from rlzero.types import Tokens
 from rlzero.weights import hf
 
@@ -114,7 +116,7 @@ def test_traces_are_learned_as_by_sft(base, tmp_path):  # noqa: F811
   names = [f.name for f in dataclasses.fields(sft.Config)]
   sft.run(sft.Config(**{name: getattr(cfg, name) for name in names}))
   first, second = (
-    checkpoint.load_model(str(tmp_path / name / 'model')).params
+    folders.load_model(str(tmp_path / name / 'model')).params
     for name in ('distill', 'sft')
   )
   jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -142,7 +144,7 @@ def test_student_comes_close_and_goes_on(
       loss=loss,
       teacher=teacher,
       on_policy=on_policy,
-      sampling=scheduler.Sampling(max_len=8, max_prompt_len=8, num_slots=8),
+      sampling=Sampling(max_len=8, max_prompt_len=8, num_slots=8),
       num_steps=24,
       save_every=8,
     )

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from rlzero import config
+from rlzero.runtime import config
 
 _ROOT = pathlib.Path(__file__).parent.parent
+
 _RUNS = sorted((_ROOT / 'configs' / 'runs').glob('*.gin'))
 
 

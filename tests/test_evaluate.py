@@ -12,13 +12,17 @@ import time
 import numpy as np
 import pytest
 
-from rlzero import checkpoint, evaluate, report, sharding
-from rlzero.evaluation import published, sampler, suites
+from rlzero import evaluate, report
+from rlzero.evaluation import measure, published, sampler, suites
 from rlzero.rollout import scheduler
-from rlzero.tasks import countdown, sandbox
-from rlzero.tasks.template import Template
+from rlzero.rollout.sampling import Finish, Sampling
+from rlzero.runtime import sharding
+from rlzero.scoring import grade, reward_pool
+from rlzero.tasks import countdown
+from rlzero.text.template import Template
+from rlzero.train import folders
 
-_TINY = checkpoint.embedded('tiny_base')
+_TINY = folders.embedded('tiny_base')
 
 
 def _config(**changes):
@@ -26,9 +30,7 @@ def _config(**changes):
     'checkpoint': _TINY,
     'num_problems': 3,
     'num_samples': 4,
-    'sampling': scheduler.Sampling(
-      max_len=48, num_slots=12, temperature=0.6, top_p=0.95
-    ),
+    'sampling': Sampling(max_len=48, num_slots=12, temperature=0.6, top_p=0.95),
     'num_workers': 1,
     **changes,
   }
@@ -63,7 +65,7 @@ def test_figures_follow_from_the_generations(tmp_path, capsys):
 
 
 def test_progress_is_a_line_at_every_tenth(capsys):
-  show = evaluate.progress('evaluate before')
+  show = measure.progress('evaluate before')
   for done in range(1, 51):
     show(done, 50)
   lines = capsys.readouterr().out.splitlines()
@@ -83,15 +85,15 @@ def test_same_seed_same_generations(tmp_path):
 
 def test_examples_are_a_fixed_sample_of_the_split():
   task = countdown.Countdown()
-  few = evaluate.examples(task, 'test', 5)
-  everything = evaluate.examples(task, 'test')
+  few = measure.examples(task, 'test', 5)
+  everything = measure.examples(task, 'test')
   assert few == everything[:5]
   assert {e.uid for e in everything} == {e.uid for e in task.examples('test')}
   assert [e.uid for e in few] != [e.uid for e in task.examples('test')[:5]]
 
 
 def test_score_grades_lenient_and_strict_apart():
-  loaded = checkpoint.load_model(_TINY)
+  loaded = folders.load_model(_TINY)
   example = countdown.Countdown().examples('test')[0]
   task = countdown.Countdown()
   numbers, _, target = example.question.partition(' make ')
@@ -117,19 +119,19 @@ def test_score_grades_lenient_and_strict_apart():
     scheduler.Completion(
       np.array([*loaded.tokenizer.encode(text), 1]),
       np.zeros(1),
-      scheduler.Finish.EOS,
+      Finish.EOS,
     )
     for text in texts
   ]
-  with sandbox.RewardPool({task.name: task}, 'short', 1) as pool:
-    got = evaluate.score(pool, task, loaded.tokenizer, [example], completions)
+  with reward_pool.RewardPool({task.name: task}, 'short', 1) as pool:
+    got = grade.score(pool, task, loaded.tokenizer, [example], completions)
   facts = [(g['correct'], g['strict'], g['format']) for g in got]
   assert facts == [(True, True, 1.0), (True, False, 0.0), (False, False, 1.0)]
 
 
 def test_split_without_problems():
   with pytest.raises(ValueError, match="'train' split of task 'none' has no"):
-    evaluate.examples(countdown.Countdown(max_ways=0, name='none'), 'train')
+    measure.examples(countdown.Countdown(max_ways=0, name='none'), 'train')
 
 
 def test_template_of_a_chat_model_on_one_without():
@@ -149,9 +151,7 @@ _SUITE = tuple(
     template=Template('short'),
     num_samples=4,
     num_problems=3,
-    sampling=scheduler.Sampling(
-      max_len=48, num_slots=12, temperature=0.6, top_p=0.95
-    ),
+    sampling=Sampling(max_len=48, num_slots=12, temperature=0.6, top_p=0.95),
   )
   for name in ('first', 'second')
 )
@@ -225,17 +225,17 @@ _GIN = """
 from __gin__ import dynamic_registration
 from rlzero import evaluate
 from rlzero.evaluation import suites
-from rlzero.rollout import scheduler
+from rlzero.rollout import sampling
 from rlzero.tasks import countdown
-from rlzero.tasks import template
+from rlzero.text import template
 evaluate.Config.benchmarks = [@a/suites.Benchmark(), @b/suites.Benchmark()]
 suites.Benchmark.task = @countdown.Countdown()
 suites.Benchmark.template = @template.Template()
-suites.Benchmark.sampling = @scheduler.Sampling()
+suites.Benchmark.sampling = @sampling.Sampling()
 suites.Benchmark.num_samples = 4
 suites.Benchmark.num_problems = 40
-scheduler.Sampling.max_len = 64
-scheduler.Sampling.num_slots = 16
+sampling.Sampling.max_len = 64
+sampling.Sampling.num_slots = 16
 template.Template.kind = 'short'
 a/countdown.Countdown.name = 'first'
 b/countdown.Countdown.name = 'second'

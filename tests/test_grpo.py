@@ -14,21 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import (
-  checkpoint,
-  config,
-  evaluate,
-  grpo,
-  journal,
-  learner,
-  metrics,
-  process,
-  sharding,
-  step,
-)
-from rlzero.rollout import scheduler
+from rlzero import evaluate, grpo
+from rlzero.rl import learner, settings, step
+from rlzero.rollout import journal, scheduler
+from rlzero.runtime import config, lifecycle, metrics, sharding
 from rlzero.tasks import countdown
-from rlzero.tasks.template import Template
+from rlzero.text.template import Template
+from rlzero.train import checkpoint, folders
 
 _SETTINGS = {
   'num_prompts': 3,
@@ -58,7 +50,7 @@ def _config(workdir, **changes):
 
 
 def _params(workdir):
-  return checkpoint.load_model(str(workdir)).params
+  return folders.load_model(str(workdir)).params
 
 
 def _rows(workdir):
@@ -95,7 +87,7 @@ def test_run_leaves_what_it_promises(whole):
   kept = (whole / 'completions' / 'step_000003.jsonl').read_text()
   assert len(kept.splitlines()) == 8
   # The exported folder and the checkpoint are the same model.
-  exported = checkpoint.load_model(str(whole / 'model')).params
+  exported = folders.load_model(str(whole / 'model')).params
   jax.tree.map(np.testing.assert_array_equal, exported, _params(whole))
 
 
@@ -120,13 +112,13 @@ def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
   gin.write_text(
     'from __gin__ import dynamic_registration\n'
     'from rlzero import grpo\n'
-    'from rlzero.tasks import template\n'
+    'from rlzero.text import template\n'
     'grpo.Config.template = @template.Template()\n'
     "template.Template.kind = 'short'\n"
   )
   workdir = tmp_path / 'killed'
   with open(tmp_path / 'log', 'w') as log:
-    process = subprocess.Popen(
+    lifecycle = subprocess.Popen(
       [
         sys.executable,
         '-m',
@@ -141,10 +133,10 @@ def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
   path = workdir / 'metrics.jsonl'
   # Step 3 is saved, step 4 is written and lost again.
   while not path.exists() or path.read_text().count('\n') < 4:
-    assert process.poll() is None, (tmp_path / 'log').read_text()
+    assert lifecycle.poll() is None, (tmp_path / 'log').read_text()
     time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  lifecycle.send_signal(signal.SIGKILL)
+  lifecycle.wait()
   assert not (workdir / 'evaluations' / 'after.json').exists()
   grpo.run(_config(workdir))
   _assert_same_run(whole, workdir)
@@ -177,8 +169,8 @@ def test_several_minibatches_a_rollout(tmp_path):
 def test_parts_of_the_verdict_can_be_rewarded(tmp_path):
   cfg = _config(tmp_path, part_rewards={'steps_sum': 0.5, 'steps_mean': 2.0})
   drawn = list(enumerate(cfg.task.examples('train')[:3]))
-  with grpo.reward_pool(cfg) as pool:
-    loop = step.Loop(cfg, grpo.load_start(cfg), pool)
+  with settings.reward_pool(cfg) as pool:
+    loop = step.Loop(cfg, settings.load_start(cfg), pool)
     (row,), records = loop.advance(drawn)
     unknown = {'part_rewards': {'steps': 1.0}}
     loop.cfg = dataclasses.replace(cfg, **unknown)
@@ -309,7 +301,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
 
 
 def test_table_says_what_the_settings_amount_to(tmp_path):
-  text = grpo.table(
+  text = settings.table(
     _config(tmp_path, steps_per_rollout=2, num_steps=8, save_every=2), 12
   )
   assert '3 x 4 = 12 rows' in text
@@ -414,7 +406,7 @@ def test_sigterm_in_a_rollout(whole_of_two, tmp_path, monkeypatch, call):
   monkeypatch.setattr(journal.Journal, 'add_completion', told)
   with pytest.raises(SystemExit) as ended:
     grpo.run(cfg)
-  assert ended.value.code == process.PREEMPTED
+  assert ended.value.code == lifecycle.PREEMPTED
   assert len(calls) < 32
   grpo.run(cfg)
   assert len(calls) == 32  # nothing was drawn a second time but what ran then
@@ -461,8 +453,8 @@ def test_groups_are_scored_as_they_end_and_it_makes_no_difference(
     assert begun.wait(20)  # nobody has asked for scores yet
     return out
 
-  with grpo.reward_pool(cfg) as pool:
-    loop = step.Loop(cfg, grpo.load_start(cfg), pool)
+  with settings.reward_pool(cfg) as pool:
+    loop = step.Loop(cfg, settings.load_start(cfg), pool)
     plain = journal.Journal(str(tmp_path / 'plain'), {})
     loop.rollout(drawn, plain)
     score = pool.score

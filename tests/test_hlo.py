@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero import sharding
 from rlzero.planner import hlo
+from rlzero.runtime import sharding
 
 _LOOPS, _SIZE = 5, 1024
 

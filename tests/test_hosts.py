@@ -12,20 +12,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from host_steps import CONFIG
 from test_learner import distance
 
-from rlzero import (
-  checkpoint,
-  config,
-  grpo,
-  hosts,
-  metrics,
-  process,
-  sft,
-  sharding,
-  step,
-)
+from rlzero import grpo, sft
+from rlzero.benchmarks.host_steps import CONFIG
+from rlzero.rl import settings, step
+from rlzero.runtime import config, hosts, lifecycle, metrics, sharding
+from rlzero.train import checkpoint, folders
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -57,7 +50,7 @@ def _ended(cluster, code=0):
 
 def _steps(folder, number):
   folder.mkdir()
-  _ended(_start(number, 'tests.host_steps', folder))
+  _ended(_start(number, 'rlzero.benchmarks.host_steps', folder))
   with open(folder / 'steps.pickle', 'rb') as file:
     return pickle.load(file)
 
@@ -78,7 +71,7 @@ def test_two_processes_equal_one(tmp_path):
   cfg = grpo.Config(workdir=str(tmp_path), **CONFIG)
   for mesh in (sharding.Mesh(fsdp=8), sharding.Mesh()):
     with sharding.use(mesh):
-      loop = step.Loop(cfg, grpo.load_start(cfg), None)
+      loop = step.Loop(cfg, settings.load_start(cfg), None)
       rest = {'opt_state': loop.state.opt_state}
       with contextlib.closing(
         checkpoint.Store(str(tmp_path / 'two'), read_only=True)
@@ -90,7 +83,9 @@ def test_two_processes_equal_one(tmp_path):
   shutil.copytree(tmp_path / 'one', tmp_path / 'copy')
   (tmp_path / 'copy' / 'checkpoints' / '3' / 'facts' / 'metadata').unlink()
   said = _ended(
-    _start(2, 'tests.host_steps', tmp_path / 'one', tmp_path / 'copy')
+    _start(
+      2, 'rlzero.benchmarks.host_steps', tmp_path / 'one', tmp_path / 'copy'
+    )
   )
   assert 'The checkpoint of step 3' in said and 'the one of step 2' in said
 
@@ -117,7 +112,7 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path):
     assert cluster.poll() is None, cluster.communicate()
     time.sleep(0.01)
   os.kill(_process(cluster, '--process_id=1'), signal.SIGTERM)
-  _ended(cluster, process.PREEMPTED)
+  _ended(cluster, lifecycle.PREEMPTED)
   (saved,) = (tmp_path / 'cut' / 'checkpoints').iterdir()
   assert saved.name in ('0', '1')
   _ended(start('cut'))
@@ -139,7 +134,7 @@ def _process(cluster, flag):
 
 
 def _params(workdir):
-  return checkpoint.load_model(str(workdir / 'model')).params
+  return folders.load_model(str(workdir / 'model')).params
 
 
 def _rows(workdir):
@@ -162,14 +157,14 @@ def test_flags_of_a_process_are_not_those_of_a_run(monkeypatch, capsys):
   monkeypatch.setattr(
     jax.distributed, 'initialize', lambda *a: joined.append(a)
   )
-  assert process.join_hosts(['--seed=1']) == ['--seed=1'] and not joined
+  assert lifecycle.join_hosts(['--seed=1']) == ['--seed=1'] and not joined
   flags = ['--coordinator=h:1', '--num_processes=4', '--process_id=2']
-  assert process.join_hosts(['--seed=1', *flags]) == ['--seed=1']
-  assert process.join_hosts(['--distributed']) == []
+  assert lifecycle.join_hosts(['--seed=1', *flags]) == ['--seed=1']
+  assert lifecycle.join_hosts(['--distributed']) == []
   assert joined == [('h:1', 4, 2), ()]
   for wrong in (flags[:2], [*flags, '--distributed'], ['--process_id=x']):
     with pytest.raises(SystemExit, match='2'):
-      process.join_hosts(wrong)
+      lifecycle.join_hosts(wrong)
   assert 'do not say which processes belong' in capsys.readouterr().err
   with pytest.raises(SystemExit, match='2'):
     config.main(sft, ['--distributed'])

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import checkpoint, weights
+from rlzero import weights
+from rlzero.train import folders
 from rlzero.weights import hub
 
-_TINY = pathlib.Path(checkpoint.embedded('tiny_base'))
+_TINY = pathlib.Path(folders.embedded('tiny_base'))
+
 _COMMIT = 'c' * 40
 
 
@@ -98,7 +100,7 @@ def local_hub(tmp_path, monkeypatch):
 
 
 def test_a_model_by_name(local_hub):
-  by_name = checkpoint.load_model('hf://org/tiny')
+  by_name = folders.load_model('hf://org/tiny')
   from_folder = weights.load(_TINY)
   assert by_name.config == from_folder.config
   jax.tree.map(

@@ -5,8 +5,9 @@ import contextlib
 import numpy as np
 import pytest
 
-from rlzero import journal
-from rlzero.rollout.scheduler import Completion, Finish
+from rlzero.rollout import journal
+from rlzero.rollout.sampling import Finish
+from rlzero.rollout.scheduler import Completion
 
 _HEADER = {'step': 16, 'config': 'a', 'policy': 7, 'prompts': 'b'}
 

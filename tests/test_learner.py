@@ -10,10 +10,12 @@ import pytest
 from jax import numpy as jnp
 from test_transformer import noisy
 
-from rlzero import learner, losses, optim, packing
-from rlzero.models import transformer
+from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
+from rlzero.rl import learner, losses
 from rlzero.rollout import scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.train import optim, packing
 from rlzero.types import Tokens
 
 CONFIG = ModelConfig(
@@ -26,12 +28,19 @@ CONFIG = ModelConfig(
   head_dim=4,
   tied_embedding=False,
 )
+
 EOS = 1
+
 NUM_PROMPTS, GROUP = 3, 4
+
 NUM_ROWS = NUM_PROMPTS * GROUP
+
 MICRO = 24  # five microbatches, fewer without KL
+
 GRPO = learner.Objective(kl_coef=0.1)
+
 NO_KL = learner.Objective(kl_coef=0.0)
+
 DR_GRPO = learner.Objective(
   kl_coef=0.05,
   clip_low=0.1,
@@ -41,6 +50,7 @@ DR_GRPO = learner.Objective(
   temperature=0.7,
   max_len=20,
 )
+
 STEM = 7, 3
 
 
@@ -194,7 +204,7 @@ def test_gradient_equals_the_plain_formula(params, objective, stem, request):
   rows = make_rows(objective, stem=stem)
   if stem:
     request.getfixturevalue('short_stems')
-  assert packing.stem_length(rows.prompts) == len(stem)
+  assert padding.stem_length(rows.prompts) == len(stem)
   assert (rows.advantages == 0).sum() == GROUP  # skipped without KL
   grads, totals = make_learner(objective).gradient(params, rows)
   expected, loss, kl = plain_gradient(objective, params, rows)
@@ -310,9 +320,7 @@ def test_learns_to_stop_after_three_tokens():
     micro_tokens=64 * 32,
   )
   state = update.init(params)
-  settings = scheduler.Sampling(
-    max_len=8, max_prompt_len=8, num_slots=64, decode_steps=8
-  )
+  settings = Sampling(max_len=8, max_prompt_len=8, num_slots=64, decode_steps=8)
 
   def rollout(params, step):
     prompts = [scheduler.Prompt(8 * step + i, [2, 3]) for i in range(8)]

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlzero import metrics
-from rlzero.metrics import Mean
+from rlzero.evaluation import statistics
+from rlzero.runtime import metrics
+from rlzero.runtime.metrics import Mean
 
 
 def test_mean_of_parts_is_the_mean_of_the_whole():
@@ -32,9 +33,9 @@ def test_mean_is_a_pytree():
 
 def test_pass_at_k_by_hand():
   # n = 4, c = 2: k = 2 fails with C(2, 2) / C(4, 2) = 1 / 6.
-  np.testing.assert_allclose(metrics.pass_at_k(4, 2, 1), 0.5)
+  np.testing.assert_allclose(statistics.pass_at_k(4, 2, 1), 0.5)
   np.testing.assert_allclose(
-    metrics.pass_at_k(4, [0, 2, 3, 4], 2), [0, 5 / 6, 1, 1]
+    statistics.pass_at_k(4, [0, 2, 3, 4], 2), [0, 5 / 6, 1, 1]
   )
 
 
@@ -42,23 +43,23 @@ def test_pass_at_k_is_the_mean_over_subsets():
   rng = np.random.default_rng(0)
   right = np.arange(10) < 3
   draws = [rng.choice(right, 4, replace=False).any() for _ in range(4000)]
-  estimate = metrics.pass_at_k(10, 3, 4)
+  estimate = statistics.pass_at_k(10, 3, 4)
   assert abs(np.mean(draws) - estimate) < 0.03
 
 
 @pytest.mark.parametrize('n, c, k', [(4, 2, 5), (4, 2, 0), (4, 5, 1)])
 def test_pass_at_k_refuses(n, c, k):
   with pytest.raises(ValueError, match='pass@k'):
-    metrics.pass_at_k(n, c, k)
+    statistics.pass_at_k(n, c, k)
 
 
 def test_cons_at_k():
   # Two votes for the right class 7 against one; silent samples do not vote.
-  assert metrics.cons_at_k([7, 7, 3, -1, -1, -1], [1, 1, 0, 0, 0, 0]) == 1
-  assert metrics.cons_at_k([3, 3, 7], [0, 0, 1]) == 0
+  assert statistics.cons_at_k([7, 7, 3, -1, -1, -1], [1, 1, 0, 0, 0, 0]) == 1
+  assert statistics.cons_at_k([3, 3, 7], [0, 0, 1]) == 0
   # A tie of a right and two wrong answers.
-  assert metrics.cons_at_k([1, 2, 5], [0, 1, 0]) == pytest.approx(1 / 3)
-  assert metrics.cons_at_k([-1, -1], [0, 0]) == 0
+  assert statistics.cons_at_k([1, 2, 5], [0, 1, 0]) == pytest.approx(1 / 3)
+  assert statistics.cons_at_k([-1, -1], [0, 0]) == 0
 
 
 def test_cons_at_k_is_the_vote_of_a_simulation():
@@ -73,23 +74,25 @@ def test_cons_at_k_is_the_vote_of_a_simulation():
       order = rng.permutation(3)  # the first of equals wins
       best = max(votes, key=lambda c: (votes[c], order[c]), default=None)
       wins.append(best == 1)
-    assert abs(np.mean(wins) - metrics.cons_at_k(classes, right)) < 0.05
+    assert abs(np.mean(wins) - statistics.cons_at_k(classes, right)) < 0.05
     tied = sorted(collections.Counter(classes[classes >= 0].tolist()).values())
-    assert metrics.has_tie(classes) == (len(tied) > 1 and tied[-1] == tied[-2])
+    assert statistics.has_tie(classes) == (
+      len(tied) > 1 and tied[-1] == tied[-2]
+    )
 
 
 def test_clustered_interval_by_hand():
   # Means 0, 1: p = 1/2, sum of squares 1/2 and half of 1/4: spread 5/8;
   # n = 2 (3/2) (1/4) / (5/8) = 6/5; t of one degree of freedom = 12.706.
-  low, high = metrics.clustered_interval([0, 1])
+  low, high = statistics.clustered_interval([0, 1])
   t2_n = 12.7062047**2 / (6 / 5)
   half = 12.7062047 * (0.25 / (6 / 5) + t2_n / (4 * 6 / 5)) ** 0.5
   assert high - 0.5 == pytest.approx(half / (1 + t2_n))
   assert low + high == pytest.approx(1)
   # All right of three: n = 3, t of two degrees = 4.3027: 1 / (1 + t^2 / n).
-  low, high = metrics.clustered_interval([1, 1, 1])
+  low, high = statistics.clustered_interval([1, 1, 1])
   assert (low, high) == pytest.approx((1 / (1 + 4.30265273**2 / 3), 1))
-  assert all(map(math.isnan, metrics.clustered_interval([1.0])))
+  assert all(map(math.isnan, statistics.clustered_interval([1.0])))
 
 
 def _coverage(interval, num_problems, accuracy, num_samples, alike):
@@ -116,7 +119,7 @@ def test_interval_covers_in_95_of_100_benchmarks(
   num_problems, accuracy, num_samples, alike
 ):
   covered = _coverage(
-    metrics.clustered_interval, num_problems, accuracy, num_samples, alike
+    statistics.clustered_interval, num_problems, accuracy, num_samples, alike
   )
   assert 0.93 <= covered <= 0.97
 
@@ -128,7 +131,7 @@ def test_corners_where_intervals_fail():
     half = 1.96 * means.std(ddof=1) / len(means) ** 0.5
     return means.mean() - half, means.mean() + half
 
-  ours = metrics.clustered_interval
+  ours = statistics.clustered_interval
   assert _coverage(normal, 10, 0.01, 1, 0.5) == pytest.approx(0.10, abs=0.01)
   assert _coverage(ours, 10, 0.01, 1, 0.5) == pytest.approx(0.90, abs=0.01)
   assert _coverage(normal, 30, 0.05, 64, 0.6) == pytest.approx(0.80, abs=0.01)
@@ -139,12 +142,12 @@ def test_corners_where_intervals_fail():
 def test_paired_difference_by_hand():
   # Gains 1, 0, 1: mean 2/3, deviation 1/sqrt(3), error 1/3, t of 2 = 4.3027;
   # of the eight signs, two pairs of extremes reach 2/3, whatever the zero has.
-  found = metrics.paired_difference([0, 1, 0], [1, 1, 1])
+  found = statistics.paired_difference([0, 1, 0], [1, 1, 1])
   assert found.mean == pytest.approx(2 / 3)
   half = 4.30265273 / 3
   assert found.interval == pytest.approx((2 / 3 - half, 2 / 3 + half))
   assert found.p_value == 0.5 and found.is_noise
-  assert metrics.paired_difference([0.5] * 9, [0.5] * 9).p_value == 1
+  assert statistics.paired_difference([0.5] * 9, [0.5] * 9).p_value == 1
 
 
 def test_paired_difference_finds_what_is_there_and_no_more():
@@ -155,13 +158,13 @@ def test_paired_difference_finds_what_is_there_and_no_more():
     return rng.binomial(16, p) / 16
 
   false = [
-    not metrics.paired_difference(a, b).is_noise
+    not statistics.paired_difference(a, b).is_noise
     for a, b in zip(means(chance), means(chance), strict=True)
   ]
   assert np.mean(false) < 0.09  # 5% within what 200 trials allow
   better = chance + 0.3 * (1 - chance)
   found = [
-    not metrics.paired_difference(a, b).is_noise
+    not statistics.paired_difference(a, b).is_noise
     for a, b in zip(means(chance)[:20], means(better)[:20], strict=True)
   ]
   assert all(found)
@@ -169,30 +172,30 @@ def test_paired_difference_finds_what_is_there_and_no_more():
 
 def test_paired_difference_of_one_problem():
   with pytest.raises(ValueError, match='has 1 problems in common'):
-    metrics.paired_difference([0.5], [0.7])
+    statistics.paired_difference([0.5], [0.7])
 
 
 def test_elo_rating_by_hand():
   # One problem solved half of the time: equals. Ten times as often as not:
   # 400 above. Of two at 1000 and 1800, one solved: right between them.
-  assert metrics.elo_rating([1500], [0.5])[0] == pytest.approx(1500)
-  assert metrics.elo_rating([1500], [10 / 11])[0] == pytest.approx(1900)
-  rating, (low, high) = metrics.elo_rating([1000, 1800], [1, 0])
+  assert statistics.elo_rating([1500], [0.5])[0] == pytest.approx(1500)
+  assert statistics.elo_rating([1500], [10 / 11])[0] == pytest.approx(1900)
+  rating, (low, high) = statistics.elo_rating([1000, 1800], [1, 0])
   assert rating == pytest.approx(1400)
   # Chances 10/11 and 1/11; residuals 1/11 twice: sqrt(2)/11; slope
   # 2 (10/121) ln(10)/400.
   error = 2**0.5 / 11 / (20 / 121 * math.log(10) / 400)
   assert high - rating == pytest.approx(1.96 * error)
   assert rating - low == pytest.approx(1.96 * error)
-  assert metrics.elo_rating([1200, 1500], [1, 1])[0] == math.inf
-  assert metrics.elo_rating([1200, 1500], [0, 0])[0] == -math.inf
+  assert statistics.elo_rating([1200, 1500], [1, 1])[0] == math.inf
+  assert statistics.elo_rating([1200, 1500], [0, 0])[0] == -math.inf
 
 
 def test_elo_rating_finds_a_known_contestant():
   rng = np.random.default_rng(0)
   ratings = rng.uniform(800, 3000, 200)
   solved = rng.binomial(16, 1 / (1 + 10 ** ((ratings - 2029) / 400))) / 16
-  rating, (low, high) = metrics.elo_rating(ratings, solved)
+  rating, (low, high) = statistics.elo_rating(ratings, solved)
   assert low < 2029 < high and high - low < 60
   assert abs(rating - 2029) < 30
 

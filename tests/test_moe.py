@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero import sharding
 from rlzero.models import moe
 from rlzero.models.config import Experts
+from rlzero.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -112,6 +112,7 @@ def test_exchanged_experts_equal_the_loop(mesh, room, kind, monkeypatch):
 
 
 SOFTMAX = Experts(num_experts=4, num_chosen=2, width=1)
+
 SIGMOID = dataclasses.replace(
   SOFTMAX, scores='sigmoid', num_groups=2, num_chosen_groups=1, normalize=True,
   scale=2.0,

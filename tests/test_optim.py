@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero import optim
+from rlzero.train import optim
 
 
 def rates(num_steps, steps, **settings):

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlzero import packing
+from rlzero.models import padding
+from rlzero.train import packing
 
 
 def make_rows(rng, lengths, group_size, prompt_lens):
@@ -25,11 +26,11 @@ def test_a_stem_is_what_all_prompts_begin_with():
   rng = np.random.default_rng(4)
   template = rng.integers(2, 99, 40).tolist()
   prompts = [template + [i, *range(i)] for i in (1, 2, 3, 4)]
-  assert packing.stem_length(prompts) == 32  # a multiple of 16
-  assert packing.stem_length(prompts[:3]) == 0  # few may agree by chance
-  assert packing.stem_length([*prompts, template[:20] + [1]]) == 16
-  assert packing.stem_length([*prompts, template[:32]]) == 16  # one is left
-  assert packing.stem_length([*prompts, [0] + template]) == 0
+  assert padding.stem_length(prompts) == 32  # a multiple of 16
+  assert padding.stem_length(prompts[:3]) == 0  # few may agree by chance
+  assert padding.stem_length([*prompts, template[:20] + [1]]) == 16
+  assert padding.stem_length([*prompts, template[:32]]) == 16  # one is left
+  assert padding.stem_length([*prompts, [0] + template]) == 0
 
 
 @pytest.mark.parametrize('stem', [0, 6])

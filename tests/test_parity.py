@@ -21,14 +21,17 @@ from tokenizers import pre_tokenizers
 from rlzero import weights
 from rlzero.models import transformer
 from rlzero.rollout import scheduler
-from rlzero.tokenizer import Tokenizer
+from rlzero.rollout.sampling import Sampling
+from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Tokens
 from rlzero.weights import hf, mapping
 
 pytestmark = pytest.mark.parity
 
 DATA = pathlib.Path(__file__).parents[1] / 'data'
+
 NUM_NEW = 16  # greedy tokens after each prompt
+
 TEXTS = (
   'Hello, world!',
   "What's 12 + 345? It's 357, isn't it?",
@@ -39,6 +42,7 @@ TEXTS = (
   '1 22 333 4444 55555 ½ ² Ⅳ ١٢٣ a1b2c3',
   '',
 )
+
 CHATS = (
   [{'role': 'user', 'content': 'What is 7 + 8?'}],
   [
@@ -370,7 +374,7 @@ def test_greedy_tokens_and_logprobs_are_equal(real, theirs, their_real):
     loaded.params,
     [scheduler.Prompt(i, ids) for i, ids in enumerate(questions)],
     1,
-    scheduler.Sampling(temperature=0.0, max_len=NUM_NEW, num_slots=8),
+    Sampling(temperature=0.0, max_len=NUM_NEW, num_slots=8),
     eos_ids=loaded.tokenizer.eos_ids,
     seed=0,
   )

@@ -14,14 +14,16 @@ import time
 
 import pytest
 
-from rlzero import config, pipeline, process
+from rlzero import pipeline
+from rlzero.runtime import config, lifecycle
 
 _ROOT = pathlib.Path(__file__).parent.parent
+
 # A stage that writes what it was given and one word more; it is slow where a
 # file says so.
 _STAGE = """
 import dataclasses, os, signal, time
-from rlzero import config
+from rlzero.runtime import config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -154,7 +156,10 @@ def test_a_stage_that_fails_stops_the_pipeline(tmp_path, capfd):
 
 @pytest.mark.parametrize(
   ('number', 'status'),
-  [(signal.SIGTERM, process.PREEMPTED), (signal.SIGKILL, 128 + signal.SIGKILL)],
+  [
+    (signal.SIGTERM, lifecycle.PREEMPTED),
+    (signal.SIGKILL, 128 + signal.SIGKILL),
+  ],
 )
 def test_a_stage_that_is_killed_can_be_started_again(tmp_path, number, status):
   stage = _stage('one', f'--killed={number:d}')
@@ -167,7 +172,7 @@ def test_a_stage_that_is_killed_can_be_started_again(tmp_path, number, status):
 def test_any_stage_ends_as_preempted_on_sigterm(tmp_path):
   flags = f'--killed={signal.SIGTERM:d}', f'--workdir={tmp_path / "alone"}'
   done = subprocess.run([sys.executable, '-m', 'wordy', *flags], check=False)
-  assert done.returncode == process.PREEMPTED
+  assert done.returncode == lifecycle.PREEMPTED
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import types
 import numpy as np
 import pytest
 
-from rlzero import config, flops, grpo, plan, sharding
+from rlzero import grpo, plan
 from rlzero.models.config import Experts, ModelConfig
-from rlzero.planner import estimate, programs
+from rlzero.planner import estimate, flops, programs
+from rlzero.runtime import config, sharding
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -29,6 +30,7 @@ MODEL = ModelConfig(
   head_dim=16,
   max_position=512,
 )
+
 RUN = grpo.Config(
   workdir='',
   model=MODEL,

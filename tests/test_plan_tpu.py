@@ -3,7 +3,9 @@
 import jax
 import pytest
 
-from rlzero import config, hardware, plan, sharding
+from rlzero import plan
+from rlzero.planner import hardware
+from rlzero.runtime import config, sharding
 
 RUN = 'configs/runs/r1_zero_deepseek_v3.gin'
 

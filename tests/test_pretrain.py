@@ -9,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from rlzero import checkpoint, metrics, pretrain, process
+from rlzero import pretrain
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
-from rlzero.optim import Optimizer
+from rlzero.runtime import lifecycle, metrics
 from rlzero.tasks import countdown
-from rlzero.tokenizer import Tokenizer
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import folders
+from rlzero.train.optim import Optimizer
 
 _MODEL = ModelConfig(
   vocab_size=123,
@@ -80,7 +82,7 @@ def test_learns_and_goes_on_with_the_same_bits(tmp_path, monkeypatch):
   monkeypatch.undo()
   pretrain.run(_config(cut))
   first, second = (
-    checkpoint.load_model(str(d / 'model')).params for d in (whole, cut)
+    folders.load_model(str(d / 'model')).params for d in (whole, cut)
   )
   jax.tree.map(np.testing.assert_array_equal, first, second)
   again = [row['loss/mean'] for row in metrics.read_metrics(str(cut))]
@@ -109,7 +111,7 @@ def test_document_longer_than_a_row(tmp_path):
 def test_a_vocabulary_grows_from_the_twins(tmp_path):
   english = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
   params = transformer.init(_MODEL, jax.random.key(1))
-  old = checkpoint.write_model(str(tmp_path), _MODEL, params, english)
+  old = folders.write_model(str(tmp_path), _MODEL, params, english)
   corpus = countdown.Corpus(languages=('en', 'zh'))
   cfg = _config(
     tmp_path / 'new',
@@ -164,11 +166,11 @@ def test_sigterm_saves_and_ends_with_a_code_of_its_own(tmp_path, monkeypatch):
   monkeypatch.setattr(pretrain, 'batch', told)
   with pytest.raises(SystemExit) as ended:
     pretrain.run(_config(cut, num_steps=3, save_every=3))
-  assert ended.value.code == process.PREEMPTED == 75
+  assert ended.value.code == lifecycle.PREEMPTED == 75
   assert len(metrics.read_metrics(str(cut))) == 2
   monkeypatch.undo()
   pretrain.run(_config(cut, num_steps=3, save_every=3))
   first, second = (
-    checkpoint.load_model(str(d / 'model')).params for d in (whole, cut)
+    folders.load_model(str(d / 'model')).params for d in (whole, cut)
   )
   jax.tree.map(np.testing.assert_array_equal, first, second)

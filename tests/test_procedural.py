@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from rlzero.tasks import base, procedural, sandbox
+from rlzero.scoring import reward_pool
+from rlzero.tasks import base, procedural
 
 TERMS = {'min_terms': 2, 'max_terms': 3, 'min_digits': 1, 'max_digits': 2}
 
@@ -132,13 +133,13 @@ def test_in_the_reward_pool():
   task = make()
   examples = task.examples('test')[:4]
   requests = [
-    sandbox.Request(
+    reward_pool.Request(
       'sum',
       f'<think></think><answer>{json.loads(e.target)["answer"]}</answer>',
       e.target,
     )
     for e in examples
   ]
-  with sandbox.RewardPool({'sum': task}, 'r1_zero', 1) as pool:
+  with reward_pool.RewardPool({'sum': task}, 'r1_zero', 1) as pool:
     assert [v.accuracy for v in pool.score(requests)] == [1.0] * 4
     assert pool.classes('sum', ['7', '7.0', None, '8']) == [0, 0, -1, 1]

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from rlzero.tasks import readability
-from rlzero.tasks.readability import Limits
+from rlzero.text import readability
+from rlzero.text.readability import Limits
 
 
 def test_measures_by_hand():
@@ -59,5 +59,5 @@ def test_limits_out_of_range():
 
 
 def test_needs_no_jax():
-  code = 'import sys, rlzero.tasks.readability; sys.exit("jax" in sys.modules)'
+  code = 'import sys, rlzero.text.readability; sys.exit("jax" in sys.modules)'
   subprocess.run([sys.executable, '-c', code], check=True)

@@ -4,12 +4,17 @@ import json
 
 import pytest
 
-from rlzero import checkpoint, evaluate, metrics, reject, sft
-from rlzero.rollout import scheduler
-from rlzero.tasks import contamination, countdown, readability
-from rlzero.tasks.template import Template
+from rlzero import reject, sft
+from rlzero.evaluation import contamination, measure
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import metrics
+from rlzero.scoring import grade
+from rlzero.tasks import countdown
+from rlzero.text import readability
+from rlzero.text.template import Template
+from rlzero.train import demonstrations, folders
 
-_TINY = checkpoint.embedded('tiny_base')
+_TINY = folders.embedded('tiny_base')
 
 
 def _config(workdir, **changes):
@@ -18,7 +23,7 @@ def _config(workdir, **changes):
     'num_problems': 8,
     'num_samples': 6,
     'num_kept': 2,
-    'sampling': scheduler.Sampling(max_len=48, num_slots=24),
+    'sampling': Sampling(max_len=48, num_slots=24),
     'part_size': 4,
     'num_workers': 1,
     **changes,
@@ -43,7 +48,7 @@ def finished(tmp_path_factory):
 
 def test_kept_are_right_and_say_where_they_come_from(finished):
   task = countdown.Countdown()
-  examples = {e.uid: e for e in evaluate.examples(task, 'train', 8)}
+  examples = {e.uid: e for e in measure.examples(task, 'train', 8)}
   lines = metrics.read_lines(str(finished / 'samples.jsonl'))
   assert lines
   drawn = [
@@ -83,7 +88,7 @@ def test_statistics_add_up(finished):
 
 
 def test_a_kill_changes_no_byte(finished, tmp_path, monkeypatch):
-  score = evaluate.score
+  score = grade.score
   calls = []
 
   def killed(*args):
@@ -92,7 +97,7 @@ def test_a_kill_changes_no_byte(finished, tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return score(*args)
 
-  monkeypatch.setattr(evaluate, 'score', killed)
+  monkeypatch.setattr(grade, 'score', killed)
   with pytest.raises(KeyboardInterrupt):
     reject.run(_config(tmp_path))
   assert len(list((tmp_path / 'parts').iterdir())) == 1
@@ -109,8 +114,8 @@ def test_sft_reads_the_samples(finished):
     template=Template('short'),
     max_len=128,
   )
-  tokenizer = checkpoint.load_model(_TINY).tokenizer
-  examples, _ = sft.load(cfg, tokenizer)
+  tokenizer = folders.load_model(_TINY).tokenizer
+  examples, _ = demonstrations.load(cfg, tokenizer)
   lines = metrics.read_lines(str(finished / 'samples.jsonl'))
   assert len(examples) == len(lines)
   assert (

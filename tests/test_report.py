@@ -7,8 +7,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from rlzero import config, report
+from rlzero import report
 from rlzero.reporting import detectors
+from rlzero.runtime import config
 
 
 def evaluation(step, score, length, **changes):
@@ -60,6 +61,7 @@ BEFORE = [
   generation('a', False, '<think> give up </think>'),
   generation('b', True, '<think> 1+2=3 ok </think> <answer> OLD-B </answer>'),
 ]
+
 AFTER = [
   generation('a', True, '<think> 2+2 wait 1+2 ok </think> NEW-A'),
   generation('a', True, '<think> 2+2 wait 3+1 wait 1+2 ok </think> LONGEST'),

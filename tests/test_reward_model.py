@@ -10,12 +10,14 @@ from test_learner import CONFIG, distance
 from test_sft import EOS, base, tokenizer, write  # noqa: F401
 from test_transformer import noisy
 
-from rlzero import packing, reward_model, sharding, supervised
 from rlzero.models import transformer
-from rlzero.optim import Optimizer
 from rlzero.reward_model import Judgement
-from rlzero.tasks.template import Template
-from rlzero.tokenizer import Tokenizer
+from rlzero.runtime import sharding
+from rlzero.scoring import reward_model
+from rlzero.text.template import Template
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import packing, supervised
+from rlzero.train.optim import Optimizer
 from rlzero.types import Tokens
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')

@@ -4,10 +4,11 @@ import collections
 
 import pytest
 
-from rlzero import grpo, rewards
+from rlzero import grpo
+from rlzero.scoring import rewards
 from rlzero.tasks import base, countdown
 from rlzero.tasks.datasets import stream
-from rlzero.tasks.template import Template
+from rlzero.text.template import Template
 
 _EASY = countdown.Countdown(name='easy', min_ways=3, max_ways=99)
 

@@ -7,13 +7,13 @@ import threading
 import pytest
 
 from rlzero.evaluation import sampler
-from rlzero.rollout import scheduler
-from rlzero.tasks.template import Template
+from rlzero.rollout import encoding
+from rlzero.rollout.sampling import Sampling
+from rlzero.text.template import Template
 
 _SETTINGS = {'seed': 0, 'model': 'abc'}
-_SAMPLING = scheduler.Sampling(
-  max_len=8, temperature=0.6, top_p=0.95, num_slots=3
-)
+
+_SAMPLING = Sampling(max_len=8, temperature=0.6, top_p=0.95, num_slots=3)
 
 
 class _Fake(http.server.BaseHTTPRequestHandler):
@@ -75,8 +75,8 @@ def test_chat_and_plain_endpoints(server):
   samples, kept = _ask(server, ['one', 'too long'], chat)
   assert (
     samples
-    == [sampler.Sample('echo one', 5, False)] * 2
-    + [sampler.Sample('echo too long', 5, True)] * 2
+    == [encoding.Sample('echo one', 5, False)] * 2
+    + [encoding.Sample('echo too long', 5, True)] * 2
   )
   assert [kept[i] for i in range(4)] == samples
   path, body = server.asked[0]
@@ -129,7 +129,7 @@ def test_what_asking_again_does_not_mend(server):
 )
 def test_kept_samples_outlive_the_process(tmp_path, tail):
   path = str(tmp_path / 'samples' / 'task.jsonl')
-  one, two = sampler.Sample('a', 3, False), sampler.Sample('b', 4, True)
+  one, two = encoding.Sample('a', 3, False), encoding.Sample('b', 4, True)
   with sampler.Kept(path, _SETTINGS) as kept:
     kept.keep('u1', 0, one)
   with open(path, 'a') as file:

@@ -9,10 +9,12 @@ import optax
 import pytest
 from test_transformer import GEMMA, V3, noisy
 
-from rlzero import learner, packing
-from rlzero.models import transformer
+from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
+from rlzero.rl import learner
 from rlzero.rollout import engine, sampling, scheduler
+from rlzero.rollout.sampling import Finish, Sampling
+from rlzero.train import packing
 from rlzero.types import Tokens
 
 CONFIG = ModelConfig(
@@ -25,10 +27,15 @@ CONFIG = ModelConfig(
   head_dim=4,
   max_position=64,
 )
+
 EOS = 1
+
 SEED = 3
+
 GROUP = 4
+
 WIDTH = 48  # tokens of the longest prompt and completion here
+
 # Five steps do not divide sixteen tokens.
 SHORT = dict(max_len=16, max_prompt_len=8, decode_steps=5)
 
@@ -57,7 +64,7 @@ def generate(
     params,
     prompts,
     GROUP,
-    scheduler.Sampling(**settings),
+    Sampling(**settings),
     eos_ids=(EOS,),
     seed=seed,
     finished=finished or {},
@@ -155,7 +162,7 @@ def test_a_stem_is_computed_once_and_changes_nothing(of, apart, monkeypatch):
   config = dataclasses.replace(of, vocab_size=13)
   params = noisy(config)
   prompts = [p._replace(tokens=[9, 4, 6, 2, *p.tokens]) for p in make_prompts()]
-  settings = scheduler.Sampling(num_slots=5, **SHORT | {'max_prompt_len': 12})
+  settings = Sampling(num_slots=5, **SHORT | {'max_prompt_len': 12})
   if not apart:  # as on an accelerator
     monkeypatch.setattr(engine, 'prepare', lambda config, params: params)
   stems, prefill = [], engine.prefill_stem
@@ -174,7 +181,7 @@ def test_a_stem_is_computed_once_and_changes_nothing(of, apart, monkeypatch):
   shared = completions()
   # Latent attention does without.
   assert stems == ([] if config.latent else [[[9, 4, 6, 2]]])
-  monkeypatch.setattr(packing, '_STEM_PROMPTS', 99)
+  monkeypatch.setattr(padding, '_STEM_PROMPTS', 99)
   once = list(stems)
   for one, other in zip(shared, completions(), strict=True):
     np.testing.assert_array_equal(one.tokens, other.tokens)
@@ -209,12 +216,12 @@ def test_every_token_is_the_one_its_number_falls_on(params, by_slots):
 def test_completions_end_with_eos_or_at_the_limit(by_slots):
   completions, _ = by_slots(4)
   kinds = [c.finish for c in completions]
-  assert set(kinds) == {scheduler.Finish.EOS, scheduler.Finish.LENGTH}
+  assert set(kinds) == {Finish.EOS, Finish.LENGTH}
   for completion in completions:
     tokens = completion.tokens
     assert len(tokens) == len(completion.logprobs) <= 16
     assert EOS not in tokens[:-1]
-    if completion.finish is scheduler.Finish.EOS:
+    if completion.finish is Finish.EOS:
       assert tokens[-1] == EOS
     else:
       assert len(tokens) == 16 and tokens[-1] != EOS
@@ -350,12 +357,12 @@ def test_of_geometric_lengths_most_rows_computed_are_alive(params, num_slots):
       params,
       make_prompts(16),
       16,
-      scheduler.Sampling(num_slots=num_slots, decode_steps=8, max_len=1024),
+      Sampling(num_slots=num_slots, decode_steps=8, max_len=1024),
       eos_ids=(EOS,),
       seed=SEED,
       finished={
         i: scheduler.Completion(
-          np.zeros(n, np.int32), np.zeros(n, np.float32), scheduler.Finish.EOS
+          np.zeros(n, np.int32), np.zeros(n, np.float32), Finish.EOS
         )
         for i, n in enumerate(lengths)
       },
@@ -452,7 +459,7 @@ def test_refused_prompts(params, prompts, change, message):
 )
 def test_refused_settings(change, message):
   with pytest.raises(ValueError, match=message):
-    scheduler.Sampling(**change)
+    Sampling(**change)
 
 
 @pytest.mark.parametrize('capacity', [32, 128, 576, 33_312])
@@ -479,7 +486,7 @@ def test_batches_that_are_passed_at_once_were_compiled_ahead(
   settings = dict(max_len=64, max_prompt_len=8, num_slots=64, decode_steps=4)
   config = dataclasses.replace(CONFIG, max_position=128)
   arguments = config, params, make_prompts(16), GROUP
-  sampling, end = scheduler.Sampling(**settings), scheduler.Finish.LENGTH
+  sampling, end = Sampling(**settings), Finish.LENGTH
   lengths = [2] * 60 + [64] * 4
   finished = {
     i: scheduler.Completion(np.full(n, 2), np.zeros(n), end)
@@ -535,7 +542,7 @@ def test_windows_reach_over_the_calls_of_decoding():
     params,
     prompts,
     1,
-    scheduler.Sampling(num_slots=3, **SHORT),
+    Sampling(num_slots=3, **SHORT),
     eos_ids=(EOS,),
     seed=SEED,
   )

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from rlzero import checkpoint, evaluate, search
+from rlzero import search
+from rlzero.evaluation import measure
 from rlzero.tasks import countdown
+from rlzero.train import folders
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -91,8 +93,8 @@ def test_against_another_search_at_as_many_tokens():
 
 def test_first_moves_are_the_policys_by_enumeration():
   """The base draws first moves as its corpus does, all alike."""
-  loaded = checkpoint.load_model(checkpoint.embedded('tiny_base'))
-  chosen = evaluate.examples(countdown.Countdown(), 'test', 40)
+  loaded = folders.load_model(folders.embedded('tiny_base'))
+  chosen = measure.examples(countdown.Countdown(), 'test', 40)
   found = search.first_moves(loaded, chosen)
   counts = [
     len(countdown.openings(ast.literal_eval(e.target.partition(' ')[2])))

@@ -13,28 +13,29 @@ from jax import numpy as jnp
 from test_learner import CONFIG, distance
 from test_transformer import noisy
 
-from rlzero import (
+from rlzero import sft
+from rlzero.models import transformer
+from rlzero.runtime import config, lifecycle, metrics, sharding
+from rlzero.tasks.datasets import records
+from rlzero.text.template import Template
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import (
   checkpoint,
-  config,
-  metrics,
+  demonstrations,
+  folders,
   packing,
-  process,
-  sft,
-  sharding,
   supervised,
 )
-from rlzero.models import transformer
-from rlzero.optim import Optimizer
-from rlzero.tasks.datasets import records
-from rlzero.tasks.template import Template
-from rlzero.tokenizer import Tokenizer
+from rlzero.train.optim import Optimizer
 from rlzero.types import Tokens
 from rlzero.weights import hf
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 WORDS = tuple('abcdefghijk')  # 13 ids with padding and EOS: CONFIG's
+
 EOS = 1
+
 CHAT = (
   "{% for m in messages %}{{ m['content'] }} {% endfor %}"
   '{% if add_generation_prompt %}k{% endif %}'
@@ -79,7 +80,7 @@ def make_config(base, workdir, data, **changes):
 def make_examples(count=12, seed=0):
   rng = np.random.default_rng(seed)
   return [
-    sft.Example(
+    demonstrations.Example(
       rng.integers(2, 13, n).astype(np.int32), int(rng.integers(1, n))
     )
     for n in rng.integers(2, 20, count)
@@ -113,24 +114,24 @@ def one_at_a_time(params, examples):
 
 
 def packed(examples, micro_tokens=128, ways=1):
-  pieces = [sft.piece(e) for e in examples]
+  pieces = [demonstrations.piece(e) for e in examples]
   return [m for _, m in packing.pack(pieces, micro_tokens, 24, ways)]
 
 
 def the_loss(params, rows, frozen=()):
-  return sft.loss(CONFIG, params, rows, frozen)
+  return demonstrations.loss(CONFIG, params, rows, frozen)
 
 
 def test_prompt_is_read_and_completion_learned():
   # 'a b' asks, 'c' answers: what is learned is c = 4 and EOS = 1.
   record = 'here', {'prompt': 'a b', 'completion': 'c'}
-  example = sft.encode(tokenizer(), Template('plain'), record)
+  example = demonstrations.encode(tokenizer(), Template('plain'), record)
   assert example.ids.tolist() == [2, 3, 4, EOS]
   assert example.completion.tolist() == [4, EOS]
-  assert sft.piece(example).extras.tolist() == [0, 0, 1, 1]
+  assert demonstrations.piece(example).extras.tolist() == [0, 0, 1, 1]
   # A completion that brings its EOS along gets no second one.
   record = 'here', {'prompt': 'a b', 'completion': 'c <eos>'}
-  again = sft.encode(tokenizer(), Template('plain'), record)
+  again = demonstrations.encode(tokenizer(), Template('plain'), record)
   assert again.ids.tolist() == example.ids.tolist()
 
 
@@ -141,18 +142,20 @@ def test_chat_template_is_applied_to_prompts_and_messages():
     {'role': 'user', 'content': 'b'},
     {'role': 'assistant', 'content': 'c d'},
   ]
-  example = sft.encode(words, Template('chat'), ('here', {'messages': turns}))
+  example = demonstrations.encode(
+    words, Template('chat'), ('here', {'messages': turns})
+  )
   assert words.decode(example.ids[: example.prompt_len].tolist()) == 'a b k'
   assert example.completion.tolist() == [4, 5, EOS]
   record = 'here', {'prompt': 'b', 'completion': 'c'}
-  example = sft.encode(words, Template('chat', system='a'), record)
+  example = demonstrations.encode(words, Template('chat', system='a'), record)
   assert words.decode(example.ids[: example.prompt_len].tolist()) == 'a b k'
 
 
 def test_uniform_model_by_hand():
   # Embedding of zeros: every token has probability 1 / 13, whatever it is.
   params = jax.tree.map(jnp.zeros_like, noisy(CONFIG))
-  example = sft.Example(np.array([2, 3, 4, EOS], np.int32), 2)
+  example = demonstrations.Example(np.array([2, 3, 4, EOS], np.int32), 2)
   (micro,) = packed([example])
   value, totals = jax.jit(the_loss)(params, micro)
   np.testing.assert_allclose(value, 2 * np.log(13), rtol=1e-6)
@@ -226,9 +229,9 @@ def test_learns_and_goes_on_with_the_same_bits(base, tmp_path, monkeypatch):
   assert losses[-1] < 0.1 * losses[0]
   # The first update divides by its learned tokens, once.
   cfg = make_config(base, cut, data, num_steps=30, save_every=4)
-  examples, order = sft.load(cfg, tokenizer())
+  examples, order = demonstrations.load(cfg, tokenizer())
   micros = packed([examples[i] for i in order.batch(0)])
-  params = checkpoint.load_model(base).params
+  params = folders.load_model(base).params
   grads, totals = supervised.gradient(the_loss)(params, micros)
   norm = optax.tree.norm(grads) / totals['loss'].count
   np.testing.assert_allclose(rows[0]['update/grad_norm'], norm, rtol=1e-4)
@@ -242,7 +245,7 @@ def test_learns_and_goes_on_with_the_same_bits(base, tmp_path, monkeypatch):
     return batch(self, step)
 
   monkeypatch.setattr(supervised.Order, 'batch', stopped)
-  with pytest.raises(SystemExit, match=str(process.PREEMPTED)):
+  with pytest.raises(SystemExit, match=str(lifecycle.PREEMPTED)):
     sft.run(cfg)
   assert checkpoint.Store(str(cut), read_only=True).latest() == 7
   with pytest.raises(KeyboardInterrupt):
@@ -250,7 +253,7 @@ def test_learns_and_goes_on_with_the_same_bits(base, tmp_path, monkeypatch):
   monkeypatch.undo()
   sft.run(make_config(base, cut, data, num_steps=30, save_every=4))
   first, second = (
-    checkpoint.load_model(str(d / 'model')).params for d in (whole, cut)
+    folders.load_model(str(d / 'model')).params for d in (whole, cut)
   )
   jax.tree.map(np.testing.assert_array_equal, first, second)
   again = [row['loss/mean'] for row in metrics.read_metrics(str(cut))]
@@ -267,7 +270,7 @@ def test_longer_examples_are_dropped_or_cut(base, tmp_path, capsys):
 
   def load(too_long):
     cfg = make_config(base, tmp_path, data, max_len=5, too_long=too_long)
-    return [e.ids.tolist() for e in sft.load(cfg, tokenizer())[0]]
+    return [e.ids.tolist() for e in demonstrations.load(cfg, tokenizer())[0]]
 
   assert load('drop') == [[2, 3, 4, EOS]]
   said = '1 examples, 4 tokens; 2 were longer than 5 and left out'
@@ -276,7 +279,7 @@ def test_longer_examples_are_dropped_or_cut(base, tmp_path, capsys):
   assert load('truncate') == [[2, 3, 4, EOS], [2, 3, 4, 5, 6]]
   cfg = make_config(base, tmp_path, data, max_len=3)
   with pytest.raises(ValueError, match='All 3 examples.*max_len = 3'):
-    sft.load(cfg, tokenizer())
+    demonstrations.load(cfg, tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ def test_longer_examples_are_dropped_or_cut(base, tmp_path, capsys):
 def test_bad_records(base, tmp_path, row, message):
   data = write(tmp_path / 'data.jsonl', [row])
   with pytest.raises(ValueError, match=message):
-    sft.load(make_config(base, tmp_path, data), tokenizer(CHAT))
+    demonstrations.load(make_config(base, tmp_path, data), tokenizer(CHAT))
 
 
 def test_bad_settings(base, tmp_path):

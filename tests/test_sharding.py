@@ -9,15 +9,20 @@ import pytest
 from test_learner import CONFIG, EOS, GRPO, NO_KL, STEM, distance, make_rows
 from test_transformer import V2, V3
 
-from rlzero import learner, metrics, optim, sharding
 from rlzero.models import transformer
+from rlzero.rl import learner, settings
 from rlzero.rollout import scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import metrics, sharding
+from rlzero.train import optim
 from rlzero.weights import mapping
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 EVEN = dataclasses.replace(CONFIG, vocab_size=16)
+
 DEEPSEEK = dataclasses.replace(V3, vocab_size=16)
+
 MESHES = {
   'data': (CONFIG, sharding.Mesh(data=8)),
   'fsdp': (CONFIG, sharding.Mesh(fsdp=8)),
@@ -117,7 +122,7 @@ def test_pmapped_gradient_is_the_one_of_one_device(objective):
 def test_completions_on_a_mesh_are_those_without(config, mesh):
   params = params_of(config)
   prompts = [scheduler.Prompt(i, [2, 3, 4 + i]) for i in range(3)]
-  settings = scheduler.Sampling(
+  settings = Sampling(
     max_len=12, max_prompt_len=8, num_slots=16, decode_steps=4
   )
 
@@ -278,7 +283,7 @@ def test_run_on_a_mesh_learns_what_one_device_does(tmp_path):
 def test_rollouts_in_a_layout_of_their_own(tmp_path):
   from test_grpo import _config
 
-  from rlzero import grpo, step
+  from rlzero.rl import step
 
   found = []
   for layout in (None, sharding.Mesh(data=8)):
@@ -286,8 +291,8 @@ def test_rollouts_in_a_layout_of_their_own(tmp_path):
       tmp_path, mesh=sharding.Mesh(fsdp=8), rollout_mesh=layout, kl_coef=0.0
     )
     drawn = list(enumerate(cfg.task.examples('train')[: cfg.num_prompts]))
-    with sharding.use(cfg.mesh), grpo.reward_pool(cfg) as pool:
-      loop = step.Loop(cfg, grpo.load_start(cfg), pool)
+    with sharding.use(cfg.mesh), settings.reward_pool(cfg) as pool:
+      loop = step.Loop(cfg, settings.load_start(cfg), pool)
       found.append(loop.rollout(drawn))
       row = loop.update(found[-1])
     assert np.isfinite(row['policy/grad_norm'])

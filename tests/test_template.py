@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlzero.tasks import template
+from rlzero.text import template
 
 GOOD = '<think> 1 + 1 = 2 </think> <answer> 2 </answer>'
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import pre_tokenizers
 
-from rlzero.tokenizer import Tokenizer
+from rlzero.text.tokenizer import Tokenizer
 from rlzero.weights import gguf_tokenizer
 
 TEMPLATE = (

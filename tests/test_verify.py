@@ -3,8 +3,8 @@
 from fractions import Fraction
 
 import pytest
-import verdicts
 
+from rlzero.benchmarks import compare_graders
 from rlzero.tasks import verify
 
 
@@ -129,6 +129,8 @@ def test_results_are_counted():
 def test_verdicts_of_math_verify_alone(question, target, text, correct, reason):
   record = {'uid': 'u', 'question': question, 'completion': text}
   record |= {'correct': correct, 'answer': None}
-  found = verdicts.differences(verify.Formulas(), {'u': target}, [record])
+  found = compare_graders.differences(
+    verify.Formulas(), {'u': target}, [record]
+  )
   assert found['samples'] == 1 and found['agree'] == (reason is None)
   assert found['reasons'] == ({reason: 1} if reason else {})

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from test_tokenizer import metadata as tokenizer_metadata
 
-from rlzero import checkpoint, sharding, weights
+from rlzero import weights
 from rlzero.models import rope, transformer
 from rlzero.models.config import (
   Experts,
@@ -22,7 +22,9 @@ from rlzero.models.config import (
   RopeScaling,
   Yarn,
 )
-from rlzero.tokenizer import Tokenizer
+from rlzero.runtime import sharding
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import folders
 from rlzero.weights import hf, mapping, rows
 from rlzero.weights.families import llama
 
@@ -38,6 +40,7 @@ LLAMA = ModelConfig(
   rms_norm_eps=1e-6,
   max_position=77,
 )
+
 GEMMA3 = dataclasses.replace(
   LLAMA,
   family='gemma3_text',
@@ -56,7 +59,9 @@ GEMMA3 = dataclasses.replace(
   global_every=2,
   local_rope_theta=300.0,
 )
+
 EXPERTS = Experts(num_experts=6, num_chosen=2, width=8)
+
 DEEPSEEK = dataclasses.replace(
   LLAMA,
   num_kv_heads=4,
@@ -64,6 +69,7 @@ DEEPSEEK = dataclasses.replace(
   tied_embedding=False,
   latent=Latent(kv_rank=12, rope_dim=4, value_dim=7),
 )
+
 CONFIGS = {
   'llama': LLAMA,
   'llama_untied': dataclasses.replace(LLAMA, tied_embedding=False),
@@ -148,6 +154,7 @@ CONFIGS = {
     experts=dataclasses.replace(EXPERTS, scores='sigmoid', shared_width=16),
   ),
 }
+
 each_config = pytest.mark.parametrize(
   'config', CONFIGS.values(), ids=CONFIGS.keys()
 )
@@ -574,10 +581,12 @@ GGUF_CONFIGS = {
   for name, config in CONFIGS.items()
   if not config.experts
 }
+
 # Only the stretches of the published models are known there.
 GGUF_CONFIGS['llama3'] = dataclasses.replace(
   GGUF_CONFIGS['llama3'], rope_scaling=RopeScaling(factor=32.0)
 )
+
 # What llama.cpp knows by heart.
 for name, config in GGUF_CONFIGS.items():
   if config.family == 'gemma3_text':
@@ -718,7 +727,7 @@ def test_the_text_model_of_one_that_sees_images(tmp_path, capsys):
       '1 tensors *multi_modal_projector.* are left out: the part that sees '
       'images',
     )
-  checkpoint.load_model(str(tmp_path))
+  folders.load_model(str(tmp_path))
   assert 'the part that sees images.' in capsys.readouterr().err
 
 

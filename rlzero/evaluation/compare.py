@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from rlzero import metrics
+from rlzero.evaluation import statistics
 
 # What makes two figures incomparable, or at least another question.
 _SETTINGS = ('template', 'split', 'temperature', 'top_p', 'max_len')
@@ -63,7 +63,7 @@ def text(result: dict[str, Any]) -> str:
 def _one(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
   one, two = (f['pass@1_by_problem'] for f in (first, second))
   uids = [uid for uid in one if uid in two]
-  found = metrics.paired_difference(
+  found = statistics.paired_difference(
     [one[u] for u in uids], [two[u] for u in uids]
   )
   return {

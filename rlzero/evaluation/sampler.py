@@ -19,20 +19,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from rlzero import checkpoint, metrics
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import scheduler
-from rlzero.tasks.template import Template
-from rlzero.tokenizer import Tokenizer
+from rlzero.rollout import encoding, scheduler
+from rlzero.rollout.sampling import Finish, Sampling
+from rlzero.runtime import metrics
+from rlzero.text.template import Template
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import folders
 from rlzero.types import Params
-
-
-class Sample(NamedTuple):
-  """What a model wrote."""
-
-  text: str
-  num_tokens: int
-  truncated: bool  # cut at the longest length
 
 
 class Job(NamedTuple):
@@ -41,7 +35,7 @@ class Job(NamedTuple):
   questions: Sequence[str]
   template: Template
   num_samples: int  # of each question, adjacent
-  sampling: scheduler.Sampling
+  sampling: Sampling
   seed: int
 
   @property
@@ -59,9 +53,9 @@ class Sampler(Protocol):
   def sample(
     self,
     job: Job,
-    finished: Mapping[int, Sample],
-    on_finished: Callable[[int, Sample], None],
-  ) -> list[Sample]:
+    finished: Mapping[int, encoding.Sample],
+    on_finished: Callable[[int, encoding.Sample], None],
+  ) -> list[encoding.Sample]:
     """Draws the samples of a job; each is handed over as it ends.
 
     Those of `finished`, by their index in the result, are taken as they are.
@@ -82,11 +76,11 @@ class Local:
     name = os.path.basename(os.path.normpath(self._path))
     return {'checkpoint': name, 'sha256': digest(self._params)}
 
-  def sample(self, job, finished, on_finished) -> list[Sample]:
+  def sample(self, job, finished, on_finished) -> list[encoding.Sample]:
     samples = dict(finished)
 
     def hand_over(index: int, completion: scheduler.Completion) -> None:
-      samples[index] = of_completion(self._tokenizer, completion)
+      samples[index] = encoding.to_sample(self._tokenizer, completion)
       on_finished(index, samples[index])
 
     # Their lengths are all that the schedule needs to draw the others in the
@@ -95,14 +89,16 @@ class Local:
       i: scheduler.Completion(
         np.zeros(sample.num_tokens, np.int32),
         np.zeros(sample.num_tokens, np.float32),
-        scheduler.Finish.EOS,
+        Finish.EOS,
       )
       for i, sample in finished.items()
     }
     scheduler.generate(
       self._config,
       self._params,
-      prompts(self._tokenizer, job.template, list(enumerate(job.questions))),
+      encoding.encode_prompts(
+        self._tokenizer, job.template, list(enumerate(job.questions))
+      ),
       job.num_samples,
       job.sampling,
       eos_ids=self._tokenizer.eos_ids,
@@ -137,7 +133,7 @@ class Endpoint:
   def about(self) -> dict[str, Any]:
     return {'endpoint': self._base, 'model': self._model}
 
-  def sample(self, job, finished, on_finished) -> list[Sample]:
+  def sample(self, job, finished, on_finished) -> list[encoding.Sample]:
     samples = dict(finished)
     missing = [i for i in range(job.size) if i not in samples]
     requests = {i: self._request(job, i) for i in missing}
@@ -179,7 +175,7 @@ class Endpoint:
       return 'chat/completions', body | {'messages': json.loads(prompt)}
     return 'completions', body | {'prompt': prompt}
 
-  def _ask(self, path: str, body: dict[str, Any]) -> Sample:
+  def _ask(self, path: str, body: dict[str, Any]) -> encoding.Sample:
     url = f'{self._base.rstrip("/")}/{path}'
     headers = {'Content-Type': 'application/json'}
     if key := os.environ.get('OPENAI_API_KEY'):
@@ -227,7 +223,7 @@ class Kept:
   """
 
   def __init__(self, path: str, settings: dict[str, Any]):
-    self.samples: dict[tuple[str, int], Sample] = {}
+    self.samples: dict[tuple[str, int], encoding.Sample] = {}
     settings = json.loads(json.dumps(settings))
     lines = metrics.read_lines(path)
     if lines:
@@ -239,7 +235,7 @@ class Kept:
           )
     for line in lines[1:]:
       place = line.pop('uid'), line.pop('sample')
-      self.samples[place] = Sample(**line)
+      self.samples[place] = encoding.Sample(**line)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     # Written anew, without the line that a killed process left half done.
     with open(path + '.part', 'w', encoding='utf-8') as file:
@@ -250,7 +246,7 @@ class Kept:
     os.replace(path + '.part', path)
     self._file = open(path, 'a', encoding='utf-8')
 
-  def keep(self, uid: str, index: int, sample: Sample) -> None:
+  def keep(self, uid: str, index: int, sample: encoding.Sample) -> None:
     """Writes a sample: number `index` of the problem."""
     self.samples[uid, index] = sample
     self._file.write(_line(uid, index, sample))
@@ -263,7 +259,7 @@ class Kept:
     self._file.close()
 
 
-def _line(uid: str, index: int, sample: Sample) -> str:
+def _line(uid: str, index: int, sample: encoding.Sample) -> str:
   return json.dumps({'uid': uid, 'sample': index, **sample._asdict()}) + '\n'
 
 
@@ -275,40 +271,8 @@ def load(path: str) -> Sampler:
   """
   if path.startswith(('http://', 'https://')):
     return Endpoint(path)
-  loaded = checkpoint.load_model(path)
+  loaded = folders.load_model(path)
   return Local(loaded.config, loaded.params, loaded.tokenizer, path)
-
-
-def prompts(
-  tokenizer: Tokenizer, template: Template, drawn: Sequence[tuple[int, str]]
-) -> list[scheduler.Prompt]:
-  """Token ids of the questions under the template."""
-  return [
-    scheduler.Prompt(draw, asked(tokenizer, template, question))
-    for draw, question in drawn
-  ]
-
-
-def asked(tokenizer: Tokenizer, template: Template, question: str) -> list[int]:
-  """Token ids of a question under the template.
-
-  A text starts as the model expects it to; a chat template does so itself.
-  """
-  return tokenizer.encode(
-    template.render(tokenizer.as_text(question), tokenizer.apply_chat_template),
-    add_special=template.kind != 'chat',
-  )
-
-
-def of_completion(
-  tokenizer: Tokenizer, completion: scheduler.Completion
-) -> Sample:
-  """A completion as text."""
-  return Sample(
-    tokenizer.decode(completion.tokens.tolist()),
-    len(completion.tokens),
-    completion.finish is scheduler.Finish.LENGTH,
-  )
 
 
 def digest(params: Params) -> str:
@@ -322,7 +286,7 @@ def digest(params: Params) -> str:
   return found.hexdigest()
 
 
-def _read_reply(url: str, body: bytes) -> Sample:
+def _read_reply(url: str, body: bytes) -> encoding.Sample:
   try:
     reply = json.loads(body)
     (choice,) = reply['choices']
@@ -330,7 +294,7 @@ def _read_reply(url: str, body: bytes) -> Sample:
     text = message.get('content', message.get('text'))
     if thought := message.get('reasoning_content'):
       text = f'<think>{thought}</think>{text or ""}'
-    return Sample(
+    return encoding.Sample(
       str(text or ''),
       int(reply['usage']['completion_tokens']),
       choice['finish_reason'] == 'length',

@@ -7,15 +7,16 @@ A suite is a list of benchmarks. Those with names are here; one of your own is
 import dataclasses
 from collections.abc import Callable
 
-from rlzero.rollout import scheduler
+from rlzero.rollout.sampling import Sampling
 from rlzero.tasks import base, execute
 from rlzero.tasks.datasets import benchmarks, code, gsm8k
-from rlzero.tasks.template import Template
+from rlzero.text.template import Template
 
 # arXiv 2501.12948, section 3: T = 0.6, top-p 0.95, 32,768 tokens.
-PAPER = scheduler.Sampling(
+PAPER = Sampling(
   temperature=0.6, top_p=0.95, max_len=32_768, max_prompt_len=8192
 )
+
 BOXED = (
   '\nPlease reason step by step, and put your final answer within \\boxed{}.'
 )
@@ -32,7 +33,7 @@ class Benchmark:
   task: base.Task
   template: Template = Template('chat')
   num_samples: int = 16  # k, completions a problem
-  sampling: scheduler.Sampling = PAPER
+  sampling: Sampling = PAPER
   split: str = 'test'
   num_problems: int = 0  # 0 takes all of the split
   deadline_s: float = 5.0  # seconds that one verdict may take

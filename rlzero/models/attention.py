@@ -12,11 +12,12 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero import sharding
 from rlzero.models import layers, splash
 from rlzero.models.config import ModelConfig
+from rlzero.runtime import sharding
 
 _SHORTEST = 128  # tokens; what the kernels' blocks hold
+
 _WIDEST = 128  # numbers of a head, of those that cuDNN has on every GPU
 
 

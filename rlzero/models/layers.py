@@ -8,7 +8,9 @@ from jax.ad_checkpoint import checkpoint_name
 from rlzero.models.config import ModelConfig
 
 KEPT = 'kept'  # the name of what `keep` marks
+
 INIT = nn.initializers.normal(0.02)
+
 ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': nn.gelu}
 
 

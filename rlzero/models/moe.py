@@ -13,9 +13,9 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero import sharding
 from rlzero.models import layers
 from rlzero.models.config import Experts, ModelConfig
+from rlzero.runtime import sharding
 from rlzero.types import Params
 
 # Rows that a device makes room for in one exchange. All tokens could choose
@@ -243,10 +243,6 @@ def _weighed(x, ids, weights, experts):
   out = experts(_spread(ids.shape[1], x, order, back), ids)
   out = _moved(out, back, order).reshape(*ids.shape, -1)
   return jnp.sum(weights[..., None] * out, axis=1).astype(x.dtype)
-
-
-# A gather's gradient is a scatter, which adds up row by row; these know that
-# their indices are a permutation and its inverse.
 
 
 @jax.custom_vjp

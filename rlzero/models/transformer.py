@@ -19,9 +19,9 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero import sharding
 from rlzero.models import attention, latent, layers, moe, rope
 from rlzero.models.config import ModelConfig
+from rlzero.runtime import sharding
 from rlzero.types import KeyValues, Params, Prefix, Prompts, Routing, Tokens
 
 # Axes of each parameter, by its last name; below a stack of layers an L stands
@@ -77,6 +77,7 @@ AXES_APART = AXES | {
 
 # What is computed in float32 whatever the dtype: norms, and routers.
 _FLOAT32 = {name for name in AXES if 'norm' in name or 'router' in name}
+
 _FLOAT32.add('scale')
 
 # What the backward pass finds again of a layer that is not recomputed as a

@@ -13,13 +13,16 @@ import math
 
 from jax import numpy as jnp
 
-from rlzero import flops, learner, sharding
 from rlzero.models import attention, moe
 from rlzero.models.config import ModelConfig
+from rlzero.planner import flops
 from rlzero.planner.programs import Program, Run
+from rlzero.rl import learner
 from rlzero.rollout import engine, scheduler
+from rlzero.runtime import sharding
 
 _FSDP = set('DQR')  # axes that are gathered for a layer
+
 _SCORES = 12  # bytes a score costs to write and read, in float32 and rounded
 
 

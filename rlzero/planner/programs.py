@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlzero import grpo, packing, sharding
-from rlzero.learner import TrainState
+from rlzero import grpo
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.planner import hlo
+from rlzero.rl.learner import TrainState
 from rlzero.rollout import engine, scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import sharding
+from rlzero.train import packing
 from rlzero.types import Params
 
 _EOS = (0,)  # as many as most tokenizers have; which one does not matter
@@ -110,7 +113,7 @@ class Run:
     cfg = dataclasses.replace(self.cfg, micro_tokens=micro_tokens)
     return cfg.make_learner(self.model).lower(self.state, self._longest())
 
-  def _sampling(self, num_slots: int) -> scheduler.Sampling:
+  def _sampling(self, num_slots: int) -> Sampling:
     cfg = dataclasses.replace(self.cfg, num_slots=num_slots)
     return cfg.sampling(cfg.temperature, 1.0)
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlzero import metrics
+from rlzero.runtime import metrics
 
 EVALUATIONS = 'evaluations'  # folder in the workdir
+
 NUM_SEGMENTS = 6
 
 

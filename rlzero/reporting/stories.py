@@ -6,9 +6,9 @@ import statistics
 from html import escape
 from typing import Any
 
-from rlzero import metrics
 from rlzero.reporting import recorded
-from rlzero.tasks.template import reflective_words
+from rlzero.runtime import metrics
+from rlzero.text.template import reflective_words
 
 
 def html(loaded: recorded.Run) -> str:

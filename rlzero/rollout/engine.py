@@ -20,10 +20,10 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from rlzero import sharding
 from rlzero.models import rope, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import sampling
+from rlzero.runtime import sharding
 from rlzero.types import KeyValues, Params, Prefix, Tokens
 
 

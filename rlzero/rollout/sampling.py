@@ -1,5 +1,8 @@
 """Drawing tokens on the device with counted keys."""
 
+import dataclasses
+import enum
+
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
@@ -107,3 +110,41 @@ def _nucleus(probs, top_p):
 def _logprob(logits, tokens):
   chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
   return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+class Finish(enum.Enum):
+  """Why a completion ended."""
+
+  EOS = 'eos'
+  LENGTH = 'length'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How completions are drawn.
+
+  Raises:
+    ValueError: a setting out of range.
+  """
+
+  max_len: int = 1024  # tokens a completion, EOS included
+  max_prompt_len: int = 256  # tokens; a longer prompt is an error
+  temperature: float = 1.0  # 0 is greedy
+  top_p: float = 1.0  # nucleus; 1 keeps every token
+  num_slots: int = 64  # completions decoded at a time
+  decode_steps: int = 16  # tokens between two looks at what has finished
+  keep_routes: bool = False  # the experts of each token, with the completion
+
+  def __post_init__(self):
+    for name in ('max_len', 'max_prompt_len', 'num_slots', 'decode_steps'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'Sampling.{name} is {getattr(self, name)}; it must be at least 1.'
+        )
+    if self.temperature < 0:
+      raise ValueError(
+        f'Sampling.temperature is {self.temperature}; it must be at least 0 '
+        '(0 is greedy).'
+      )
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f'Sampling.top_p is {self.top_p}; it must be in (0, 1].')

@@ -5,8 +5,6 @@ in and go out; text and rewards are not known here.
 """
 
 import collections
-import dataclasses
-import enum
 import itertools
 import math
 import types
@@ -16,53 +14,20 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlzero import hosts, packing, sharding
+from rlzero.models import padding
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import engine
+from rlzero.rollout.sampling import Finish, Sampling
+from rlzero.runtime import hosts, sharding
 from rlzero.types import Params, Tokens
 
 _SPAN_STEP = 32  # cache positions, at least, between compiled sizes
+
 _SPAN_SHARE = 0.6  # of a size, the next smaller one
+
 _PREFILL_BLOCK = 32  # prompts prefilled together
+
 _FEW_SLOTS = 4  # a batch of fewer, or of so many fewer, costs little less
-
-
-class Finish(enum.Enum):
-  """Why a completion ended."""
-
-  EOS = 'eos'
-  LENGTH = 'length'
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-  """How completions are drawn.
-
-  Raises:
-    ValueError: a setting out of range.
-  """
-
-  max_len: int = 1024  # tokens a completion, EOS included
-  max_prompt_len: int = 256  # tokens; a longer prompt is an error
-  temperature: float = 1.0  # 0 is greedy
-  top_p: float = 1.0  # nucleus; 1 keeps every token
-  num_slots: int = 64  # completions decoded at a time
-  decode_steps: int = 16  # tokens between two looks at what has finished
-  keep_routes: bool = False  # the experts of each token, with the completion
-
-  def __post_init__(self):
-    for name in ('max_len', 'max_prompt_len', 'num_slots', 'decode_steps'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'Sampling.{name} is {getattr(self, name)}; it must be at least 1.'
-        )
-    if self.temperature < 0:
-      raise ValueError(
-        f'Sampling.temperature is {self.temperature}; it must be at least 0 '
-        '(0 is greedy).'
-      )
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f'Sampling.top_p is {self.top_p}; it must be in (0, 1].')
 
 
 class Prompt(NamedTuple):
@@ -325,7 +290,7 @@ def _stem_length(config, prompts):
   """
   if config.latent:
     return 0
-  return packing.stem_length([p.tokens for p in prompts])
+  return padding.stem_length([p.tokens for p in prompts])
 
 
 def _slots(make, config, params, sampling, num_slots, span):
@@ -358,11 +323,11 @@ def sizes(
   sampling: Sampling, total: int, prompt_len: int
 ) -> tuple[int, int, int]:
   """Slots, width of the prompts, and cache positions of a slot."""
-  num_slots = packing.round_up(
+  num_slots = padding.round_up(
     min(sampling.num_slots, total), sharding.ways('B')
   )
-  widest = packing.prompt_width(prompt_len)
-  capacity = packing.round_up(
+  widest = padding.prompt_width(prompt_len)
+  capacity = padding.round_up(
     widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
   )
   return num_slots, widest, capacity
@@ -370,7 +335,7 @@ def sizes(
 
 def block_size(num_prompts: int) -> int:
   """Prompts that are prefilled together."""
-  return packing.round_up(min(_PREFILL_BLOCK, num_prompts), sharding.ways('P'))
+  return padding.round_up(min(_PREFILL_BLOCK, num_prompts), sharding.ways('P'))
 
 
 def _spans(capacity: int, widest: int, share: float = 1) -> list[int]:
@@ -384,7 +349,7 @@ def _spans(capacity: int, widest: int, share: float = 1) -> list[int]:
   """
   spans, size = {capacity}, capacity * _SPAN_SHARE
   while size > max(_SPAN_STEP, widest):
-    spans.add(packing.round_up(math.ceil(size), _SPAN_STEP))
+    spans.add(padding.round_up(math.ceil(size), _SPAN_STEP))
     size *= _SPAN_SHARE
   least = min(min(spans) / share, capacity)
   return sorted(n for n in spans if n >= least)
@@ -442,10 +407,10 @@ class _Block:
       self.stem = engine.prefill_stem(
         self._config,
         self._params,
-        _place(packing.pad([self._stem_ids] * ways, ways, length)),
+        _place(padding.pad([self._stem_ids] * ways, ways, length)),
       )
     chosen = self._rests[self.start : self.start + self._size]
-    padded = packing.pad(chosen, self._size, self._widest, length)
+    padded = padding.pad(chosen, self._size, self._widest, length)
     self.ids, self.lengths = padded.ids, padded.segments.sum(axis=1)
     self.prefilled = engine.prefill(
       self._config, self._params, _place(padded), self.stem

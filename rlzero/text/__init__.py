@@ -1,1 +1,1 @@
-"""Text: files of it, tokens and templates; no JAX."""
+"""Text: tokenizers, templates, languages, files read as text; no JAX here."""

@@ -5,13 +5,13 @@ import os
 import pathlib
 
 from rlzero.models.config import ModelConfig
-from rlzero.tokenizer import Tokenizer
+from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Params
 from rlzero.weights import hub, mapping
 from rlzero.weights.facts import WeightsError
 from rlzero.weights.families import FAMILIES
 from rlzero.weights.gguf import open_gguf
-from rlzero.weights.hf import open_folder, read_folder, write_folder
+from rlzero.weights.hf import open_folder
 
 __all__ = [
   'Loaded',

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import gguf
 import numpy as np
 
-from rlzero.tokenizer import Tokenizer
+from rlzero.text.tokenizer import Tokenizer
 from rlzero.weights import gguf_tokenizer, mapping
 from rlzero.weights.facts import WeightsError
 from rlzero.weights.families import llama

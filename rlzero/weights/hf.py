@@ -13,14 +13,16 @@ import safetensors
 import safetensors.numpy
 
 from rlzero.models.config import ModelConfig
-from rlzero.tokenizer import Tokenizer
+from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Params
 from rlzero.weights import fp8, mapping
 from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.rows import Stored
 
 _SINGLE = 'model.safetensors'
+
 _INDEX = 'model.safetensors.index.json'
+
 _SHARD_BYTES = 5_000_000_000  # at most in a file; a larger tensor has its own
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlzero import process, sharding
 from rlzero.models.config import ModelConfig
+from rlzero.runtime import lifecycle, sharding
 from rlzero.types import Params
 from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.families import FAMILIES, GGUF_FAMILIES, llama
@@ -168,7 +168,7 @@ def place(params: Params, dtype: str) -> Params:
   def read(leaf: Any) -> jax.Array:
     if isinstance(leaf, Lazy):
       array = jax.block_until_ready(_load(leaf, np.dtype(dtype)))
-      process.give_back_memory()  # of the blocks, which no array may fit into
+      lifecycle.give_back_memory()  # of the blocks, which no array may fit into
       return array
     return leaf.astype(dtype)
 

@@ -32,6 +32,7 @@ _KINDS = {
     },
   ),
 }
+
 # Those that may be absent have the defaults of our fields.
 _OPTIONAL = ('beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim')
 

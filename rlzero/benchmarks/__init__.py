@@ -1,0 +1,1 @@
+"""Programs that measure: no stage, no test; each prints JSON."""

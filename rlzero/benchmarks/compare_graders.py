@@ -1,0 +1,123 @@
+"""Judges the samples of an evaluation again, with math-verify and no more.
+
+  python -m rlzero.benchmarks.compare_graders --workdir=DIR [--out=FILE]
+    [--gin_file=FILE]
+
+DIR is the workdir of an evaluation of the suite in the gin file (by default
+configs/runs/evaluate_reasoning_gym.gin). A completion is right here if
+`verify(parse(target), parse(completion))`. Verdicts that differ from the
+evaluation's are written down, each with its reason.
+"""
+
+import argparse
+import collections
+import json
+import logging
+import pathlib
+import re
+import sys
+
+import math_verify
+
+from rlzero import evaluate
+from rlzero.runtime import config, provenance
+from rlzero.tasks import base
+
+_EXPRESSION = re.compile(r'[\d(][\d\s()+*/-]*')
+
+REASONS = {
+  'question': "math-verify's answer is the question's own expression, restated "
+  'and not worked out',
+  'stated': 'the right expression is in the text, though not as an answer: '
+  'inside an equation or a list',
+  'value': 'what math-verify takes for the answer has the value of the target '
+  'and is no answer: a number, or an expression of other numbers',
+  'last number': 'ours is the generous one: the text stops at working whose '
+  'last number is the target',
+}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--workdir', type=pathlib.Path, required=True)
+  parser.add_argument('--out', type=pathlib.Path)
+  parser.add_argument(
+    '--gin_file', default='configs/runs/evaluate_reasoning_gym.gin'
+  )
+  flags = parser.parse_args()
+  logging.getLogger('math_verify').setLevel(logging.ERROR)
+  cfg = config.build(
+    evaluate, [f'--gin_file={flags.gin_file}', f'--workdir={flags.workdir}']
+  )
+  found = {}
+  for benchmark in cfg.measured:
+    path = flags.workdir / 'evaluations' / f'{benchmark.name}.jsonl'
+    records = [json.loads(line) for line in path.open(encoding='utf-8')]
+    targets = {
+      e.uid: e.target for e in benchmark.task.examples(benchmark.split)
+    }
+    found[benchmark.name] = differences(benchmark.task, targets, records)
+  for name, one in found.items():
+    print(f'{name}: {one["agree"]} of {one["samples"]} agree; {one["reasons"]}')
+  if flags.out:
+    facts = {
+      'command': ' '.join(
+        ['python -m rlzero.benchmarks.compare_graders', *sys.argv[1:]]
+      )
+    }
+    facts |= {'reasons': REASONS, **provenance.facts(), 'benchmarks': found}
+    flags.out.write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+
+
+def differences(task: base.Task, targets, records) -> dict:
+  """How many verdicts agree, and all that do not."""
+  differing = []
+  for record in records:
+    target = targets[record['uid']]
+    try:
+      answer = json.loads(target)['answer']
+    except (ValueError, TypeError):  # a target that is no JSON object
+      answer = target
+    parsed = math_verify.parse(record['completion'])
+    if (
+      math_verify.verify(math_verify.parse(answer), parsed)
+      == (record['correct'])
+    ):
+      continue
+    taken = str(parsed[-1])
+    differing.append(
+      {
+        'uid': record['uid'],
+        'reason': _reason(task, target, record, taken),
+        'correct': record['correct'],
+        'target': answer,
+        'answer': record['answer'],
+        'math_verify': taken,
+        'completion': record['completion'],
+      }
+    )
+  reasons = collections.Counter(one['reason'] for one in differing)
+  return {
+    'samples': len(records),
+    'agree': len(records) - len(differing),
+    'reasons': dict(reasons),
+    'differences': differing,
+  }
+
+
+def _reason(task: base.Task, target: str, record, taken: str) -> str:
+  if record['correct']:
+    return 'last number'
+  if taken.strip(' .') in record['question'] and not taken.isdigit():
+    return 'question'
+  stated = _EXPRESSION.findall(record['completion'])
+  if any(
+    not one.strip().isdigit() and task.verify(one.strip(), target)
+    for one in stated
+  ):
+    return 'stated'
+  return 'value'
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,233 @@
+"""Measures a policy on held-out problems."""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlzero.evaluation import statistics, suites
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import encoding, scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import hosts
+from rlzero.scoring import grade, reward_pool
+from rlzero.tasks import base
+from rlzero.text import language
+from rlzero.text.template import Template
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.types import Params
+
+
+def examples(
+  task: base.Task, split: str, num_problems: int = 0
+) -> list[base.Example]:
+  """The first problems of a split in an order that hashing shuffles.
+
+  Raises:
+    ValueError: the split has none.
+  """
+  found = sorted(
+    task.examples(split), key=lambda e: base.bucket(e.uid, 1 << 62)
+  )
+  if not found:
+    raise ValueError(
+      f'The {split!r} split of task {task.name!r} has no problems; choose '
+      'another split or task settings that leave some.'
+    )
+  return found[: num_problems or None]
+
+
+def measure(
+  config: ModelConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  task: base.Task,
+  template: Template,
+  pool: reward_pool.RewardPool,
+  chosen: Sequence[base.Example],
+  num_samples: int,
+  sampling: Sampling,
+  seed: int,
+  on_progress: Callable[[int, int], None] | None = None,
+  on_look: Callable[[], None] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Figures over the problems, and the generations they come from."""
+  total, counted = len(chosen) * num_samples, itertools.count(1)
+  completions, _ = scheduler.generate(
+    config,
+    params,
+    encoding.encode_examples(tokenizer, template, list(enumerate(chosen))),
+    num_samples,
+    sampling,
+    eos_ids=tokenizer.eos_ids,
+    seed=seed,
+    on_finished=on_progress and (lambda *_: on_progress(next(counted), total)),
+    on_look=on_look,
+  )
+  records = hosts.shared(
+    range(len(chosen)),
+    lambda places: grade.score(
+      pool,
+      task,
+      tokenizer,
+      [chosen[i] for i in places],
+      [c for i in places for c in completions[i * num_samples :][:num_samples]],
+    ),
+  )
+  benchmark = suites.Benchmark(
+    task=task, num_samples=num_samples, sampling=sampling
+  )
+  figures = compute_metrics(pool, task, chosen, records, benchmark)
+  return {**figures, 'seed': seed}, records
+
+
+def compute_metrics(
+  pool: reward_pool.RewardPool,
+  task: base.Task,
+  chosen: Sequence[base.Example],
+  records: Sequence[dict[str, Any]],
+  benchmark: suites.Benchmark,
+) -> dict[str, Any]:
+  """What the records amount to."""
+  num_samples, sampling = benchmark.num_samples, benchmark.sampling
+  correct = np.array([r['correct'] for r in records]).reshape(-1, num_samples)
+  lengths = np.array([r['len'] for r in records]).reshape(correct.shape)
+  answers = np.array([r['answer'] for r in records], object)
+  classes = [
+    pool.classes(task.name, group)
+    for group in answers.reshape(correct.shape).tolist()
+  ]
+  votes = [
+    statistics.cons_at_k(group, right)
+    for group, right in zip(classes, correct, strict=True)
+  ]
+  means = correct.mean(axis=1)
+  rising = np.unique(np.linspace(0, sampling.max_len, 17).astype(int)[1:])
+  shares = ('strict', 'format', 'truncated', 'unparsable', 'tries')
+  figures = {
+    **{name: _mean(records, name) for name in shares},
+    'num_problems': len(chosen),
+    'num_samples': num_samples,
+    'temperature': sampling.temperature,
+    'top_p': sampling.top_p,
+    'max_len': sampling.max_len,
+    'pass@1': float(correct.mean()),
+    'pass@1_interval': list(statistics.clustered_interval(means)),
+    'pass@1_by_problem': {
+      e.uid: float(mean) for e, mean in zip(chosen, means, strict=True)
+    },
+    'pass@k': {
+      str(k): float(
+        np.mean(statistics.pass_at_k(num_samples, correct.sum(axis=1), k))
+      )
+      for k in (1, 2, 4, 8, 16, 32, 64)
+      if k <= num_samples
+    },
+    'cons@k': {str(num_samples): float(np.mean(votes))},
+    'cons@k_interval': list(statistics.clustered_interval(votes)),
+    'cons@k_ties': float(np.mean([statistics.has_tie(c) for c in classes])),
+    'completion_len': float(lengths.mean()),
+    'completion_len_correct': _where(lengths, correct),
+    'completion_len_wrong': _where(lengths, ~correct),
+    'reflection_per_1k': 1000
+    * sum(r['reflections'] for r in records)
+    / max(float(lengths.sum()), 1),
+    'language': language_consistency(records),
+    'accuracy_by_len': [
+      [int(n), float((correct & (lengths <= n)).mean())] for n in rising
+    ],
+  }
+  if rate := getattr(task, 'rating', None):
+    ratings = [rate(example.target) for example in chosen]
+    rating, interval = statistics.elo_rating(ratings, means)
+    # JSON has no infinity: all or none solved is a rating beyond all.
+    figures['rating'] = rating if np.isfinite(rating) else None
+    figures['rating_interval'] = list(interval) if np.isfinite(rating) else None
+  return figures
+
+
+def language_consistency(records: Sequence[dict[str, Any]]) -> float | None:
+  """Mean share of words of the question's language, of thoughts with words.
+
+  None where no thought has any.
+  """
+  shares = [
+    language.share(record['words'], language.detect(record['question']))
+    for record in records
+    if sum(record['words'].values())
+  ]
+  return float(np.mean(shares)) if shares else None
+
+
+def progress(stage: str, start: int = 0) -> Callable[[int, int], None]:
+  """An `on_progress` of `measure` that prints a line at every tenth.
+
+  Args:
+    stage: shown first.
+    start: completions that were there before.
+  """
+  began, shown = time.monotonic(), 0
+
+  def show(done: int, total: int) -> None:
+    nonlocal shown
+    if 10 * done // total > shown:
+      shown = 10 * done // total
+      pace = (time.monotonic() - began) / (done - start)
+      left = int(pace * (total - done))
+      print(
+        f'{stage} {done}/{total} completions  '
+        f'{left // 60}m{left % 60:02d}s left',
+        flush=True,
+      )
+
+  return show
+
+
+def write(
+  workdir: str,
+  name: str,
+  figures: dict[str, Any],
+  generations: Sequence[dict[str, Any]],
+) -> None:
+  """Writes `WORKDIR/evaluations/NAME.json` and the generations beside it."""
+  lines = ''.join(json.dumps(g) + '\n' for g in generations)
+  # The figures come last: where they are, the generations are whole.
+  write_text(workdir, f'{name}.jsonl', lines)
+  write_text(workdir, f'{name}.json', json.dumps(figures))
+
+
+def write_text(workdir: str, name: str, text: str) -> None:
+  folder = os.path.join(workdir, 'evaluations')
+  os.makedirs(folder, exist_ok=True)
+  path = os.path.join(folder, name)
+  with open(path + '.part', 'w', encoding='utf-8') as file:
+    file.write(text)
+  os.replace(path + '.part', path)
+
+
+def summary(figures: dict[str, Any]) -> str:
+  """The figures in a line."""
+  low, high = figures['pass@1_interval']
+  votes = ', '.join(
+    f'cons@{k} {value:.3f}' for k, value in figures['cons@k'].items()
+  )
+  return (
+    f'pass@1 {figures["pass@1"]:.3f} [{low:.3f}, {high:.3f}], {votes}, '
+    f'strict {figures["strict"]:.3f}, format {figures["format"]:.3f}, '
+    f'length {figures["completion_len"]:.1f}, tries {figures["tries"]:.2f}, '
+    f'truncated {figures["truncated"]:.3f}, '
+    f'unparsable {figures["unparsable"]:.3f} '
+    f'({figures["num_problems"]} problems x {figures["num_samples"]})'
+  )
+
+
+def _mean(records, name):
+  return float(np.mean([r[name] for r in records]))
+
+
+def _where(values, chosen):
+  return float(values[chosen].mean()) if chosen.any() else None

@@ -1,0 +1,207 @@
+"""The vocabulary head: log-probs and losses in chunks of tokens.
+
+Logits exist for a chunk of tokens at a time, so [B, T, V] is never held.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rlzero.runtime import sharding
+
+
+def logprobs_and_entropy(
+  hidden: Float[Array, 'B T D'],
+  head: Float[Array, 'D V'],
+  targets: Int[Array, 'B T'],
+  temperature: float = 1.0,
+  chunk: int = 512,
+) -> tuple[Float[Array, 'B T'], Float[Array, 'B T']]:
+  """Log-prob of each target and entropy, in nats, of softmax(logits / T).
+
+  Logits exist for at most `chunk` tokens at a time, in parts of one size, and
+  are computed again in the backward pass, so that [B, T, V] is never held.
+  A mesh cuts the rows of every chunk; `chunk` counts a device's tokens.
+  """
+
+  @jax.checkpoint
+  def of_chunk(part):
+    return _logprobs_and_entropy(head, temperature, *part)
+
+  parts = _chunks((hidden, targets), chunk)
+  logprobs, entropy = jax.lax.map(of_chunk, parts)
+  return _whole(logprobs, targets), _whole(entropy, targets)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def summed_terms(
+  terms: Callable[..., tuple[Float[Array, ''], Any]],
+  temperature: float,
+  chunk: int,
+  hidden: Float[Array, 'B T D'],
+  head: Float[Array, 'D V'],
+  targets: Int[Array, 'B T'],
+  extras: Any,
+) -> tuple[Float[Array, ''], Any]:
+  """A sum of terms of each token's log-prob, differentiated in one pass.
+
+  Value and gradient of a chunk are computed together, while its logits are
+  there: three products with the head instead of the four of computing them
+  again going back, and [B, T, V] is never held.
+
+  Args:
+    terms: (log-probs, entropies, extras), [B, C] each, of a chunk -> (their
+      summed value, totals that can be added). The value may not depend on the
+      entropies. Padding has extras of zero.
+    temperature: T of softmax(logits / T).
+    chunk: tokens a device, at most.
+    hidden: that predict the targets.
+    head: to the logits.
+    targets: token ids.
+    extras: pytree of [B, T].
+
+  Returns:
+    the sum over all tokens, with a gradient in `hidden` and `head` alone, and
+    the totals, without one.
+  """
+
+  def of_chunk(part):
+    h, t, extra = part
+    return terms(*_logprobs_and_entropy(head, temperature, h, t), extra), ()
+
+  parts = _chunks((hidden, targets, extras), chunk)
+  return _summed(of_chunk, parts)[0]
+
+
+def _summed_terms_forward(
+  terms, temperature, chunk, hidden, head, targets, extras
+):
+  def of_chunk(part):
+    h, t, extra = part
+    shares, logprobs, entropy = _softmax(head, temperature, h, t)
+    (value, totals), slope = jax.value_and_grad(terms, has_aux=True)(
+      logprobs, entropy, extra
+    )
+    # d log p(t) / d logits = (1 at t) - softmax, over T.
+    chosen = jnp.arange(head.shape[1])[None, None] == t[..., None]
+    slope = slope[..., None] / temperature
+    dlogits = jnp.where(chosen, slope, 0.0) - slope * shares
+    dlogits = sharding.constrain(dlogits.astype(head.dtype), 'BTV')
+    flat = dlogits.reshape(-1, head.shape[1])
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    dh = product(flat, head.T).astype(h.dtype)
+    dhead = product(h.reshape(-1, h.shape[-1]).T, flat)
+    return (value, totals, dhead), dh.reshape(h.shape)
+
+  parts = _chunks((hidden, targets, extras), chunk)
+  (value, totals, dhead), dhidden = _summed(of_chunk, parts)
+  dhidden = _whole(dhidden, targets)
+  return (value, totals), (dhidden, dhead.astype(head.dtype))
+
+
+def _summed_terms_backward(terms, temperature, chunk, gradients, cotangents):
+  scale = cotangents[0]  # of the sum; the totals have no gradient
+  dhidden, dhead = (g * scale.astype(g.dtype) for g in gradients)
+  return dhidden, dhead, None, None
+
+
+summed_terms.defvjp(_summed_terms_forward, _summed_terms_backward)
+
+
+def distillation_kl(
+  hidden: Float[Array, 'B T D'],
+  head: Float[Array, 'D V'],
+  teacher_hidden: Float[Array, 'B T E'],
+  teacher_head: Float[Array, 'E V'],
+  direction: Literal['forward', 'reverse'],
+  chunk: int = 512,
+) -> Float[Array, 'B T']:
+  """KL between teacher p and student q at each token, nats, >= 0.
+
+  'forward' is KL(p || q) = sum p log(p / q) (arXiv 1503.02531, at T = 1), which
+  makes the student cover all that the teacher may say; 'reverse' KL(q || p)
+  (arXiv 2306.08543, eq. 1), which makes it say only what the teacher would.
+  Logits of both exist for at most `chunk` tokens a device at a time, and are
+  computed again going back. The teacher has no gradient.
+  """
+
+  @jax.checkpoint
+  def of_chunk(part):
+    ours = jax.nn.log_softmax(_logits(head, part[0]))
+    theirs = jax.nn.log_softmax(_logits(teacher_head, part[1]))
+    theirs = jax.lax.stop_gradient(theirs)
+    first, second = ours, theirs
+    if direction == 'forward':
+      first, second = theirs, ours
+    return jnp.sum(jnp.exp(first) * (first - second), axis=-1)
+
+  parts = _chunks((hidden, teacher_hidden), chunk)
+  return _whole(jax.lax.map(of_chunk, parts), hidden)
+
+
+def _summed(of_chunk, parts):
+  """Sums of the chunks' first results, and their second ones stacked."""
+  first = jax.tree.map(lambda x: x[0], parts)
+  sums, _ = jax.eval_shape(of_chunk, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+
+  def add(sums, part):
+    new, out = of_chunk(part)
+    return tuple(a + b for a, b in zip(sums, new, strict=True)), out
+
+  return jax.lax.scan(add, zeros, parts)
+
+
+def _logits(head, hidden):
+  # One matrix of all tokens: see `layers.multiply`.
+  flat = hidden.reshape(-1, hidden.shape[-1])
+  logits = jnp.matmul(flat, head, preferred_element_type=jnp.float32)
+  logits = logits.reshape(*hidden.shape[:-1], -1)
+  return sharding.constrain(logits, 'BTV')
+
+
+def _logprobs_and_entropy(head, temperature, hidden, targets):
+  return _softmax(head, temperature, hidden, targets)[1:]
+
+
+def _softmax(head, temperature, hidden, targets):
+  """softmax(logits / T), the targets' log-probs, and the entropies.
+
+  The exponentials, which take longer than the sums, are made once for all.
+  """
+  logits = _logits(head, hidden) / temperature
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  powers = jnp.exp(logits - top)
+  total = jnp.sum(powers, axis=-1, keepdims=True)
+  log_z = (top + jnp.log(total))[..., 0]
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  mean = jnp.sum(powers * logits, axis=-1) / total[..., 0]
+  return powers / total, chosen - log_z, log_z - mean
+
+
+def _chunks(tree, chunk):
+  """[B, T, ...] -> [chunks, B, C, ...], padded with zeros.
+
+  B * C is about `chunk` tokens at most, for each device that has rows.
+  """
+  rows, length = jax.tree.leaves(tree)[0].shape[:2]
+  number = min(-(-rows * length // (chunk * sharding.ways('B'))), length)
+  width = -(-length // number)
+
+  def cut(x):
+    padding = [(0, 0), (0, number * width - length)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding).reshape(rows, number, width, *x.shape[2:])
+    return x.swapaxes(0, 1)
+
+  return jax.tree.map(cut, tree)
+
+
+def _whole(chunks, like):
+  """[chunks, B, C, ...] -> [B, T, ...]; undoes `_chunks`."""
+  chunks = chunks.swapaxes(0, 1)
+  chunks = chunks.reshape(chunks.shape[0], -1, *chunks.shape[3:])
+  return chunks[:, : like.shape[1]]

@@ -1,0 +1,57 @@
+"""Prompts padded to few sizes, and the prefix that all of them share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlzero.types import Tokens
+
+_STEM_STEP = 16  # a stem is cut to a multiple of this, so that it seldom varies
+
+_STEM_PROMPTS = 4  # of fewer prompts more is alike by chance, now and then
+
+
+def stem_length(prompts: Sequence[Sequence[int]]) -> int:
+  """Tokens of the stem: what all prompts begin with, a template say.
+
+  It need not be computed for each of them. Every prompt keeps a token of its
+  own, which predicts the first one of its completions.
+  """
+  if len(prompts) < _STEM_PROMPTS:
+    return 0
+  # What the first and the last in order have in common, all have.
+  first, last = min(prompts), max(prompts)
+  most = min(map(len, prompts)) - 1
+  alike = next((i for i in range(most) if first[i] != last[i]), most)
+  return alike // _STEM_STEP * _STEM_STEP
+
+
+def prompt_width(longest: int) -> int:
+  """Of padded prompts: in few sizes, a quarter too many at most or 7 tokens."""
+  return round_up(longest, max(8, (1 << (longest - 1).bit_length()) // 8))
+
+
+def round_up(size: int, step: int) -> int:
+  return -(-size // step) * step
+
+
+def pad(
+  prompts: Sequence[Sequence[int]],
+  num_prompts: int,
+  width: int,
+  first: int = 0,
+) -> Tokens:
+  """Prompts as [num_prompts, width] tokens, padded on the right and below.
+
+  Their positions begin with `first`.
+  """
+  ids = np.zeros((num_prompts, width), np.int32)
+  segments = np.zeros((num_prompts, width), np.int32)
+  for i, prompt in enumerate(prompts):
+    ids[i, : len(prompt)] = prompt
+    segments[i, : len(prompt)] = 1
+  # A prompt that only pads has one token, so that it has a last one.
+  segments[len(prompts) :, 0] = 1
+  positions = first + np.arange(width, dtype=np.int32)
+  positions = np.broadcast_to(positions, ids.shape)
+  return Tokens(ids, positions, segments)

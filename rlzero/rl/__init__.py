@@ -1,0 +1,1 @@
+"""The algorithm: a GRPO step, its losses, its training loop."""

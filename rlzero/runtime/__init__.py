@@ -1,0 +1,1 @@
+"""How a program runs: settings, devices, hosts, metrics, files."""

@@ -1,0 +1,170 @@
+"""What a program asks of its process before it starts to work.
+
+Memory: XLA's arrays come from malloc. With pages of 4 KiB a large product and
+every fresh array spend much of their time on page faults and table walks; and
+memory that is given back after a program has run is faulted in again by the
+next one (docs/performance.md says how much).
+
+Compilations are kept on disk, so that a run that goes on, or a second one like
+it, starts at once.
+
+SIGTERM is what a machine that will be taken away sends first. A stage looks
+for it where it can save, or keeps its work as it goes and is ended at once;
+both with the code PREEMPTED. A launcher that sees this code starts the same
+command again.
+"""
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, to be started again
+
+HOST_FLAGS = (
+  '--distributed',  # hosts find each other: TPU slices, Slurm, Open MPI
+  '--coordinator',  # =HOST:PORT of the first process
+  '--num_processes',  # =N
+  '--process_id',  # =I, from 0
+)
+
+_LARGE_PAGES = {'glibc.malloc.hugetlb': 1}  # madvise(MADV_HUGEPAGE) for malloc
+
+# One heap, of which all arrays are parts, and which never shrinks.
+_KEPT_MEMORY = {
+  'glibc.malloc.arena_max': 1,
+  'glibc.malloc.mmap_max': 0,
+  'glibc.malloc.trim_threshold': 1 << 40,
+}
+
+_SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
+
+
+def keep_compilations() -> None:
+  """Keeps what XLA compiles, unless JAX_COMPILATION_CACHE_DIR says where."""
+  jax = sys.modules.get('jax')  # a stage that did without has nothing to keep
+  if jax is None or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  folder = os.path.join(caches, 'rlzero', 'xla')
+  jax.config.update('jax_compilation_cache_dir', folder)
+
+
+def restart_with_tunables() -> None:
+  """Starts this program again with large pages and memory that is kept.
+
+  Not if it has them already. glibc reads its tunables before main(), so that
+  nothing short of a new process image changes them. What a user has chosen of
+  them stays.
+  """
+  if platform.libc_ver()[0] != 'glibc':
+    return
+  wanted = _KEPT_MEMORY
+  with contextlib.suppress(OSError), open(_SETTING, encoding='ascii') as file:
+    if '[madvise]' in file.read():  # else off, or on for everyone
+      wanted = _LARGE_PAGES | wanted
+  tunables = os.environ.get('GLIBC_TUNABLES', '')
+  missing = [f'{k}={v}' for k, v in wanted.items() if k not in tunables]
+  if not missing:
+    return
+  os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, [tunables, *missing]))
+  sys.stdout.flush()
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def give_back_memory() -> None:
+  """Gives what is free back to the system, for once.
+
+  For what a program needs but at its start: its memory is kept else.
+  """
+  if platform.libc_ver()[0] == 'glibc':
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def join_hosts(argv: Sequence[str]) -> list[str]:
+  """Joins the processes of other hosts as the flags say; returns the others.
+
+  `--distributed` where JAX finds out by itself who belongs together, or else
+  `--coordinator=HOST:PORT --num_processes=N --process_id=I`. They are of a
+  process, not of a run, and so in no Config.
+
+  Raises:
+    SystemExit: 2, for flags that do not belong together.
+  """
+  mine, others = {}, []
+  for flag in argv:
+    name, _, value = flag.partition('=')
+    if name in HOST_FLAGS:
+      mine[name] = value
+    else:
+      others.append(flag)
+  if not mine:
+    return others
+  import jax  # only now: stages without JAX stay without it
+
+  if mine == {'--distributed': ''}:
+    jax.distributed.initialize()
+    return others
+  if mine.keys() != set(HOST_FLAGS[1:]) or not all(
+    mine[name].isdecimal() for name in HOST_FLAGS[2:]
+  ):
+    print(
+      f'error: {" ".join(mine)} do not say which processes belong together; '
+      f'give --distributed alone, or all of {", ".join(HOST_FLAGS[1:])}.',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  jax.distributed.initialize(
+    mine['--coordinator'],
+    int(mine['--num_processes']),
+    int(mine['--process_id']),
+  )
+  return others
+
+
+def refuse_hosts(argv: Sequence[str], stage: str) -> None:
+  """For a stage of one host: several would write over each other.
+
+  Raises:
+    SystemExit: 2, for a flag of several hosts.
+  """
+  for flag in argv:
+    if flag.partition('=')[0] in HOST_FLAGS:
+      print(
+        f'error: {flag} is for stages that run on several hosts, and {stage} '
+        'runs on one; leave it out.',
+        file=sys.stderr,
+      )
+      sys.exit(2)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+  """Inside, SIGTERM ends the process at once, with the code PREEMPTED."""
+  before = signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[], bool]]:
+  """Inside, SIGTERM ends nothing; the function it gives says whether it came.
+
+  A second one does what the first had done outside.
+  """
+  came = []
+
+  def note(*_):
+    came.append(True)
+    signal.signal(signal.SIGTERM, before)
+
+  before = signal.signal(signal.SIGTERM, note)
+  try:
+    yield lambda: bool(came)
+  finally:
+    signal.signal(signal.SIGTERM, before)

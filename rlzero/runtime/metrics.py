@@ -1,0 +1,175 @@
+"""Numbers that are counted, estimated, written down and shown."""
+
+import json
+import math
+import numbers
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import rich.progress
+import tensorboardX
+
+JSONL = 'metrics.jsonl'  # in the workdir
+
+
+class Mean(NamedTuple):
+  """A mean that is not divided yet, so that parts of a batch can be added.
+
+  A pytree: totals and counts are summed over microbatches and devices, and
+  divided once.
+  """
+
+  total: Any
+  count: Any
+
+  def __add__(self, other: 'Mean') -> 'Mean':
+    return Mean(self.total + other.total, self.count + other.count)
+
+  def __radd__(self, other: int) -> 'Mean':
+    if other == 0:  # where sum() starts
+      return self
+    return NotImplemented
+
+  @property
+  def value(self) -> Any:
+    """total / count; NaN where nothing was counted."""
+    if isinstance(self.count, numbers.Number) and not self.count:
+      return math.nan  # Python would raise, numpy warn; JAX gives NaN
+    return self.total / self.count
+
+
+def read_metrics(workdir: str) -> list[dict[str, Any]]:
+  """The lines of a run's `metrics.jsonl`, as `read_lines` reads them."""
+  return read_lines(os.path.join(workdir, JSONL))
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+  """The objects of a JSONL file; none if there is no such file.
+
+  A last line that a killed run left half written is passed over.
+
+  Raises:
+    ValueError: another line is broken.
+  """
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding='utf-8') as file:
+    lines = file.readlines()
+  rows = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      if number < len(lines):
+        raise ValueError(
+          f'{path}:{number} is not JSON, and only the last line of a killed '
+          'run may be; remove the line.'
+        ) from error
+  return rows
+
+
+class MetricsWriter:
+  """Appends each step to `metrics.jsonl` and to TensorBoard.
+
+  Args:
+    workdir: folder of the run, made if missing.
+    start_step: the step that is written next. Lines of this and later steps,
+      left by a run that was killed after its last checkpoint, are removed.
+  """
+
+  def __init__(self, workdir: str, start_step: int = 0):
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, JSONL)
+    kept = [row for row in read_metrics(workdir) if row['step'] < start_step]
+    with open(path + '.tmp', 'w', encoding='utf-8') as file:
+      file.writelines(json.dumps(row) + '\n' for row in kept)
+    os.replace(path + '.tmp', path)
+    self._file = open(path, 'a', encoding='utf-8')
+    self._board = tensorboardX.SummaryWriter(
+      os.path.join(workdir, 'tensorboard'), purge_step=start_step
+    )
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Writes one step: all its metrics at once, numbers or `Mean`s.
+
+    What is not finite becomes null, since JSON has no NaN.
+    """
+    row: dict[str, Any] = {'step': int(step)}
+    for name, value in metrics.items():
+      number = float(value.value if isinstance(value, Mean) else value)
+      row[name] = number if math.isfinite(number) else None
+      self._board.add_scalar(name, number, step)
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+    self._board.close()
+
+  def __enter__(self) -> 'MetricsWriter':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+
+class Progress:
+  """Shows where a stage is: a bar on a terminal, a line a step elsewhere.
+
+  Args:
+    total_steps: steps of the whole run.
+    stage: its name, shown first.
+    start_step: steps that an earlier process has done.
+  """
+
+  def __init__(self, total_steps: int, stage: str, start_step: int = 0):
+    self._total = total_steps
+    self._stage = stage
+    self._first: tuple[int, float] | None = None
+    self._bar = None
+    if sys.stdout.isatty():
+      self._bar = rich.progress.Progress(
+        '{task.description}',
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        '{task.fields[text]}',
+      )
+      self._bar.start()
+      self._task = self._bar.add_task(
+        stage, total=total_steps, completed=start_step, text=''
+      )
+
+  def show(self, step: int, **values: float) -> None:
+    """Reports that `step` steps are done, with what to show of the last.
+
+    Args:
+      step: steps done so far, from 1.
+      **values: reward=0.5, length=120, tokens_per_s=900, ...
+    """
+    now = time.monotonic()
+    if self._first is None:  # its time is mostly compilation
+      self._first = (step, now)
+    first_step, first_time = self._first
+    parts = [f'{name} {value:.4g}' for name, value in values.items()]
+    if step > first_step:
+      left = (now - first_time) / (step - first_step) * (self._total - step)
+      parts.append(f'{int(left) // 60}m{int(left) % 60:02d}s left')
+    if self._bar:
+      self._bar.update(self._task, completed=step, text='  '.join(parts))
+    else:
+      print(
+        '  '.join([f'{self._stage} {step}/{self._total}', *parts]), flush=True
+      )
+
+  def close(self) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()

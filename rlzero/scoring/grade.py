@@ -1,0 +1,60 @@
+"""Completions and samples to graded records, through the reward workers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlzero.rollout import encoding, scheduler
+from rlzero.scoring import reward_pool
+from rlzero.tasks import base
+from rlzero.text.tokenizer import Tokenizer
+
+
+def score(
+  pool: reward_pool.RewardPool,
+  task: base.Task,
+  tokenizer: Tokenizer,
+  chosen: Sequence[base.Example],
+  completions: Sequence[scheduler.Completion],
+) -> list[dict[str, Any]]:
+  """One record a completion: its text and what the verifier says of it."""
+  samples = [encoding.to_sample(tokenizer, c) for c in completions]
+  return grade(pool, task, chosen, samples)
+
+
+def grade(
+  pool: reward_pool.RewardPool,
+  task: base.Task,
+  chosen: Sequence[base.Example],
+  samples: Sequence[encoding.Sample],
+) -> list[dict[str, Any]]:
+  """One record a sample, those of a problem adjacent."""
+  group = len(samples) // len(chosen)
+  owners = [example for example in chosen for _ in range(group)]
+  verdicts = pool.score(
+    [
+      reward_pool.Request(owner.task or task.name, sample.text, owner.target)
+      for sample, owner in zip(samples, owners, strict=True)
+    ]
+  )
+  return [
+    {
+      'task': owner.task or task.name,
+      'uid': owner.uid,
+      'question': owner.question,
+      'completion': sample.text,
+      'answer': verdict.answer,
+      'accuracy': verdict.accuracy,
+      'correct': verdict.correct,
+      'strict': verdict.correct and verdict.accuracy > 0,
+      'format': verdict.format,
+      'truncated': sample.truncated,
+      'unparsable': verdict.answer is None,
+      'len': sample.num_tokens,
+      'tries': verdict.tries,
+      'reflections': verdict.reflections,
+      'words': dict(verdict.words),
+      'status': verdict.status,
+      'parts': verdict.parts,
+    }
+    for owner, sample, verdict in zip(owners, samples, verdicts, strict=True)
+  ]

@@ -1,0 +1,187 @@
+"""What completions earn: rules by task, and reward models beside them.
+
+The reward of a completion is the weighted sum of the rules of its scenario
+(arXiv 2501.12948, sections 2.2.2 and 2.3.2) and, from a step on, of what the
+scenario's reward models say (section 2.3.4). A model's score goes through a
+sigmoid first: it is then in (0, 1), as the rules are, and a policy that finds
+an input on which the model is wildly wrong gains little by it.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from rlzero.tasks import base
+from rlzero.text import language
+
+Target = Literal['prompt', 'en', 'zh']  # 'prompt': the language it is asked in
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preference:
+  """A reward model of `rlzero.reward_model`, and its weight."""
+
+  checkpoint: str
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scenario:
+  """A task, its share of the prompts and the weights of its rewards."""
+
+  task: base.Task
+  share: float = 1.0  # of the prompts, beside the shares of the others
+  accuracy_reward: float = 1.0  # weight
+  format_reward: float = 1.0  # weight
+  language_reward: float = 0.0  # weight
+  # Weights of the task's further scores (its `parts`), by their names.
+  part_rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+  preferences: tuple[Preference, ...] = ()
+
+  def __post_init__(self):
+    if self.share <= 0:
+      raise ValueError(
+        f'Scenario.share is {self.share}; it must be above 0, or leave the '
+        'scenario out.'
+      )
+
+
+def give(cfg: Any, records: Sequence[dict[str, Any]]) -> None:
+  """Sets the `reward` of each record, by the scenarios of a `grpo.Config`."""
+  scenarios = {scenario.task.name: scenario for scenario in cfg.scenarios}
+  for record in records:
+    record['reward'] = 0.0
+    if cfg.reward_truncated or not record['truncated']:
+      record['reward'] = total(scenarios[record['task']], record, cfg.language)
+
+
+def total(
+  scenario: Scenario, record: Mapping[str, Any], target: Target = 'prompt'
+) -> float:
+  """What a completion earns.
+
+  Args:
+    scenario: of the completion's task.
+    record: of the completion, as `evaluate.score` makes it; `preference`, if
+      there, is the weighted sum of what reward models say.
+    target: language of the thought.
+  """
+  return (
+    scenario.accuracy_reward * record['accuracy']
+    + scenario.format_reward * record['format']
+    + scenario.language_reward * consistency(record, target)
+    + sum(w * _part(record, name) for name, w in scenario.part_rewards.items())
+    + record.get('preference', 0.0)
+  )
+
+
+def consistency(record: Mapping[str, Any], target: Target = 'prompt') -> float:
+  """Share of the thought's words that are of the target language; 0 of none."""
+  if not record['words']:  # not judged
+    return 0.0
+  if target == 'prompt':
+    target = language.detect(record['question'])
+  return language.share(record['words'], target)
+
+
+def _part(record: Mapping[str, Any], name: str) -> float:
+  """A further score of a completion; 0 where it was not judged."""
+  if record['status'] == 'ok' and name not in record['parts']:
+    raise ValueError(
+      f'grpo.Config.part_rewards has {name!r}, but the parts that the task '
+      f'judges are {", ".join(record["parts"]) or "none"}; name one of them.'
+    )
+  return record['parts'].get(name, 0.0)
+
+
+def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Metrics of a rollout's rewards, by task where there are several.
+
+  `reward/gap` is what the reward models say less what the rule says, both in
+  [0, 1], over the completions that have both: the one can be gamed, and the
+  other not.
+  """
+  judged = [r for r in records if 'preference_mean' in r]
+  tasks = sorted({r['task'] for r in records})
+  figures = {'reward/language': _mean(map(consistency, records))}
+  for name in tasks if len(tasks) > 1 else ():
+    own = [r for r in records if r['task'] == name]
+    figures[f'{name}/reward'] = _mean(r['reward'] for r in own)
+    figures[f'{name}/correct'] = _mean(r['correct'] for r in own)
+    figures[f'{name}/len_mean'] = _mean(r['len'] for r in own)
+  if judged:
+    model = _mean(r['preference_mean'] for r in judged)
+    rule = _mean(r['correct'] for r in judged)
+    figures |= {
+      'reward/model': model,
+      'reward/rule': rule,
+      'reward/gap': model - rule,
+    }
+  return figures
+
+
+def hacking(
+  rows: Sequence[Mapping[str, Any]], window: int = 5, tolerance: float = 0.05
+) -> str | None:
+  """A warning if the reward models are gamed, in a sentence; else None.
+
+  They are if, from the first steps that had them to the last, what they say
+  rises and what the rule says of the same completions falls.
+
+  Args:
+    rows: metrics of the run so far.
+    window: steps that are averaged at either end.
+    tolerance: fall of the rule's mean that is taken for noise.
+  """
+  rows = [r for r in rows if r.get('reward/gap') is not None]
+  if len(rows) < 2 * window:
+    return None
+
+  def change(name):
+    first, last = rows[:window], rows[-window:]
+    return _mean(r[name] for r in last) - _mean(r[name] for r in first)
+
+  rise, fall = change('reward/model'), -change('reward/rule')
+  if rise <= 0 or fall <= tolerance:
+    return None
+  return (
+    f'The reward models say {rise:.3f} more than when they began, and the rule '
+    f'{fall:.3f} less of the same completions: the policy may be gaming them. '
+    'Lower the weight of the preferences, raise kl_coef or stop earlier.'
+  )
+
+
+class Judges:
+  """The reward models of the scenarios; each is loaded at its first use."""
+
+  def __init__(self, scenarios: Sequence[Scenario]):
+    self._preferences = {s.task.name: s.preferences for s in scenarios}
+    self._models: dict[str, Any] = {}
+
+  def judge(self, records: Sequence[dict[str, Any]]) -> None:
+    """Sets `preference`, and their mean, on the records that have judges."""
+    for name, preferences in self._preferences.items():
+      own = [r for r in records if r['task'] == name]
+      if not own or not preferences:
+        continue
+      sums = np.zeros(len(own))
+      for preference in preferences:
+        scores = self._model(preference.checkpoint).score(own)
+        sums += preference.weight / (1 + np.exp(-np.asarray(scores)))
+      weight = sum(p.weight for p in preferences)
+      for record, value in zip(own, sums.tolist(), strict=True):
+        record['preference'] = value
+        record['preference_mean'] = value / weight
+
+  def _model(self, path: str):
+    if path not in self._models:
+      from rlzero import reward_model  # loads JAX
+
+      self._models[path] = reward_model.load(path)
+    return self._models[path]
+
+
+def _mean(values) -> float:
+  return float(np.mean([float(v) for v in values]))

@@ -1,0 +1,152 @@
+"""What the model is asked, and how its completion is read.
+
+The template and the parser live together because the one promises what the
+other checks; they are tested as a pair.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+# DeepSeek-R1, arXiv 2501.12948, Table 1, word for word.
+R1_ZERO = (
+  'A conversation between User and Assistant. The user asks a question, and '
+  'the Assistant solves it. The assistant first thinks about the reasoning '
+  'process in the mind and then provides the user with the answer. The '
+  'reasoning process and answer are enclosed within <think> </think> and '
+  '<answer> </answer> tags, respectively, i.e., <think> reasoning process '
+  'here </think> <answer> answer here </answer>. User: {prompt}. Assistant:'
+)
+
+# For a model whose whole vocabulary is smaller than the text above.
+SHORT = 'User: {prompt} Assistant:'
+
+_TAGGED = {'r1_zero': R1_ZERO, 'short': SHORT}
+
+KINDS = (*_TAGGED, 'chat', 'plain')
+
+# Any spelling of a tag, so that a near miss counts as a fault.
+_TAG = re.compile(r'<\s*(?:/\s*)?(?:think|answer)\s*(?:/\s*)?>', re.IGNORECASE)
+
+_SHAPE = ['<think>', '</think>', '<answer>', '</answer>']
+
+_FORM = re.compile(r'\s*<think>.*</think>\s*<answer>.*</answer>\s*', re.DOTALL)
+
+# The paper's ten words and, as it counts none, what they are in Chinese.
+_REFLECTIVE = re.compile(
+  r'\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b'
+  r'|等等?|错误?|但是?|然而|不过|重试|验证|核实|评估|检查',
+  re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """How a question becomes a prompt.
+
+  `chat` asks through the model's own chat template; `plain` is the question
+  alone, for the model to go on from. Both have no tags: the answer is whatever
+  is stated last, and there is no format to reward.
+
+  Raises:
+    ValueError: an unknown kind, or a field that the kind does not use.
+  """
+
+  kind: str = 'r1_zero'  # one of KINDS
+  system: str | None = None  # system message; 'chat' only
+  suffix: str = ''  # put after the question; 'chat' only
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(
+        f'Template.kind is {self.kind!r}; choose one of {", ".join(KINDS)}.'
+      )
+    if self.kind != 'chat' and (self.system is not None or self.suffix):
+      raise ValueError(
+        f'Template.system and Template.suffix are of no use to {self.kind!r}, '
+        "whose text is fixed; leave them out or set kind to 'chat'."
+      )
+
+  @property
+  def has_format(self) -> bool:
+    """Whether completions have a format that can be rewarded."""
+    return self.kind in _TAGGED
+
+  def render(
+    self, question: str, chat: Callable[[list[dict]], str] | None = None
+  ) -> str:
+    """The prompt, as text.
+
+    Args:
+      question: text of the problem.
+      chat: the tokenizer's chat template, from messages to text.
+
+    Raises:
+      ValueError: 'chat' without a chat template.
+    """
+    if self.has_format:
+      return _TAGGED[self.kind].replace('{prompt}', question)
+    if self.kind == 'plain':
+      return question
+    if chat is None:
+      raise ValueError(
+        "Template.kind is 'chat', but the tokenizer has no chat template; use "
+        "a chat model or set kind to 'r1_zero'."
+      )
+    messages = [{'role': 'user', 'content': question + self.suffix}]
+    if self.system is not None:
+      messages.insert(0, {'role': 'system', 'content': self.system})
+    return chat(messages)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+  """What the tags of a completion enclose."""
+
+  think: str | None  # of the thought that comes first
+  answer: str | None  # of the only answer, if it stands outside a thought
+  well_formed: bool  # the format reward
+
+
+def parse(completion: str) -> Parsed:
+  """Reads `<think> ... </think> <answer> ... </answer>`.
+
+  Well formed means exactly this, once, with a non-empty answer and nothing
+  but white space before, between and after. A tag that is repeated, nested
+  or misspelt is a fault.
+  """
+  tags = list(_TAG.finditer(completion))
+  names = [tag.group() for tag in tags]
+  think = answer = None
+  if names[:2] == _SHAPE[:2]:
+    think = completion[tags[0].end() : tags[1].start()].strip()
+  if names in (_SHAPE, _SHAPE[2:]):
+    answer = completion[tags[-2].end() : tags[-1].start()].strip() or None
+  well_formed = (
+    names == _SHAPE
+    and answer is not None
+    and _FORM.fullmatch(completion) is not None
+  )
+  return Parsed(think, answer, well_formed)
+
+
+def summary(completion: str, prompt: str = '') -> str:
+  """What follows the thought, as a user would read it.
+
+  All of a completion that does not think; nothing of one whose thought never
+  ends.
+
+  Args:
+    completion: what the model wrote.
+    prompt: what it went on from; some chat templates begin the thought there.
+  """
+  _, end, after = completion.rpartition('</think>')
+  if end:
+    return after.strip()
+  thinks = '<think>' in completion or prompt.rstrip().endswith('<think>')
+  return '' if thinks else completion.strip()
+
+
+def reflective_words(text: str) -> int:
+  """Number of the paper's reflective words, such as 'wait', in a text."""
+  return len(_REFLECTIVE.findall(text))

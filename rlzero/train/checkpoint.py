@@ -1,0 +1,228 @@
+"""Orbax: the whole state of a run, and what one stage hands to the next.
+
+A run's folder holds `checkpoints/STEP/` (Orbax; parameters apart from the
+rest, so that a later stage reads only them) and `model/`, whose config.json
+and tokenizer say what the parameters are. `load_model` reads such a folder,
+a Hugging Face folder or a GGUF file.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from jax import numpy as jnp
+
+from rlzero.runtime import hosts
+from rlzero.types import Params
+
+
+class Saved(NamedTuple):
+  """What a checkpoint holds."""
+
+  step: int
+  params: Params
+  rest: Any
+  facts: dict[str, Any]
+
+
+class Store:
+  """The numbered checkpoints of a run; each is written whole or not at all.
+
+  Every checkpoint carries the fingerprints of its arrays. One that a host
+  cannot read, or whose bits are not those that were saved, is passed over with
+  a sentence by all hosts, and the one before it is taken.
+
+  Args:
+    workdir: the run's folder.
+    keep: how many checkpoints to keep, the newest.
+    read_only: for a run that is another's, and may be under way.
+  """
+
+  def __init__(self, workdir: str, keep: int = 2, read_only: bool = False):
+    self._read_only = read_only
+    self._folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+      ),
+    )
+    # Waits for no other host: one that fails could never tell them.
+    self._reader = ocp.Checkpointer(
+      ocp.CompositeCheckpointHandler(),
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+      ),
+    )
+
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints that are there, sound or not."""
+    return sorted(self._manager.all_steps())
+
+  def latest(self) -> int | None:
+    """Step of the newest checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def save(
+    self, step: int, params: Params, rest: Any, facts: dict | None = None
+  ) -> None:
+    """Saves parameters, a pytree of other arrays, and facts as JSON.
+
+    Returns once the arrays have left the devices, so that they may be donated;
+    the files are written in the background. Waits for the save before it.
+    """
+    prints = jax.device_get(_fingerprints({'params': params, 'rest': rest}))
+    self.wait()
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(params),
+        rest=ocp.args.StandardSave(rest),
+        facts=ocp.args.JsonSave(
+          {
+            'facts': facts or {},
+            'fingerprints': {name: int(n) for name, n in prints.items()},
+          }
+        ),
+      ),
+    )
+
+  def restore(
+    self,
+    params: Params,
+    rest: Any,
+    check: Callable[[dict[str, Any]], str] = lambda facts: '',
+  ) -> Saved | None:
+    """The newest sound checkpoint, or None if none was ever saved.
+
+    Args:
+      params: arrays, or shapes, that say how to restore the parameters.
+      rest: the same for the rest.
+      check: given the facts, says what is missing beside the checkpoint that
+        belongs to it; '' if nothing is. The same on every host.
+
+    Raises:
+      ValueError: there are checkpoints and all of them are damaged.
+    """
+    found = self._newest({'params': params, 'rest': rest}, check)
+    if found is None:
+      return None
+    step, trees, facts = found
+    return Saved(step, trees['params'], trees['rest'], facts)
+
+  def restore_params(self, params: Params) -> Params:
+    """The parameters alone, of the newest sound checkpoint."""
+    _, trees, _ = self._newest({'params': params}, lambda facts: '')
+    return trees['params']
+
+  def wait(self) -> None:
+    """Until what was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and ends what works in the background."""
+    self._manager.close()
+    self._reader.close()
+
+  def _read(self, step, trees):
+    """What this host has of the arrays, their fingerprints, and the facts."""
+    shapes = jax.tree.map(_shape, trees)
+    read = self._reader.restore(
+      os.path.join(self._folder, str(step)),
+      args=ocp.args.Composite(
+        **{n: ocp.args.StandardRestore(tree) for n, tree in shapes.items()},
+        facts=ocp.args.JsonRestore(),
+      ),
+    )
+    prints = {name: read.facts['fingerprints'][name] for name in trees}
+    return {name: read[name] for name in trees}, prints, read.facts['facts']
+
+  def _newest(self, trees, check):
+    """Step, trees and facts of the newest sound checkpoint, if there is any."""
+    steps = hosts.agree(self.steps()[::-1])
+    for number, step in enumerate(steps):
+      trouble = ''
+      try:
+        found, prints, facts = self._read(step, trees)
+      except Exception as error:  # Orbax and TensorStore raise of every kind
+        trouble = _first_line(error)
+      # Only when all have read can they go on to what they do together.
+      trouble = hosts.any_of(trouble)
+      trouble = trouble or _difference(found, prints) or check(facts)
+      if not trouble:
+        if not self._read_only:
+          for damaged in steps[:number]:  # the run will come by there again
+            self._manager.delete(damaged)
+        return step, found, facts
+      if hosts.is_first():
+        print(
+          f'The checkpoint of step {step} in {self._folder} is damaged '
+          f'({trouble}); '
+          + (
+            f'trying the one of step {steps[number + 1]}.'
+            if number + 1 < len(steps)
+            else 'there is none before it.'
+          ),
+          file=sys.stderr,
+          flush=True,
+        )
+    if steps:
+      raise ValueError(
+        f'{self._folder} has no checkpoint that can be read; to begin anew, '
+        'choose another workdir or remove this folder.'
+      )
+    return None
+
+
+def fingerprint(tree: Any) -> int:
+  """A number of all bits of the arrays, however they lie on the devices."""
+  return int(_fingerprint(tree))
+
+
+@jax.jit
+def _fingerprint(tree):
+  # Sums of integers modulo 2^32 do not depend on their order; the weights
+  # tell places apart.
+  total = jnp.uint32(0)
+  for leaf in jax.tree.leaves(tree):
+    leaf = jnp.asarray(leaf)
+    if leaf.dtype == bool:
+      bits = leaf.astype(jnp.uint32)
+    else:
+      width = 8 * leaf.dtype.itemsize
+      bits = jax.lax.bitcast_convert_type(leaf, f'uint{width}')
+      bits = bits.astype(jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+      along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+      place = place * jnp.uint32(leaf.shape[axis]) + along
+    weighted = bits * (2 * place + 1)
+    total = total * 31 + jnp.sum(weighted, dtype=jnp.uint32)
+  return total
+
+
+def _fingerprints(trees):
+  return {name: _fingerprint(tree) for name, tree in trees.items()}
+
+
+def _difference(trees, prints) -> str:
+  """What is not as it was saved, if anything."""
+  for name, number in jax.device_get(_fingerprints(trees)).items():
+    if int(number) != prints[name]:
+      return f'the bits of {name} are not those that were saved'
+  return ''
+
+
+def _shape(leaf):
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0].rstrip('.')[:200]

@@ -1,0 +1,103 @@
+"""Model folders: what one stage hands to the next.
+
+`load_model` reads the folder of a run, a Hugging Face folder or a GGUF file.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+import jax
+
+import rlzero
+from rlzero import weights
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.runtime import sharding
+from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import checkpoint
+from rlzero.types import Params
+from rlzero.weights import hf, mapping
+
+
+def write_description(
+  workdir: str, config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+  """Writes `WORKDIR/model` without weights: what the checkpoints hold."""
+  folder = pathlib.Path(workdir) / 'model'
+  tokenizer.save(folder)
+  facts = mapping.hf_config(config, tokenizer.eos_ids, tokenizer.bos_id)
+  (folder / 'config.json').write_text(json.dumps(facts, indent=2) + '\n')
+
+
+def write_model(
+  workdir: str, config: ModelConfig, params: Params, tokenizer: Tokenizer
+) -> str:
+  """Writes `WORKDIR/model`, a Hugging Face folder; returns its path."""
+  folder = os.path.join(workdir, 'model')
+  hf.write_folder(folder, config, params, tokenizer)
+  return folder
+
+
+def embedded(name: str) -> str:
+  """Folder of a model that the package brings along."""
+  return str(pathlib.Path(rlzero.__file__).parent / 'assets' / name)
+
+
+def load_model(path: str, dtype: str = 'float32') -> weights.Loaded:
+  """`open_model`, with the parameters on the devices of the current mesh.
+
+  Args:
+    path: see there.
+    dtype: of the parameters.
+  """
+  opened = open_model(path)
+  params = mapping.place(opened.params, dtype)
+  return dataclasses.replace(opened, params=params)
+
+
+def open_model(path: str) -> weights.Loaded:
+  """A model from any kind of checkpoint, its weights not read yet.
+
+  Those of a run's folder are read all the same, onto the current mesh.
+
+  Args:
+    path: a run's folder, a Hugging Face folder, hf://org/name or a GGUF file.
+
+  Raises:
+    FileNotFoundError, ValueError: nothing usable there; one sentence.
+  """
+  folder = pathlib.Path(path)
+  if not (folder / 'checkpoints').is_dir():
+    opened = weights.open_model(path)
+    for sentence in opened.left_out:
+      print(f'{path}: {sentence}.', file=sys.stderr)
+    return opened
+  store = checkpoint.Store(path, read_only=True)
+  if store.latest() is None:
+    raise FileNotFoundError(
+      f'{path}/checkpoints holds no finished checkpoint; give the folder of '
+      'a run that has saved one, a Hugging Face folder or a GGUF file.'
+    )
+  described = folder / 'model' / 'config.json'
+  config = mapping.model_config_from_hf(
+    json.loads(described.read_text()), str(described)
+  )
+  shapes = jax.eval_shape(
+    lambda key: transformer.init(config, key), jax.random.key(0)
+  )
+  one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  where = sharding.of_params(transformer.AXES, shapes) or jax.tree.map(
+    lambda _: one, shapes
+  )
+  params = store.restore_params(
+    jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      shapes,
+      where,
+    )
+  )
+  store.close()
+  return weights.Loaded(config, params, Tokenizer.load(folder / 'model'))

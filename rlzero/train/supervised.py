@@ -1,0 +1,367 @@
+"""What the supervised stages share: settings, the update and the loop.
+
+`sft`, `distill` and `reward_model` differ in what an example is and in the
+loss. Batches are a function of the seed and the step, and rows are packed
+microbatches. A loss is a sum and a count: gradients are added over the
+microbatches of a step and divided once, so that the cut changes nothing.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+from jax import numpy as jnp
+
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.runtime import lifecycle, metrics, sharding
+from rlzero.tasks.datasets import records
+from rlzero.text.template import Template
+from rlzero.train import checkpoint, packing
+from rlzero.train.optim import Optimizer
+from rlzero.types import Params
+
+# (params, microbatch, frozen) -> the sum whose gradient is wanted, and sums to
+# report: 'loss' among them, by whose count everything is divided.
+Loss = Callable[
+  [Params, Any, Any], tuple[jax.Array, Mapping[str, metrics.Mean]]
+]
+
+
+def _late(default: Any) -> Any:
+  """A field that a run may change when it goes on."""
+  return dataclasses.field(default=default, metadata={'changeable': True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Settings that supervised stages have in common."""
+
+  workdir: str = dataclasses.field(metadata={'changeable': True})
+  checkpoint: str  # to start from: run or Hugging Face folder, GGUF file
+  data: str | tuple[records.Source, ...]  # a path, or sources that are mixed
+  template: Template = Template(
+    'chat'
+  )  # puts a `prompt` into the model's words
+  mesh: sharding.Mesh = sharding.Mesh()  # one device by default
+  # Data
+  batch_size: int = 128  # examples an update
+  max_len: int = 32_768  # tokens of an example, prompt included
+  # Tokens that the model is said to take from now on; 0 keeps its own number.
+  max_position: int = 0
+  too_long: Literal['drop', 'truncate'] = 'drop'  # what to do with longer ones
+  num_epochs: float = 2.0  # an epoch has each source's num_examples
+  num_steps: int = 0  # updates; 0 takes as many as num_epochs has
+  # Update
+  optimizer: Optimizer = Optimizer(
+    learning_rate=5e-5, schedule='cosine', final_fraction=0.1
+  )
+  micro_tokens: int = 32_768  # tokens a microbatch, padding included
+  dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
+  remat: bool = False  # recompute layers whole in the backward pass
+  # Run
+  seed: int = 0
+  save_every: int = _late(200)  # updates between checkpoints
+
+  def __post_init__(self):
+    name = f'{type(self).__module__.rpartition(".")[2]}.Config'
+    for field, least in (
+      ('batch_size', 1),
+      ('max_len', 2),
+      ('max_position', 0),
+      ('num_steps', 0),
+      ('micro_tokens', 1),
+      ('save_every', 1),
+    ):
+      if getattr(self, field) < least:
+        raise ValueError(
+          f'{name}.{field} is {getattr(self, field)}; it must be at least '
+          f'{least}.'
+        )
+    if self.num_epochs <= 0:
+      raise ValueError(
+        f'{name}.num_epochs is {self.num_epochs}; it must be above 0.'
+      )
+    if not self.data:
+      raise ValueError(f'{name}.data is empty; give a path or sources.')
+
+  def model(self, config: ModelConfig) -> ModelConfig:
+    """The checkpoint's model, computed as this run wants it.
+
+    Raises:
+      ValueError: it takes shorter sequences than the run has.
+    """
+    most = self.max_position or config.max_position
+    if self.max_len > most:
+      raise ValueError(
+        f'max_len is {self.max_len}, but the model of {self.checkpoint} takes '
+        f'{most} tokens; lower max_len, or raise max_position if the model is '
+        'to learn longer sequences.'
+      )
+    return dataclasses.replace(
+      config, dtype=self.dtype, remat=self.remat, max_position=most
+    )
+
+
+class Order:
+  """Which examples each batch has: a function of the seed and the step.
+
+  Each source is gone through in shuffled passes; an epoch takes its next
+  `num_examples` and mixes those of all sources.
+
+  Args:
+    sizes: number of examples of each source.
+    counts: how many of them an epoch has; 0 takes all once.
+    seed: of the shuffling.
+    batch_size: examples a batch; the last one reaches into the next epoch.
+  """
+
+  def __init__(
+    self,
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    seed: int,
+    batch_size: int,
+  ):
+    self._sizes = sizes
+    self._counts = [c or size for c, size in zip(counts, sizes, strict=True)]
+    self._seed = seed
+    self._batch_size = batch_size
+    self.epoch_size = sum(self._counts)
+    self._epoch = functools.lru_cache(maxsize=2)(self._mixed)
+    self._pass = functools.lru_cache(maxsize=2 * len(sizes))(self._shuffled)
+
+  def num_steps(self, num_epochs: float) -> int:
+    """Batches until so many epochs have been seen."""
+    return max(math.ceil(num_epochs * self.epoch_size / self._batch_size), 1)
+
+  def batch(self, step: int) -> list[int]:
+    """Indices into the examples of all sources, one source after another."""
+    draws = range(step * self._batch_size, (step + 1) * self._batch_size)
+    return [
+      int(self._epoch(draw // self.epoch_size)[draw % self.epoch_size])
+      for draw in draws
+    ]
+
+  def _mixed(self, epoch: int) -> np.ndarray:
+    taken, first = [], 0
+    for source, (size, count) in enumerate(
+      zip(self._sizes, self._counts, strict=True)
+    ):
+      draws = np.arange(epoch * count, (epoch + 1) * count)
+      taken += [
+        first
+        + self._pass(source, number)[draws[draws // size == number] % size]
+        for number in range(draws[0] // size, draws[-1] // size + 1)
+      ]
+      first += size
+    rng = np.random.default_rng((self._seed, epoch))
+    return rng.permutation(np.concatenate(taken))
+
+  def _shuffled(self, source: int, number: int) -> np.ndarray:
+    rng = np.random.default_rng((self._seed, source, number))
+    return rng.permutation(self._sizes[source])
+
+
+def load(
+  cfg: Config,
+  encode: Callable[[records.Record], Any],
+  shorten: Callable[[Any], Any | None],
+) -> list[list[Any]]:
+  """The examples of each source, in its order.
+
+  Args:
+    cfg: says what is read, and what is too long.
+    encode: a record as an example, whose `size` is in tokens.
+    shorten: an example of at most max_len tokens, or None if it cannot be
+      one; for `too_long = 'truncate'`.
+
+  Raises:
+    ValueError: a record that is no example, or a source that has none.
+  """
+  found = []
+  for source in records.sources(cfg.data):
+    examples, longer = [], 0
+    for record in records.read(source):
+      example = encode(record)
+      if example.size > cfg.max_len:
+        longer += 1
+        example = shorten(example) if cfg.too_long == 'truncate' else None
+      if example is not None:
+        examples.append(example)
+    print(
+      f'{source.path}: {len(examples)} examples, '
+      f'{sum(e.size for e in examples):,} tokens; {longer} were longer than '
+      f'{cfg.max_len} and '
+      + {'drop': 'left out', 'truncate': 'cut'}[cfg.too_long],
+      flush=True,
+    )
+    if not examples:
+      raise ValueError(
+        f'All {longer} examples of {source.path} are longer than max_len = '
+        f'{cfg.max_len} tokens; raise it, or take other examples.'
+      )
+    found.append(examples)
+  return found
+
+
+def order(cfg: Config, sizes: Sequence[int]) -> Order:
+  """Of the batches, from sources with so many examples."""
+  counts = [source.num_examples for source in records.sources(cfg.data)]
+  return Order(sizes, counts, cfg.seed, cfg.batch_size)
+
+
+def pack(
+  cfg: Config, pieces: Sequence[packing.Piece], max_len: int | None = None
+) -> Iterable[packing.Packed]:
+  """Packed microbatches of the pieces, on the devices.
+
+  Args:
+    cfg: says how many tokens a microbatch has.
+    pieces: what is packed.
+    max_len: of a piece, in tokens; cfg's by default.
+  """
+  for _, packed in packing.pack(
+    pieces, cfg.micro_tokens, max_len or cfg.max_len, sharding.ways('B')
+  ):
+    yield place(packed)
+
+
+def place(packed: packing.Packed) -> packing.Packed:
+  """A microbatch on the devices, its rows cut over them."""
+  return jax.tree.map(lambda x: sharding.place(x, 'BT'), packed)
+
+
+def gradient(
+  loss: Loss, axes: Mapping[str, str] = transformer.AXES
+) -> Callable[[Params, Iterable[Any], Any], tuple[Params, dict]]:
+  """A function that sums gradient and totals over microbatches.
+
+  Args:
+    loss: of a microbatch.
+    axes: of the parameters, as in `sharding.param_specs`.
+  """
+  lay = functools.partial(sharding.constrain_params, axes)
+
+  @functools.partial(jax.jit, donate_argnums=1)
+  def add(params, carry, micro, frozen):
+    grads, totals = carry
+    (_, more), new = jax.value_and_grad(loss, has_aux=True)(
+      params, micro, frozen
+    )
+    return lay(jax.tree.map(jnp.add, grads, new)), jax.tree.map(
+      jnp.add, totals, more
+    )
+
+  def summed(params, micros, frozen=()):
+    carry = None
+    for micro in micros:
+      if carry is None:
+        _, totals = jax.eval_shape(loss, params, micro, frozen)
+        carry = (
+          jax.tree.map(jnp.zeros_like, params),
+          jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), totals),
+        )
+      carry = add(params, carry, micro, frozen)
+    return carry
+
+  return summed
+
+
+def fit(
+  cfg: Any,
+  stage: str,
+  params: Params,
+  num_steps: int,
+  batch: Callable[[int, Params], Sequence[Any]],
+  loss: Loss,
+  frozen: Any = (),
+  axes: Mapping[str, str] = transformer.AXES,
+) -> Params:
+  """Trains from the parameters, or goes on from the last checkpoint.
+
+  Args:
+    cfg: has workdir, optimizer and save_every.
+    stage: its name, for progress.
+    params: on the devices, cut as they shall be; they are given away.
+    num_steps: updates.
+    batch: (step, parameters) -> the step's microbatches, on the devices; rows
+      are `packing.Packed`.
+    loss: of a microbatch.
+    frozen: what else the loss wants, without a gradient.
+    axes: of the parameters.
+
+  Raises:
+    ValueError: a loss that is not finite.
+    SystemExit: SIGTERM came, and the run is saved.
+  """
+  transform = cfg.optimizer.transform(num_steps)
+  rate = cfg.optimizer.rate(num_steps)
+  gradient_of = gradient(loss, axes)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def apply(params, opt_state, grads, totals):
+    grads = jax.tree.map(lambda g: g / totals['loss'].count, grads)
+    updates, opt_state = transform.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return (
+      sharding.constrain_params(axes, params),
+      opt_state,
+      optax.tree.norm(grads),
+    )
+
+  opt_state = transform.init(params)
+  store = checkpoint.Store(cfg.workdir)
+  start = 0
+  if saved := store.restore(params, opt_state):
+    start, params, opt_state = saved.step, saved.params, saved.rest
+    print(f'going on from the checkpoint of step {start}', flush=True)
+  with (
+    contextlib.closing(store),
+    lifecycle.preemption() as preempted,
+    metrics.MetricsWriter(cfg.workdir, start) as writer,
+    metrics.Progress(num_steps, stage, start) as progress,
+  ):
+    for step in range(start, num_steps):
+      began = time.perf_counter()
+      micros = list(batch(step, params))
+      grads, totals = gradient_of(params, micros, frozen)
+      params, opt_state, norm = apply(params, opt_state, grads, totals)
+      row, norm = jax.device_get((totals, norm))
+      row = {f'{name}/mean': float(mean.value) for name, mean in row.items()}
+      if not np.isfinite(row['loss/mean']) or not np.isfinite(norm):
+        raise ValueError(
+          f'At step {step} the loss is {row["loss/mean"]} and the gradient '
+          f'norm {norm}; the last good checkpoint is step {store.latest()}. '
+          'Lower the learning rate.'
+        )
+      seconds = time.perf_counter() - began
+      real = sum(int((m.tokens.segments > 0).sum()) for m in micros)
+      computed = sum(m.tokens.segments.size for m in micros)
+      writer.write(
+        step,
+        {
+          **row,
+          'update/grad_norm': float(norm),
+          'update/learning_rate': float(rate(step)),
+          'update/useful_over_computed': real / computed,
+          'time/tokens_per_s': real / seconds,
+        },
+      )
+      progress.show(
+        step + 1, loss=row['loss/mean'], tokens_per_s=real / seconds
+      )
+      done, stop = step + 1 == num_steps, preempted()
+      if (step + 1) % cfg.save_every == 0 or done or stop:
+        store.save(step + 1, params, opt_state)
+      if stop and not done:
+        sys.exit(lifecycle.PREEMPTED)
+  return params

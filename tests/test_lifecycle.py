@@ -1,0 +1,96 @@
+"""malloc's settings after one restart; compilations found again."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+_PROGRAM = """
+import json, os, sys
+from rlzero.runtime import lifecycle
+lifecycle._SETTING = sys.argv[1]
+lifecycle.restart_with_tunables()
+print(json.dumps([os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv]))
+"""
+
+
+def _run(tmp_path, setting, **environment):
+  path = tmp_path / 'enabled'
+  path.write_text(setting)
+  environment = {
+    **{k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'},
+    **environment,
+  }
+  command = [sys.executable, '-c', _PROGRAM, str(path), 'a flag', '']
+  with subprocess.Popen(
+    command, env=environment, stdout=subprocess.PIPE, text=True
+  ) as process:
+    pid, tunables, argv = json.loads(process.communicate(timeout=60)[0])
+  assert process.returncode == 0
+  assert pid == process.pid
+  assert argv[2:] == ['a flag', '']
+  return tunables
+
+
+_KEPT = (
+  'glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0'
+  ':glibc.malloc.trim_threshold=1099511627776'
+)
+
+
+@pytest.mark.parametrize(
+  ('setting', 'environment', 'expected'),
+  [
+    ('always [madvise] never', {}, f'glibc.malloc.hugetlb=1:{_KEPT}'),
+    ('[always] madvise never', {}, _KEPT),
+    ('always madvise [never]', {}, _KEPT),
+    (
+      'always [madvise] never',
+      {'GLIBC_TUNABLES': 'glibc.malloc.perturb=0'},
+      f'glibc.malloc.perturb=0:glibc.malloc.hugetlb=1:{_KEPT}',
+    ),
+    (
+      'always [madvise] never',
+      {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0:glibc.malloc.mmap_max=9'},
+      'glibc.malloc.hugetlb=0:glibc.malloc.mmap_max=9'
+      ':glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=1099511627776',
+    ),
+  ],
+)
+def test_restarts_where_it_helps(tmp_path, setting, environment, expected):
+  if sys.platform != 'linux':
+    pytest.skip('glibc is asked on Linux alone')
+  assert _run(tmp_path, setting, **environment) == expected
+
+
+_COMPILES = """
+import jax
+from rlzero.runtime import lifecycle
+lifecycle.keep_compilations()
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+hits = []
+jax.monitoring.register_event_listener(
+  lambda event, **_: hits.append(event.endswith('cache_hits'))
+)
+print(jax.jit(lambda x: x * 3 + 1)(2.0), sum(hits))
+"""
+
+
+def test_compilations_are_kept(tmp_path):
+  environment = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
+  environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+  first, second = (
+    subprocess.run(
+      [sys.executable, '-c', _COMPILES],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.split()
+    for _ in range(2)
+  )
+  assert first == ['7.0', '0']
+  assert second[0] == '7.0' and int(second[1]) > 0
+  assert any((tmp_path / 'rlzero' / 'xla').iterdir())

@@ -1,0 +1,301 @@
+"""Reward workers: right verdicts, and nothing that a verifier can break."""
+
+import ctypes
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlzero.scoring import reward_pool
+from rlzero.tasks import verify
+
+
+@dataclasses.dataclass(frozen=True)
+class Honest:
+  """Right if equal to the target."""
+
+  name: str = 'honest'
+
+  def examples(self, split):
+    return []
+
+  def extract(self, text):
+    return verify.last_answer(text)
+
+  def verify(self, answer, target):
+    return verify.number(answer) == verify.number(target)
+
+  def same(self, first, second):
+    return self.verify(first, second)
+
+  def count_tries(self, text):
+    return verify.count_results(text)
+
+
+def _loop():
+  while True:
+    pass
+
+
+def _recurse():
+  return _recurse()
+
+
+def _memory():
+  return len(bytearray(8 << 30))
+
+
+def _print():
+  # Whatever is still open, a frame's socket among it, gets junk.
+  for fd in range(3, 64):
+    try:
+      os.write(fd, b'print print print ')
+    except OSError:
+      pass
+  return True
+
+
+def _child():
+  subprocess.Popen(['sleep', '60'])
+  while True:
+    pass
+
+
+ACTIONS = {
+  'loop': _loop,
+  'exit': lambda: os._exit(3),
+  'sysexit': lambda: sys.exit(3),
+  'segfault': lambda: ctypes.string_at(0),
+  'raise': lambda: 1 / 0,
+  'recurse': _recurse,
+  'memory': _memory,
+  'stdout': lambda: bool(print('x' * 10_000_000)) or True,
+  'stdin': lambda: sys.stdin.read() == '',
+  'frames': _print,
+  'child': _child,
+  'truthy': lambda: 'yes',
+  'number': lambda: 0.1,
+  'none': lambda: None,
+  'right': lambda: True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hostile(Honest):
+  """Does what its target says."""
+
+  name: str = 'hostile'
+
+  def verify(self, answer, target):
+    return ACTIONS[target]()
+
+  def same(self, first, second):
+    return ACTIONS[first]() if first in ACTIONS else first[0] == second[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unready(Honest):
+  """Cannot start."""
+
+  def warm_up(self):
+    raise ImportError('no verifier here')
+
+
+TASKS = {'honest': Honest(), 'hostile': Hostile()}
+
+
+def tagged(answer):
+  return f'<think> 1 + 1 = {answer} wait </think> <answer>{answer}</answer>'
+
+
+@pytest.fixture(scope='module')
+def pool():
+  with reward_pool.RewardPool(TASKS, 'r1_zero', deadline_s=1.0) as made:
+    yield made
+
+
+def test_verdicts_in_order(pool):
+  requests = [
+    reward_pool.Request('honest', tagged(i % 7), '3') for i in range(200)
+  ]
+  verdicts = pool.score(requests)
+  assert [v.correct for v in verdicts] == [i % 7 == 3 for i in range(200)]
+  words = {'en': 1, 'zh': 0, 'other': 0}
+  assert verdicts[3] == reward_pool.Verdict(
+    1.0, 1.0, True, '3', 1, 1, 'ok', words=words
+  )
+  assert verdicts[4] == reward_pool.Verdict(
+    0.0, 1.0, False, '4', 1, 1, 'ok', words=words
+  )
+  assert pool.score([]) == []
+
+
+@pytest.mark.parametrize(
+  'completion',
+  [
+    '3',
+    '<answer>3</answer>',
+    f'{tagged(3)} and',
+    f'and {tagged(3)}',
+    tagged(3) * 2,
+    f'<think>{tagged(3)}',
+    '<think> <answer>3</answer> </think>',
+    '<think> 3 </think> <answer></answer>',
+    '<think> 3 </think> <answer>1</answer> <answer>3</answer>',
+  ],
+)
+def test_hacks_have_no_reward(pool, completion):
+  (verdict,) = pool.score([reward_pool.Request('honest', completion, '3')])
+  assert (verdict.accuracy, verdict.format) == (0.0, 0.0)
+
+
+def test_right_answer_in_the_wrong_format_is_correct(pool):
+  (verdict,) = pool.score([reward_pool.Request('honest', 'so 1+2 = 3', '3')])
+  words = {'en': 1, 'zh': 0, 'other': 0}
+  assert verdict == reward_pool.Verdict(
+    0.0, 0.0, True, '3', 1, 0, 'ok', words=words
+  )
+
+
+def test_chat_has_accuracy_and_no_format():
+  with reward_pool.RewardPool(TASKS, 'chat', num_workers=1) as chat:
+    free, tags = chat.score(
+      [
+        reward_pool.Request('honest', 'so it is 3.', '3'),
+        reward_pool.Request('honest', tagged(3), '3'),
+      ]
+    )
+  assert (free.accuracy, free.format, free.correct) == (1.0, 0.0, True)
+  assert (tags.accuracy, tags.format) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+  'action, status',
+  [
+    ('loop', 'timeout'),
+    ('child', 'timeout'),
+    ('exit', 'crash'),
+    ('sysexit', 'crash'),
+    ('segfault', 'crash'),
+    ('raise', 'crash'),
+    ('recurse', 'crash'),
+    ('memory', 'crash'),
+    ('truthy', 'crash'),
+    ('number', 'crash'),
+    ('none', 'crash'),
+    ('frames', 'junk'),
+    ('stdout', 'ok'),
+    ('stdin', 'ok'),
+  ],
+)
+def test_hostile_verifier_stops_nothing(pool, action, status):
+  before = dict(pool.counts)
+  hostile = reward_pool.Request('hostile', tagged(3), action)
+  honest = reward_pool.Request('honest', tagged(3), '3')
+  verdicts = pool.score([honest, hostile, honest, honest])
+  assert [v.status for v in verdicts] == ['ok', status, 'ok', 'ok']
+  assert [v.accuracy for v in verdicts] == [1, float(status == 'ok'), 1, 1]
+  added = {s: pool.counts[s] - before[s] for s in pool.counts}
+  assert sum(added.values()) == 4 and added[status] == 1 + 3 * (status == 'ok')
+
+
+def test_ten_megabytes_score_nothing(pool):
+  right = tagged(3)
+  long = '<think>' + 'junk ' * 2_000_000 + right.removeprefix('<think>')
+  (verdict,) = pool.score([reward_pool.Request('honest', long, '3')])
+  assert verdict.status == 'junk' and verdict.correct
+  assert (verdict.accuracy, verdict.format) == (0.0, 0.0)
+
+
+def test_odd_characters_pass(pool):
+  text = '\ud800\x00\u2028 ' + tagged(3)
+  (verdict,) = pool.score([reward_pool.Request('honest', text, '3')])
+  assert verdict.correct
+
+
+def test_classes(pool):
+  answers = ['1', None, '2', '1.0', '0.5', '1', '2/4', 'x', 'x']
+  assert pool.classes('honest', answers) == [0, -1, 1, 0, 2, 0, 2, 3, 3]
+
+
+def test_classes_fall_back_on_text(pool):
+  answers = ['loop', 'lo', 'loop', 'lo', 'la']
+  assert pool.classes('hostile', answers) == [0, 1, 0, 1, 2]
+
+
+def test_thousands_a_second(pool):
+  requests = [
+    reward_pool.Request('honest', tagged(i), '3') for i in range(2000)
+  ]
+  started = time.monotonic()
+  pool.score(requests)
+  assert time.monotonic() - started < 10  # 0.3 on two idle cores
+
+
+def test_bad_input(pool):
+  with pytest.raises(ValueError, match="no task 'gsm'; it has honest, hostile"):
+    pool.score([reward_pool.Request('gsm', '', '')])
+  with pytest.raises(ValueError, match='num_workers 0'):
+    reward_pool.RewardPool(TASKS, 'short', num_workers=0)
+
+
+def test_worker_that_cannot_start_says_why():
+  with reward_pool.RewardPool({'a': Unready()}, 'short', 1) as unready:
+    with pytest.raises(RuntimeError, match='ImportError: no verifier here'):
+      unready.score([reward_pool.Request('a', '', '')])
+
+
+def _is_running(process):
+  try:
+    state = pathlib.Path(f'/proc/{process}/stat').read_text()
+  except FileNotFoundError:
+    return False
+  return state.rsplit(')', 1)[1].split()[0] != 'Z'
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc'), reason='needs /proc')
+@pytest.mark.parametrize('action', ['right', 'loop'])
+def test_workers_die_with_the_parent(action):
+  code = (
+    'import sys, time\n'
+    f'sys.path.insert(0, {os.path.dirname(__file__)!r})\n'
+    'import test_reward_pool as t\n'
+    'pool = t.reward_pool.RewardPool(t.TASKS, "short", 1, deadline_s=2.0)\n'
+    'ask = lambda a: pool.score('
+    '[t.reward_pool.Request("hostile", t.tagged(1), a)])\n'
+    'ask("right")\n'
+    'print(pool._workers[0]._process.pid, flush=True)\n'
+    f'ask({action!r})\n'
+    'time.sleep(60)\n'
+  )
+  parent = subprocess.Popen(
+    [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True
+  )
+  with parent:
+    worker = int(parent.stdout.readline())
+    time.sleep(0.3)
+    assert _is_running(worker)
+    parent.kill()
+  patience = time.monotonic() + 20
+  while _is_running(worker):
+    assert time.monotonic() < patience, 'the worker outlived its parent'
+    time.sleep(0.1)
+
+
+def test_rewards_do_not_load_jax():
+  code = (
+    'import sys\n'
+    'from rlzero.scoring import reward_pool\n'
+    'from rlzero.tasks import base, procedural, verify\n'
+    'from rlzero.text import template\n'
+    'names = {"jax", "grain", "tensorflow_datasets", "tensorflow", "torch"}\n'
+    'print(sorted(names & set(sys.modules)))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == '[]'
