@@ -12,6 +12,7 @@ from jax.experimental import topologies
 from rlzero.models import attention, splash, transformer
 from rlzero.models.config import Latent, ModelConfig
 from rlzero.rl import learner
+from rlzero.rl.objective import Objective
 from rlzero.runtime import sharding
 from rlzero.train import packing
 
@@ -34,7 +35,7 @@ LATENT = dataclasses.replace(
   latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
 )
 
-OBJECTIVE = learner.Objective(max_len=128, kl_coef=0.1)
+OBJECTIVE = Objective(max_len=128, kl_coef=0.1)
 
 
 def _rows() -> packing.Rows:

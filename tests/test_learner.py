@@ -13,6 +13,7 @@ from test_transformer import noisy
 from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rl import learner, losses
+from rlzero.rl.objective import Objective
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.train import optim, packing
@@ -37,11 +38,11 @@ NUM_ROWS = NUM_PROMPTS * GROUP
 
 MICRO = 24  # five microbatches, fewer without KL
 
-GRPO = learner.Objective(kl_coef=0.1)
+GRPO = Objective(kl_coef=0.1)
 
-NO_KL = learner.Objective(kl_coef=0.0)
+NO_KL = Objective(kl_coef=0.0)
 
-DR_GRPO = learner.Objective(
+DR_GRPO = Objective(
   kl_coef=0.05,
   clip_low=0.1,
   clip_high=0.3,
@@ -370,4 +371,4 @@ def test_learns_to_stop_after_three_tokens():
 )
 def test_refused_objectives(change, message):
   with pytest.raises(ValueError, match=message):
-    learner.Objective(**change)
+    Objective(**change)

@@ -12,6 +12,7 @@ from test_transformer import GEMMA, V3, noisy
 from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rl import learner
+from rlzero.rl.objective import Objective
 from rlzero.rollout import engine, sampling, scheduler
 from rlzero.rollout.sampling import Finish, Sampling
 from rlzero.train import packing
@@ -392,7 +393,7 @@ def test_logprobs_are_those_of_the_learner(params, temperature, by_slots):
   )
   update = learner.Learner(
     CONFIG,
-    learner.Objective(temperature=temperature),
+    Objective(temperature=temperature),
     optax.sgd(0.1),
     micro_tokens=48 * 32,
   )

@@ -8,6 +8,7 @@ import jax
 from rlzero import weights
 from rlzero.models.config import ModelConfig
 from rlzero.rl import learner
+from rlzero.rl.objective import Objective
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
 from rlzero.scoring import reward_pool, rewards
@@ -199,9 +200,9 @@ class Config:
     return self.skip_constant_groups and not self.kl_coef
 
   @property
-  def objective(self) -> learner.Objective:
+  def objective(self) -> Objective:
     paper = self.loss == 'grpo'
-    return learner.Objective(
+    return Objective(
       kl_coef=self.kl_coef,
       clip_low=self.clip_low,
       clip_high=self.clip_high,
