@@ -89,8 +89,8 @@ def measure(cfg: Config, loop: step.Loop) -> dict[str, float]:
       continue
     asked = encoding.encode_examples(loop.tokenizer, cfg.template, drawn)
     prompts = [p.tokens for p in asked]
-    stem = padding.stem_length(prompts)
-    work = useful(cfg, loop.model, [*map(len, prompts)], records, stem)
+    prefix_len = padding.shared_prefix_len(prompts)
+    work = useful(cfg, loop.model, [*map(len, prompts)], records, prefix_len)
     update_rate = work['update_flops'] / row['time/update_s']
     rollout_s = max(
       work['rollout_flops'] / rate, work['rollout_bytes'] / bandwidth
@@ -136,7 +136,7 @@ def useful(
   model: ModelConfig,
   prompt_lens: Sequence[int],
   records: Sequence[Mapping[str, Any]],
-  stem: int = 0,
+  prefix_len: int = 0,
 ) -> dict[str, float]:
   """FLOPs and bytes that a step cannot do without.
 
@@ -145,7 +145,7 @@ def useful(
     model: that is trained.
     prompt_lens: tokens of each prompt.
     records: of its completions.
-    stem: tokens that all prompts begin with.
+    prefix_len: tokens that all prompts begin with.
   """
   body, head = flops.matmul_weights(model)
   prompts = np.array(prompt_lens)
@@ -153,10 +153,10 @@ def useful(
   rewards = np.array([r['reward'] for r in records]).reshape(lengths.shape)
 
   def forward(chosen):
-    p, n = prompts[chosen] - stem, lengths[chosen]
-    s = stem * bool(p.size)
+    p, n = prompts[chosen] - prefix_len, lengths[chosen]
+    s = prefix_len * bool(p.size)
     # A query meets the keys up to its own, a score and a value each: s(s+1)/2
-    # pairs in a stem, p s + p(p+1)/2 in what a prompt has behind it, and
+    # pairs in the shared prefix, p s + p(p+1)/2 in the rest of a prompt, and
     # n (s + p) + n(n+1)/2 in a completion.
     pairs = s * (s + 1) / 2 + (p * s + p * (p + 1) / 2).sum()
     pairs += (n * (s + p[:, None]) + n * (n + 1) / 2).sum()
@@ -173,8 +173,8 @@ def useful(
   decode_steps = max(lengths.max(), lengths.sum() / num_slots)
   cache = jax.eval_shape(lambda: transformer.empty_cache(model, 1, 1))
   held = sum(part.size for part in jax.tree.leaves(cache))  # of a token
-  looked_at = (lengths * (prompts[:, None] - stem + lengths / 2)).sum()
-  looked_at += decode_steps * stem  # by all rows at a time
+  looked_at = (lengths * (prompts[:, None] - prefix_len + lengths / 2)).sum()
+  looked_at += decode_steps * prefix_len  # by all rows at a time
   return {
     'rollout_flops': forward(everything),
     'rollout_bytes': item * (decode_steps * (body + head) + looked_at * held),

@@ -37,15 +37,15 @@ class KeyValues(NamedTuple):
 
   Entry s of a row has position s. A product with queries reads keys whose
   positions are next to each other. Of latent attention there are no values, and
-  keys are [L, B, 1, S, A]. Where layers are apart (`transformer.apart`), each
-  part is a tuple of L arrays of one layer.
+  keys are [L, B, 1, S, A]. Where layers are unstacked (`transformer.unstack`),
+  each part is a tuple of L arrays of one layer.
   """
 
   key: Float[jax.Array, 'L B K H S']
   value: Float[jax.Array, 'L B K S H'] | None
 
 
-class Prefix(NamedTuple):
+class CachedContext(NamedTuple):
   """Cached tokens that every query of a row may look at; in pieces."""
 
   cache: tuple[KeyValues, ...]
@@ -56,20 +56,20 @@ class Prefix(NamedTuple):
 class Prompts(NamedTuple):
   """Prompts that rows share; a row may hold completions of M of them.
 
-  What all prompts begin with, the stem, is apart where there is one: a row of
-  it for each device, none of them padded.
+  What all prompts begin with, the shared prefix, is a field of its own:
+  a row of it for each device, none of them padded; None without one.
   """
 
-  tokens: Tokens  # [P, Tp], right-padded; behind the stem
+  tokens: Tokens  # [P, Tp], right-padded; behind the shared prefix
   index: Int[jax.Array, 'B M']  # the prompts that a row continues
   which: Int[jax.Array, 'B T']  # of these M, the one that a token continues
-  stem: Tokens | None = None
+  shared_prefix: Tokens | None = None
 
 
 class Routing(NamedTuple):
   """Where tokens went in the layers that have experts."""
 
   ids: Int[jax.Array, 'L B T C']  # experts of the rows' tokens; E is none
-  # Tokens that experts got, of prompts too; not of a stem, which would count
-  # once for each microbatch.
+  # Tokens that experts got, of prompts too; not of a shared prefix, which
+  # would count once for each microbatch.
   loads: Float[jax.Array, 'L E']

@@ -35,10 +35,10 @@ jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 
 
 @pytest.fixture
-def short_stems(monkeypatch):
-  """Two prompts have a stem from two tokens on."""
-  monkeypatch.setattr(padding, '_STEM_PROMPTS', 2)
-  monkeypatch.setattr(padding, '_STEM_STEP', 2)
+def short_shared_prefixes(monkeypatch):
+  """Two prompts have a shared prefix from two tokens on."""
+  monkeypatch.setattr(padding, '_PREFIX_PROMPTS', 2)
+  monkeypatch.setattr(padding, '_PREFIX_STEP', 2)
 
 
 @pytest.fixture(scope='module')

@@ -47,7 +47,7 @@ def _rows() -> packing.Rows:
     return rng.integers(1, 31, size)
 
   return packing.Rows(
-    # With a beginning in common, which is shared under `short_stems`.
+    # With a beginning in common, which is shared under `short_shared_prefixes`.
     prompts=[[5, 9, *draw(7).tolist()], [5, 9, *draw(12).tolist()]],
     prompt_index=np.array([0, 0, 0, 1, 1, 1]),
     completions=[draw(n) for n in lengths],
@@ -59,7 +59,7 @@ def _rows() -> packing.Rows:
 
 def _micro() -> packing.Micro:
   ((_, micro),) = packing.microbatches(_rows(), np.arange(6), 512, 128, ways=2)
-  assert micro.prompts.stem.ids.tolist() == [[5, 9]] * 2
+  assert micro.prompts.shared_prefix.ids.tolist() == [[5, 9]] * 2
   assert np.any(micro.prompts.which > 0)
   assert np.any(micro.tokens.segments == 0)
   return micro
@@ -95,7 +95,7 @@ def on_tpu(monkeypatch):
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
 
 
-@pytest.mark.usefixtures('short_stems')
+@pytest.mark.usefixtures('short_shared_prefixes')
 def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
   params, micro = _params(LATENT), _micro()
   plain = _loss_and_gradient(LATENT, params, micro)
@@ -107,7 +107,7 @@ def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
     _assert_same(plain, jax.device_get(fused))
 
 
-@pytest.mark.usefixtures('short_stems')
+@pytest.mark.usefixtures('short_shared_prefixes')
 def test_the_call_for_gpus_is_the_plain_path(monkeypatch):
   """All but the kernel itself, for which there is no device here."""
   params, micro = _params(GQA), _micro()
@@ -148,7 +148,7 @@ def uncached():
 
 
 @pytest.mark.parity
-@pytest.mark.usefixtures('uncached', 'short_stems')
+@pytest.mark.usefixtures('uncached', 'short_shared_prefixes')
 def test_the_update_compiles_for_a_tpu_with_the_kernels(monkeypatch):
   pytest.importorskip('libtpu', reason='the extra `plan` brings it')
   monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
@@ -163,6 +163,6 @@ def test_the_update_compiles_for_a_tpu_with_the_kernels(monkeypatch):
     shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     lowered = update.lower(update.abstract(shapes), _rows())['update']
     text = lowered.compile().as_text()
-  # Forward and backward, of queries and of keys, of three parts: the stem, the
-  # prompts and the rows' own.
+  # Forward and backward, of queries and of keys, of three parts: the shared
+  # prefix, the prompts and the rows' own.
   assert text.count('tpu_custom_call') >= 9

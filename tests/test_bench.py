@@ -98,9 +98,9 @@ def test_useful_flops_by_hand():
   # 32 weights for each of 3 tokens; cache of 5 + n / 2 tokens in the mean, for
   # each of n: 5.5 + 3 x 6.5 + 2 x 2 x 6 = 49, of a key and a value of 2.
   assert work['rollout_bytes'] == 4 * (3 * 32 + 49 * 4)
-  # A stem of 2 of the 5, with 3 pairs: 2 + 2 x 3 + 8 tokens in all; behind it
-  # each prompt has 3 x 2 + 6 pairs, its completions 27 and 26 as before.
-  work = bench.useful(cfg, model, [5, 5], records, stem=2)
+  # A shared prefix of 2 of the 5, with 3 pairs: 2 + 2 x 3 + 8 tokens in all;
+  # behind it a prompt has 3 x 2 + 6 pairs, its completions 27 and 26 as before.
+  work = bench.useful(cfg, model, [5, 5], records, prefix_len=2)
   whole = 2 * (22 * 16 + 10 * 8) + 4 * (3 + 2 * 12 + 27 + 26) * 2
   assert work['rollout_flops'] == whole
   assert work['update_flops'] == 3 * first  # it has one prompt

@@ -52,7 +52,7 @@ DR_GRPO = Objective(
   max_len=20,
 )
 
-STEM = 7, 3
+SHARED_PREFIX = 7, 3
 
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -63,10 +63,10 @@ def params():
   return noisy(CONFIG)
 
 
-def make_rows(objective, seed=0, shortest=1, longest=9, stem=()):
+def make_rows(objective, seed=0, shortest=1, longest=9, shared_prefix=()):
   """Groups of random completions; all rewards of the second are equal.
 
-  Prompts begin with the stem, which is shared under `short_stems`.
+  They begin with the prefix, which is shared under `short_shared_prefixes`.
   """
   rng = np.random.default_rng(seed)
   completions = [
@@ -81,7 +81,9 @@ def make_rows(objective, seed=0, shortest=1, longest=9, stem=()):
     for _ in range(2)
   )
   return packing.Rows(
-    prompts=[[*stem, *rng.integers(2, 13, n).tolist()] for n in (2, 5, 3)],
+    prompts=[
+      [*shared_prefix, *rng.integers(2, 13, n).tolist()] for n in (2, 5, 3)
+    ],
     prompt_index=np.repeat(np.arange(NUM_PROMPTS), GROUP),
     completions=completions,
     old_logprobs=old,
@@ -200,12 +202,16 @@ def test_a_group_may_be_cut_into_several_microbatches(params):
 @pytest.mark.parametrize(
   'objective', [GRPO, NO_KL, DR_GRPO], ids=['grpo', 'no-kl', 'dr-grpo']
 )
-@pytest.mark.parametrize('stem', [(), STEM], ids=['whole', 'stem'])
-def test_gradient_equals_the_plain_formula(params, objective, stem, request):
-  rows = make_rows(objective, stem=stem)
-  if stem:
-    request.getfixturevalue('short_stems')
-  assert padding.stem_length(rows.prompts) == len(stem)
+@pytest.mark.parametrize(
+  'shared_prefix', [(), SHARED_PREFIX], ids=['whole', 'shared']
+)
+def test_gradient_equals_the_plain_formula(
+  params, objective, shared_prefix, request
+):
+  rows = make_rows(objective, shared_prefix=shared_prefix)
+  if shared_prefix:
+    request.getfixturevalue('short_shared_prefixes')
+  assert padding.shared_prefix_len(rows.prompts) == len(shared_prefix)
   assert (rows.advantages == 0).sum() == GROUP  # skipped without KL
   grads, totals = make_learner(objective).gradient(params, rows)
   expected, loss, kl = plain_gradient(objective, params, rows)
@@ -242,9 +248,9 @@ def test_update_divides_by_all_rows_once(params):
   )
 
 
-@pytest.mark.usefixtures('short_stems')
+@pytest.mark.usefixtures('short_shared_prefixes')
 def test_logprobs_equal_a_direct_forward(params):
-  rows = make_rows(DR_GRPO, stem=STEM)
+  rows = make_rows(DR_GRPO, shared_prefix=SHARED_PREFIX)
   direct = jax.jit(plain_logprobs, static_argnums=1)
   for i, row in enumerate(make_learner(DR_GRPO).logprobs(params, rows)):
     expected, _ = direct(params, 0.7, *whole_row(rows, i))

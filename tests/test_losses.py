@@ -165,7 +165,9 @@ def test_one_pass_equals_the_plain_gradient(chunk):
     )
 
   def one_pass(hidden, head):
-    return head.summed_terms(terms, 0.7, chunk, hidden, head, targets, weights)
+    return head.fused_logprob_loss(
+      terms, 0.7, chunk, hidden, head, targets, weights
+    )
 
   # The gradient of a multiple of the sum.
   first, second = (
@@ -191,7 +193,7 @@ def test_one_pass_has_three_products_with_the_head():
     return jnp.sum(logprobs), jnp.sum(entropy)
 
   def loss(hidden, head):
-    return head.summed_terms(terms, 1.0, 8, hidden, head, targets, ())[0]
+    return head.fused_logprob_loss(terms, 1.0, 8, hidden, head, targets, ())[0]
 
   text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).as_text()
   assert text.count('dot_general') == 3

@@ -22,35 +22,39 @@ def make_rows(rng, lengths, group_size, prompt_lens):
   )
 
 
-def test_a_stem_is_what_all_prompts_begin_with():
+def test_shared_prefix_is_what_all_prompts_begin_with():
   rng = np.random.default_rng(4)
   template = rng.integers(2, 99, 40).tolist()
   prompts = [template + [i, *range(i)] for i in (1, 2, 3, 4)]
-  assert padding.stem_length(prompts) == 32  # a multiple of 16
-  assert padding.stem_length(prompts[:3]) == 0  # few may agree by chance
-  assert padding.stem_length([*prompts, template[:20] + [1]]) == 16
-  assert padding.stem_length([*prompts, template[:32]]) == 16  # one is left
-  assert padding.stem_length([*prompts, [0] + template]) == 0
+  assert padding.shared_prefix_len(prompts) == 32  # a multiple of 16
+  assert padding.shared_prefix_len(prompts[:3]) == 0  # few may agree by chance
+  assert padding.shared_prefix_len([*prompts, template[:20] + [1]]) == 16
+  assert (
+    padding.shared_prefix_len([*prompts, template[:32]]) == 16
+  )  # one is left
+  assert padding.shared_prefix_len([*prompts, [0] + template]) == 0
 
 
-@pytest.mark.parametrize('stem', [0, 6])
-def test_every_chosen_completion_is_in_one_place(stem, request):
-  if stem:
-    request.getfixturevalue('short_stems')
+@pytest.mark.parametrize('prefix_len', [0, 6])
+def test_every_chosen_completion_is_in_one_place(prefix_len, request):
+  if prefix_len:
+    request.getfixturevalue('short_shared_prefixes')
   rng = np.random.default_rng(1)
   for _ in range(10):
     rows = make_rows(rng, rng.integers(1, 300, 40), 4, rng.integers(1, 9, 10))
-    rows = rows._replace(prompts=[[*range(stem), *p] for p in rows.prompts])
+    rows = rows._replace(
+      prompts=[[*range(prefix_len), *p] for p in rows.prompts]
+    )
     chosen = np.sort(rng.choice(40, 25, replace=False))
     seen = []
     for places, micro in packing.microbatches(rows, chosen, 1024, 300):
-      if stem:
-        whole = micro.prompts.stem
-        np.testing.assert_array_equal(whole.ids, [range(stem)])
+      if prefix_len:
+        whole = micro.prompts.shared_prefix
+        np.testing.assert_array_equal(whole.ids, [range(prefix_len)])
         np.testing.assert_array_equal(whole.positions, whole.ids)
         assert whole.segments.all()
       else:
-        assert micro.prompts.stem is None
+        assert micro.prompts.shared_prefix is None
       assert micro.tokens.ids.size <= 1024
       covered = np.zeros(micro.tokens.ids.shape, int)
       for i, row, start in places:
@@ -73,10 +77,10 @@ def test_every_chosen_completion_is_in_one_place(stem, request):
         assert (micro.lengths[at] == size).all()
         own = micro.prompts.index[row][micro.prompts.which[at]]
         for p in own:
-          rests = micro.prompts.tokens
-          real = rests.segments[p] > 0
-          assert rests.ids[p][real].tolist() == prompt[stem:]
-          assert rests.positions[p][0] == stem
+          suffixes = micro.prompts.tokens
+          real = suffixes.segments[p] > 0
+          assert suffixes.ids[p][real].tolist() == prompt[prefix_len:]
+          assert suffixes.positions[p][0] == prefix_len
         seen.append(i)
       np.testing.assert_array_equal(micro.tokens.segments > 0, covered)
       np.testing.assert_array_equal(micro.lengths > 0, covered)

@@ -156,41 +156,45 @@ def test_other_slot_counts_write_the_same(params, by_slots):
   assert total > 500 and equal / total >= 0.999
 
 
-@pytest.mark.usefixtures('short_stems')
-@pytest.mark.parametrize('apart', [True, False], ids=['apart', 'stacked'])
+@pytest.mark.usefixtures('short_shared_prefixes')
+@pytest.mark.parametrize(
+  'unstacked', [True, False], ids=['unstacked', 'stacked']
+)
 @pytest.mark.parametrize('of', [CONFIG, GEMMA, V3], ids=['', 'windows', 'v3'])
-def test_a_stem_is_computed_once_and_changes_nothing(of, apart, monkeypatch):
+def test_a_shared_prefix_is_computed_once_and_changes_nothing(
+  of, unstacked, monkeypatch
+):
   config = dataclasses.replace(of, vocab_size=13)
   params = noisy(config)
   prompts = [p._replace(tokens=[9, 4, 6, 2, *p.tokens]) for p in make_prompts()]
   settings = Sampling(num_slots=5, **SHORT | {'max_prompt_len': 12})
-  if not apart:  # as on an accelerator
+  if not unstacked:  # as on an accelerator
     monkeypatch.setattr(engine, 'prepare', lambda config, params: params)
-  stems, prefill = [], engine.prefill_stem
+  shared_prefixes, prefill = [], engine.prefill_shared_prefix
 
-  def counting(config, params, stem):
-    stems.append(stem.ids.tolist())
-    return prefill(config, params, stem)
+  def counting(config, params, shared_prefix):
+    shared_prefixes.append(shared_prefix.ids.tolist())
+    return prefill(config, params, shared_prefix)
 
   def completions():
     return scheduler.generate(
       config, params, prompts, GROUP, settings, eos_ids=(EOS,), seed=SEED
     )[0]
 
-  monkeypatch.setattr(engine, 'prefill_stem', counting)
+  monkeypatch.setattr(engine, 'prefill_shared_prefix', counting)
   monkeypatch.setattr(scheduler, '_PREFILL_BLOCK', 4)
   shared = completions()
   # Latent attention does without.
-  assert stems == ([] if config.latent else [[[9, 4, 6, 2]]])
-  monkeypatch.setattr(padding, '_STEM_PROMPTS', 99)
-  once = list(stems)
+  assert shared_prefixes == ([] if config.latent else [[[9, 4, 6, 2]]])
+  monkeypatch.setattr(padding, '_PREFIX_PROMPTS', 99)
+  once = list(shared_prefixes)
   for one, other in zip(shared, completions(), strict=True):
     np.testing.assert_array_equal(one.tokens, other.tokens)
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
-  assert stems == once
+  assert shared_prefixes == once
 
 
-def test_stacked_layers_write_what_layers_apart_do(
+def test_stacked_layers_write_what_unstacked_layers_do(
   params, by_slots, monkeypatch
 ):
   # As on an accelerator.
@@ -253,13 +257,13 @@ def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   prefilled, decoded, handed = [], [], {}
   prefill, decode = engine.prefill, engine.decode
 
-  def counting_prefill(config, params, tokens, stem):
-    assert stem is None  # the prompts have nothing in common
+  def counting_prefill(config, params, tokens, shared_prefix):
+    assert shared_prefix is None  # the prompts have nothing in common
     lengths = tokens.segments.sum(axis=1)
     prefilled.extend(
       ids[:n].tolist() for ids, n in zip(tokens.ids, lengths, strict=True)
     )
-    return prefill(config, params, tokens, stem)
+    return prefill(config, params, tokens, shared_prefix)
 
   def counting_decode(*args, **kwargs):
     decoded.append(kwargs['num_steps'])

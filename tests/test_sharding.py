@@ -6,7 +6,15 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_learner import CONFIG, EOS, GRPO, NO_KL, STEM, distance, make_rows
+from test_learner import (
+  CONFIG,
+  EOS,
+  GRPO,
+  NO_KL,
+  SHARED_PREFIX,
+  distance,
+  make_rows,
+)
 from test_transformer import V2, V3
 
 from rlzero.models import transformer
@@ -63,9 +71,9 @@ def test_parameters_are_made_in_their_parts(config, mesh):
 
 
 @on_meshes
-@pytest.mark.usefixtures('short_stems')
+@pytest.mark.usefixtures('short_shared_prefixes')
 def test_gradient_on_a_mesh_is_the_one_without(config, mesh):
-  rows = make_rows(GRPO, stem=STEM)
+  rows = make_rows(GRPO, shared_prefix=SHARED_PREFIX)
   params = params_of(config)
   rule = optim.Optimizer(learning_rate=0.05).transform(4)
   alone = learner.Learner(config, GRPO, rule, 48)
@@ -92,10 +100,10 @@ def test_gradient_on_a_mesh_is_the_one_without(config, mesh):
 
 
 @pytest.mark.parametrize('objective', [GRPO, NO_KL], ids=['kl', 'no-kl'])
-@pytest.mark.usefixtures('short_stems')
+@pytest.mark.usefixtures('short_shared_prefixes')
 def test_pmapped_gradient_is_the_one_of_one_device(objective):
   # Five microbatches, fewer without KL, of unlike token counts on 8 devices.
-  rows = make_rows(objective, stem=STEM)
+  rows = make_rows(objective, shared_prefix=SHARED_PREFIX)
   params = params_of(CONFIG)
   rule = optim.Optimizer(learning_rate=0.05).transform(4)
   alone = learner.Learner(CONFIG, objective, rule, 24)
@@ -118,7 +126,7 @@ def test_pmapped_gradient_is_the_one_of_one_device(objective):
 
 
 @on_meshes
-@pytest.mark.usefixtures('short_stems')
+@pytest.mark.usefixtures('short_shared_prefixes')
 def test_completions_on_a_mesh_are_those_without(config, mesh):
   params = params_of(config)
   prompts = [scheduler.Prompt(i, [2, 3, 4 + i]) for i in range(3)]

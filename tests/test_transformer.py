@@ -17,7 +17,7 @@ from rlzero.models.config import (
   RopeScaling,
   Yarn,
 )
-from rlzero.types import KeyValues, Prefix, Prompts, Tokens
+from rlzero.types import CachedContext, KeyValues, Prompts, Tokens
 
 MHA = ModelConfig(
   vocab_size=37,
@@ -158,8 +158,8 @@ def sequences(seed, lengths):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(config, params, rows, prompts=None, prefix=None):
-  return transformer.forward(config, params, rows, prompts, prefix)
+def forward(config, params, rows, prompts=None, context=None):
+  return transformer.forward(config, params, rows, prompts, context)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -194,9 +194,9 @@ def continued(prompts, width, index, row_width, junk=0):
 
 
 @CONFIGS
-@pytest.mark.parametrize('size', [0, 4], ids=['whole', 'stem'])
+@pytest.mark.parametrize('size', [0, 4], ids=['whole', 'shared'])
 def test_shared_prompt_equals_repeated_prompt(config, size):
-  (stem,) = sequences(5, (size,))
+  (shared_prefix,) = sequences(5, (size,))
   starts = [size + start for start in STARTS]
   rng = np.random.default_rng(3)
   weights = [rng.normal(size=len(row)) for row in ROWS]
@@ -212,7 +212,9 @@ def test_shared_prompt_equals_repeated_prompt(config, size):
     prompts = continued(PROMPTS, 6, INDEX, 7)
     if size:
       tokens = padded(PROMPTS, 6, [size] * len(PROMPTS))
-      prompts = prompts._replace(tokens=tokens, stem=padded([stem], size))
+      prompts = prompts._replace(
+        tokens=tokens, shared_prefix=padded([shared_prefix], size)
+      )
     before = predicted(config, params, rows, prompts)
     out = scores(params, before, rows.ids)
     weight = np.zeros((6, 7), np.float32)
@@ -222,7 +224,9 @@ def test_shared_prompt_equals_repeated_prompt(config, size):
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def repeated(params):
-    whole = [stem + PROMPTS[p] + r for p, r in zip(INDEX, ROWS, strict=True)]
+    whole = [
+      shared_prefix + PROMPTS[p] + r for p, r in zip(INDEX, ROWS, strict=True)
+    ]
     rows = padded(whole, 17)
     hidden, _, _ = forward(config, params, rows)
     out = scores(params, hidden[:, :-1], rows.ids[:, 1:])
@@ -314,7 +318,7 @@ def test_cached_decoding_equals_full_forward(config):
       (lengths[:, None] + np.arange(3)).astype(np.int32),
     )
     hidden, _, own = forward(
-      config, params, here, prefix=Prefix((held, fresh), valid, places)
+      config, params, here, context=CachedContext((held, fresh), valid, places)
     )
     np.testing.assert_allclose(
       hidden[:, 0], full[rows, lengths + i], rtol=1e-5, atol=1e-5
@@ -324,10 +328,13 @@ def test_cached_decoding_equals_full_forward(config):
         np.moveaxis(buffer, axis, 0)[i] = np.moveaxis(new, axis, 0)[0]
   # The same of layers that are apart, over caches that are.
   each = jax.tree.map(
-    lambda x: tuple(np.split(x, len(x))), Prefix((held, fresh), valid, places)
+    lambda x: tuple(np.split(x, len(x))),
+    CachedContext((held, fresh), valid, places),
   )
   each = each._replace(valid=valid, positions=places)
-  alone, _, mine = forward(config, transformer.apart(params), here, prefix=each)
+  alone, _, mine = forward(
+    config, transformer.unstack(params), here, context=each
+  )
   np.testing.assert_allclose(alone, hidden, rtol=1e-5, atol=1e-5)
   joined = KeyValues(*(part and np.concatenate(part) for part in mine))
   jax.tree.map(
@@ -412,12 +419,14 @@ def test_bfloat16_is_close_and_keeps_float32_parameters():
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('config', [GQA, MQA], ids=['tied', 'untied'])
-def test_next_logits_are_float32_whether_layers_are_apart_or_not(config, dtype):
+def test_next_logits_are_float32_whether_layers_are_unstacked_or_not(
+  config, dtype
+):
   config = dataclasses.replace(config, dtype=dtype)
   params = transformer.init(config, jax.random.key(0))
   hidden = jax.random.normal(jax.random.key(1), (3, config.width), dtype)
   exact = np.float32(hidden) @ np.float32(transformer.head(config, params))
-  for held in (params, transformer.apart(params)):
+  for held in (params, transformer.unstack(params)):
     logits = transformer.next_logits(config, held, hidden)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-6)
@@ -501,13 +510,13 @@ def test_predictors_shift_by_one():
 
 def test_prompts_and_prefix_together_are_refused():
   rows = padded(ROWS, 7)
-  with pytest.raises(ValueError, match='prompts or a prefix, not both'):
+  with pytest.raises(ValueError, match='prompts or a context, not both'):
     transformer.forward(
       MHA,
       noisy(MHA),
       rows,
       continued(PROMPTS, 6, INDEX, 7),
-      Prefix((), (), ()),
+      CachedContext((), (), ()),
     )
 
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero.models import layers, splash
+from rlzero.models import splash
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
 
@@ -121,7 +122,7 @@ def attend(
     end = start + part.key.shape[2]
     out += _product('bkrts,bksh->bkrth', weights[..., start:end], part.value)
     start = end
-  return layers.keep(out)
+  return checkpoint_name(out, 'attention_output')
 
 
 def _product(axes, x, of_rows, dtype=None):

@@ -32,13 +32,13 @@ def logprobs_and_entropy(
   def of_chunk(part):
     return _logprobs_and_entropy(head, temperature, *part)
 
-  parts = _chunks((hidden, targets), chunk)
+  parts = split_chunks((hidden, targets), chunk)
   logprobs, entropy = jax.lax.map(of_chunk, parts)
-  return _whole(logprobs, targets), _whole(entropy, targets)
+  return merge_chunks(logprobs, targets), merge_chunks(entropy, targets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def summed_terms(
+def fused_logprob_loss(
   terms: Callable[..., tuple[Float[Array, ''], Any]],
   temperature: float,
   chunk: int,
@@ -73,11 +73,11 @@ def summed_terms(
     h, t, extra = part
     return terms(*_logprobs_and_entropy(head, temperature, h, t), extra), ()
 
-  parts = _chunks((hidden, targets, extras), chunk)
-  return _summed(of_chunk, parts)[0]
+  parts = split_chunks((hidden, targets, extras), chunk)
+  return scan_sum(of_chunk, parts)[0]
 
 
-def _summed_terms_forward(
+def _fused_logprob_loss_forward(
   terms, temperature, chunk, hidden, head, targets, extras
 ):
   def of_chunk(part):
@@ -97,19 +97,23 @@ def _summed_terms_forward(
     dhead = product(h.reshape(-1, h.shape[-1]).T, flat)
     return (value, totals, dhead), dh.reshape(h.shape)
 
-  parts = _chunks((hidden, targets, extras), chunk)
-  (value, totals, dhead), dhidden = _summed(of_chunk, parts)
-  dhidden = _whole(dhidden, targets)
+  parts = split_chunks((hidden, targets, extras), chunk)
+  (value, totals, dhead), dhidden = scan_sum(of_chunk, parts)
+  dhidden = merge_chunks(dhidden, targets)
   return (value, totals), (dhidden, dhead.astype(head.dtype))
 
 
-def _summed_terms_backward(terms, temperature, chunk, gradients, cotangents):
+def _fused_logprob_loss_backward(
+  terms, temperature, chunk, gradients, cotangents
+):
   scale = cotangents[0]  # of the sum; the totals have no gradient
   dhidden, dhead = (g * scale.astype(g.dtype) for g in gradients)
   return dhidden, dhead, None, None
 
 
-summed_terms.defvjp(_summed_terms_forward, _summed_terms_backward)
+fused_logprob_loss.defvjp(
+  _fused_logprob_loss_forward, _fused_logprob_loss_backward
+)
 
 
 def distillation_kl(
@@ -139,11 +143,11 @@ def distillation_kl(
       first, second = theirs, ours
     return jnp.sum(jnp.exp(first) * (first - second), axis=-1)
 
-  parts = _chunks((hidden, teacher_hidden), chunk)
-  return _whole(jax.lax.map(of_chunk, parts), hidden)
+  parts = split_chunks((hidden, teacher_hidden), chunk)
+  return merge_chunks(jax.lax.map(of_chunk, parts), hidden)
 
 
-def _summed(of_chunk, parts):
+def scan_sum(of_chunk, parts):
   """Sums of the chunks' first results, and their second ones stacked."""
   first = jax.tree.map(lambda x: x[0], parts)
   sums, _ = jax.eval_shape(of_chunk, first)
@@ -183,7 +187,7 @@ def _softmax(head, temperature, hidden, targets):
   return powers / total, chosen - log_z, log_z - mean
 
 
-def _chunks(tree, chunk):
+def split_chunks(tree, chunk):
   """[B, T, ...] -> [chunks, B, C, ...], padded with zeros.
 
   B * C is about `chunk` tokens at most, for each device that has rows.
@@ -200,8 +204,8 @@ def _chunks(tree, chunk):
   return jax.tree.map(cut, tree)
 
 
-def _whole(chunks, like):
-  """[chunks, B, C, ...] -> [B, T, ...]; undoes `_chunks`."""
+def merge_chunks(chunks, like):
+  """[chunks, B, C, ...] -> [B, T, ...]; undoes `split_chunks`."""
   chunks = chunks.swapaxes(0, 1)
   chunks = chunks.reshape(chunks.shape[0], -1, *chunks.shape[3:])
   return chunks[:, : like.shape[1]]

@@ -56,7 +56,7 @@ class LatentAttention(nn.Module):
   def project(
     self,
     x: Float[Array, 'B T D'],
-    turn: tuple[Float[Array, 'B T half'], Float[Array, 'B T half']],
+    cos_sin: tuple[Float[Array, 'B T half'], Float[Array, 'B T half']],
     absorbed: bool,
   ) -> tuple[Float[Array, 'B K R T H'], KeyValues, KeyValues]:
     """Queries, what they attend over, and what the cache holds.
@@ -67,11 +67,11 @@ class LatentAttention(nn.Module):
     c, a = self.config, self.config.latent
     query = self._queries(x)
     query, turned = jnp.split(query, [c.head_dim - a.rope_dim], axis=-1)
-    turned = rope.rotate(turned, turn, interleaved=True)
+    turned = rope.rotate(turned, cos_sin, interleaved=True)
     down = self._multiply(x, self.latent_down)
     latent, shared = jnp.split(down, [a.kv_rank], axis=-1)
     latent = layers.rms_norm(latent, self.latent_norm, c)
-    shared = rope.rotate(shared[:, None], turn, interleaved=True)
+    shared = rope.rotate(shared[:, None], cos_sin, interleaved=True)
     held = jnp.concatenate([latent[:, None], shared], axis=-1)
     held = KeyValues(held, None)
     key_up, value_up = self._up(x.dtype)

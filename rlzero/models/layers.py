@@ -3,11 +3,12 @@
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from rlzero.models.config import ModelConfig
 
-KEPT = 'kept'  # the name of what `keep` marks
+# What the backward pass finds again, beside matrix products, where a layer is
+# not recomputed as a whole; each is marked with `checkpoint_name`.
+SAVED_NAMES = ('attention_output', 'expert_product')
 
 INIT = nn.initializers.normal(0.02)
 
@@ -39,11 +40,6 @@ def rms_norm(x, scale, config):
     scale = 1 + scale.astype(jnp.float32)
   scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
   return (x32 * inverse * scale).astype(x.dtype)
-
-
-def keep(x):
-  """Marks what the backward pass is to find again, as it does products."""
-  return checkpoint_name(x, KEPT)
 
 
 def matrix(module, name, *axes, inputs=1):

@@ -11,6 +11,7 @@ import functools
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from rlzero.models import layers
@@ -283,8 +284,12 @@ def _grouped(gate, up, down, rows, sizes):
   real = (jnp.arange(rows.shape[0]) < jnp.sum(sizes))[:, None]
   # What a ragged product leaves beyond its groups is the backend's own.
   rows = jnp.where(real, rows, 0)
-  hidden = nn.silu(layers.keep(jax.lax.ragged_dot(rows, gate, sizes)))
-  hidden *= layers.keep(jax.lax.ragged_dot(rows, up, sizes))
+  hidden = nn.silu(
+    checkpoint_name(jax.lax.ragged_dot(rows, gate, sizes), 'expert_product')
+  )
+  hidden *= checkpoint_name(
+    jax.lax.ragged_dot(rows, up, sizes), 'expert_product'
+  )
   return jnp.where(real, jax.lax.ragged_dot(hidden, down, sizes), 0)
 
 

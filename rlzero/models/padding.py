@@ -6,24 +6,27 @@ import numpy as np
 
 from rlzero.types import Tokens
 
-_STEM_STEP = 16  # a stem is cut to a multiple of this, so that it seldom varies
+# The shared prefix is a multiple of this long, so that its shape seldom varies.
+_PREFIX_STEP = 16
 
-_STEM_PROMPTS = 4  # of fewer prompts more is alike by chance, now and then
+# With fewer prompts extra tokens agree by chance, which would change the shape
+# from step to step.
+_PREFIX_PROMPTS = 4
 
 
-def stem_length(prompts: Sequence[Sequence[int]]) -> int:
-  """Tokens of the stem: what all prompts begin with, a template say.
+def shared_prefix_len(prompts: Sequence[Sequence[int]]) -> int:
+  """Length of the shared prefix: what all prompts begin with, a template say.
 
   It need not be computed for each of them. Every prompt keeps a token of its
   own, which predicts the first one of its completions.
   """
-  if len(prompts) < _STEM_PROMPTS:
+  if len(prompts) < _PREFIX_PROMPTS:
     return 0
   # What the first and the last in order have in common, all have.
   first, last = min(prompts), max(prompts)
   most = min(map(len, prompts)) - 1
   alike = next((i for i in range(most) if first[i] != last[i]), most)
-  return alike // _STEM_STEP * _STEM_STEP
+  return alike // _PREFIX_STEP * _PREFIX_STEP
 
 
 def prompt_width(longest: int) -> int:

@@ -29,18 +29,18 @@ def frequencies(
   if isinstance(scaling, Yarn):
     low, high = (
       half
-      * np.log(scaling.original_max_position / (2 * np.pi * turns))
+      * np.log(scaling.original_max_position / (2 * np.pi * rotations))
       / np.log(theta)
-      for turns in (scaling.beta_fast, scaling.beta_slow)
+      for rotations in (scaling.beta_fast, scaling.beta_slow)
     )
     low, high = max(np.floor(low), 0), min(np.ceil(high), head_dim - 1)
     # A step where the bounds meet, as the paper's code has it.
     kept = 1 - np.clip((np.arange(half) - low) / max(high - low, 1e-3), 0, 1)
     scaled = kept * plain + (1 - kept) * plain / scaling.factor
     return scaled.astype(np.float32)
-  turns = scaling.original_max_position * plain / (2 * np.pi)
+  rotations = scaling.original_max_position * plain / (2 * np.pi)
   low, high = scaling.low_freq_factor, scaling.high_freq_factor
-  kept = np.clip((turns - low) / (high - low), 0, 1)
+  kept = np.clip((rotations - low) / (high - low), 0, 1)
   scaled = kept * plain + (1 - kept) * plain / scaling.factor
   return scaled.astype(np.float32)
 
@@ -70,7 +70,7 @@ def _mscale(factor: float, weight: float) -> float:
   return 0.1 * weight * float(np.log(factor)) + 1.0
 
 
-class Turns(NamedTuple):
+class RopeTable(NamedTuple):
   """Cosines and sines of positions, [B, T, H / 2]; made once for all layers.
 
   Left to each layer, a compiler would take them again for every head.
@@ -89,8 +89,8 @@ class Turns(NamedTuple):
     )
 
 
-def turns(config: ModelConfig, positions: Int[Array, 'B T']) -> Turns:
-  """By how much tokens at these positions are turned."""
+def make_table(config: ModelConfig, positions: Int[Array, 'B T']) -> RopeTable:
+  """RoPE cosines and sines for these positions."""
   width = config.latent.rope_dim if config.latent else config.head_dim
   size = amplitude(config.rope_scaling)
 
@@ -99,7 +99,7 @@ def turns(config: ModelConfig, positions: Int[Array, 'B T']) -> Turns:
     radians = positions[..., None].astype(jnp.float32) * each[None, None]
     return jnp.cos(radians) * size, jnp.sin(radians) * size
 
-  return Turns(
+  return RopeTable(
     table(config.rope_theta, config.rope_scaling),
     table(config.local_rope_theta, None) if config.window else None,
   )
@@ -107,18 +107,18 @@ def turns(config: ModelConfig, positions: Int[Array, 'B T']) -> Turns:
 
 def rotate(
   x: Float[Array, 'B *K T H'],
-  turn: tuple[Float[Array, 'B T half'], Float[Array, 'B T half']],
+  cos_sin: tuple[Float[Array, 'B T half'], Float[Array, 'B T half']],
   interleaved: bool = False,
 ) -> Float[Array, 'B *K T H']:
   """Rotary position embedding (arXiv 2104.09864, eq. 34).
 
   Args:
     x: queries or keys.
-    turn: cosines and sines, of `Turns`.
+    cos_sin: cosines and sines, of `RopeTable`.
     interleaved: whether dimensions 2i and 2i + 1 are a pair, else i and
       i + H / 2. The result has the halves one after the other either way.
   """
-  cos, sin = (jnp.expand_dims(part, range(1, x.ndim - 2)) for part in turn)
+  cos, sin = (jnp.expand_dims(part, range(1, x.ndim - 2)) for part in cos_sin)
   x32 = x.astype(jnp.float32)
   if interleaved:
     first, second = x32[..., 0::2], x32[..., 1::2]

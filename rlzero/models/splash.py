@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_kernel as kernel,
 )
@@ -21,8 +22,6 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as masks,
 )
 from jaxtyping import Array, Float, Int
-
-from rlzero.models import layers
 
 _BLOCKS = (512, 256, 128)  # tokens; sizes are padded to a multiple of the last
 
@@ -88,7 +87,8 @@ def _attend_forward(causal, interpret, query, parts):
     jnp.exp(log_sum - whole)[..., None] * out.astype(jnp.float32)
     for log_sum, out in zip(log_sums, outs, strict=True)
   ).astype(query.dtype)
-  merged, whole = layers.keep(merged), layers.keep(whole)
+  merged = checkpoint_name(merged, 'attention_output')
+  whole = checkpoint_name(whole, 'attention_output')
   return merged, (query, parts, merged, whole)
 
 

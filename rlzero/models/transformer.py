@@ -4,10 +4,10 @@ Prefill, decoding, the reference, the update and evaluation differ only in
 what a row may look at besides its own past:
 
   prefill, pre-training    nothing
-  decoding                 a cache (`Prefix`)
+  decoding                 a cache (`CachedContext`)
   update, reference        prompts computed in the same call (`Prompts`), whose
                            cost is P*Tp + B*Tc tokens instead of B*(Tp + Tc);
-                           what all of them begin with, the stem, once
+                           what all of them begin with, the shared prefix, once
 """
 
 import functools
@@ -22,10 +22,17 @@ from jaxtyping import Array, Bool, Float, Int
 from rlzero.models import attention, latent, layers, moe, rope
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
-from rlzero.types import KeyValues, Params, Prefix, Prompts, Routing, Tokens
+from rlzero.types import (
+  CachedContext,
+  KeyValues,
+  Params,
+  Prompts,
+  Routing,
+  Tokens,
+)
 
 # Axes of each parameter, by its last name; below a stack of layers an L stands
-# before, below a layer that is apart (`apart`) none.
+# before, below an unstacked layer (`unstack`) none.
 AXES = {
   'embedding': 'VD',
   'kernel': 'DV',  # of the head
@@ -69,8 +76,8 @@ _MATRICES = {
   **dict.fromkeys(('output', 'latent_output'), 2),
 }
 
-# `AXES` of parameters that are `apart`: these matrices are transposed.
-AXES_APART = AXES | {
+# `AXES` of unstacked parameters: these matrices are transposed.
+UNSTACKED_AXES = AXES | {
   name: AXES[name][inputs:] + AXES[name][:inputs]
   for name, inputs in _MATRICES.items()
 }
@@ -83,9 +90,9 @@ _FLOAT32.add('scale')
 # What the backward pass finds again of a layer that is not recomputed as a
 # whole: the products of its matrices, and what attention makes of them. The
 # rest, scores included, takes longer to fetch from memory than to make again.
-_KEPT = jax.checkpoint_policies.save_from_both_policies(
+_REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
   jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  jax.checkpoint_policies.save_only_these_names(layers.KEPT),
+  jax.checkpoint_policies.save_only_these_names(*layers.SAVED_NAMES),
 )
 
 
@@ -112,7 +119,7 @@ class Attention(nn.Module):
       self.query_norm = self.param('query_norm', ones, (h,))
       self.key_norm = self.param('key_norm', ones, (h,))
 
-  def project(self, x, turn, absorbed):
+  def project(self, x, cos_sin, absorbed):
     """Queries [B, K, R, T, H], what they attend over, and what is cached."""
     del absorbed  # there is one way
     c = self.config
@@ -128,7 +135,7 @@ class Attention(nn.Module):
     if c.qk_norm:
       query = layers.rms_norm(query, self.query_norm, c)
       key = layers.rms_norm(key, self.key_norm, c)
-    query, key = rope.rotate(query, turn), rope.rotate(key, turn)
+    query, key = rope.rotate(query, cos_sin), rope.rotate(key, cos_sin)
     b, _, t, h = query.shape
     query = query.reshape(b, c.num_kv_heads, -1, t, h)
     own = KeyValues(key, value)
@@ -151,18 +158,19 @@ class Attention(nn.Module):
 class _Place(NamedTuple):
   """Where rows stand, as every layer needs it."""
 
-  turns: rope.Turns
+  rope_table: rope.RopeTable
   mask: attention.Visible | attention.Ids  # of a row's own tokens
   real: Bool[Array, 'B T']  # not padding
 
 
 class _Shared(NamedTuple):
-  """Where prompts stand, and the stem that they go on from, if any."""
+  """Where prompts stand, and the shared prefix that they go on from, if any."""
 
   prompts: _Place
   index: Int[Array, 'B M']
-  stem: _Place | None
-  seen: list[attention.Visible | attention.Ids]  # what prompts see of the stem
+  shared_prefix: _Place | None
+  # What prompts see of the shared prefix.
+  seen: list[attention.Visible | attention.Ids]
 
 
 class Block(nn.Module):
@@ -187,12 +195,12 @@ class Block(nn.Module):
       self.mlp_post_norm = layers.RMSNorm(c)
 
   def __call__(self, carry, cached, local, given, rows, shared, valid):
-    x, prompt_x, stem_x = carry
+    x, prompt_x, prefix_x = carry
     absorbed, prompt_ids = bool(cached), None
     seen = [self.attention.seen(held) for held in cached]
-    if stem_x is not None:
-      stem_x, own, _, _ = self._layer(
-        stem_x, shared.stem, local, None, (), False
+    if prefix_x is not None:
+      prefix_x, own, _, _ = self._layer(
+        prefix_x, shared.shared_prefix, local, None, (), False
       )
       seen = [own]
     if shared is not None:
@@ -205,18 +213,18 @@ class Block(nn.Module):
       seen = [*seen, own]
     before = _parts(seen, valid, local)
     x, _, held, ids = self._layer(x, rows, local, given, before, absorbed)
-    if stem_x is not None:
-      stem_x = sharding.constrain(stem_x, 'PT_')
+    if prefix_x is not None:
+      prefix_x = sharding.constrain(prefix_x, 'PT_')
     if shared is not None:
       prompt_x = sharding.constrain(prompt_x, 'PT_')
     routing = self._routing(ids, prompt_ids) if self.routed else None
-    carry = sharding.constrain(x, 'BT_'), prompt_x, stem_x
+    carry = sharding.constrain(x, 'BT_'), prompt_x, prefix_x
     return carry, (held, routing)
 
   def _layer(self, x, place, local, given, before, absorbed):
     c = self.config
     query, own, held = self.attention.project(
-      self.attention_norm(x), place.turns.of(local), absorbed
+      self.attention_norm(x), place.rope_table.of(local), absorbed
     )
     scale = (c.query_scalar or c.head_dim) ** -0.5
     if c.latent:
@@ -280,19 +288,19 @@ class Transformer(nn.Module):
 
   Args:
     config: of the model.
-    apart: whether each layer has parameters of its own, with transposed
+    unstacked: whether each layer has parameters of its own, with transposed
       matrices, and is compiled by itself, instead of a scan over stacks of
       them; not for training.
   """
 
   config: ModelConfig
-  apart: bool = False
+  unstacked: bool = False
 
   def setup(self):
     c = self.config
     self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=layers.INIT)
     block = nn.remat(
-      Block, prevent_cse=False, policy=None if c.remat else _KEPT
+      Block, prevent_cse=False, policy=None if c.remat else _REMAT_POLICY
     )
 
     def stack(length, routed):
@@ -304,7 +312,7 @@ class Transformer(nn.Module):
         length=length,
       )(c, routed)
 
-    if self.apart:
+    if self.unstacked:
       self.layers = [
         Block(c, bool(c.experts) and i >= c.num_dense_layers, transposed=True)
         for i in range(c.num_layers)
@@ -324,19 +332,19 @@ class Transformer(nn.Module):
     self,
     rows: Tokens,
     prompts: Prompts | None = None,
-    prefix: Prefix | None = None,
+    context: CachedContext | None = None,
     given: Int[Array, 'L B T C'] | None = None,
-    turns: rope.Turns | None = None,
+    rope_table: rope.RopeTable | None = None,
   ):
-    """Runs the rows; at most one of `prompts` and `prefix` is given.
+    """Runs the rows; at most one of `prompts` and `context` is given.
 
     Args:
       rows: of tokens.
       prompts: that the rows continue.
-      prefix: that the rows continue.
+      context: that the rows continue.
       given: experts of the rows' tokens in the layers that have some, -1 where
         the router chooses.
-      turns: of the rows' positions, from a caller that has them already.
+      rope_table: of the rows' positions, from a caller that has them already.
 
     Returns:
       hidden: [B, T, D] after the last norm, of the rows.
@@ -344,15 +352,15 @@ class Transformer(nn.Module):
       own: the rows' own keys and values.
       routing: to the experts; None in a model without.
     """
-    if prompts is not None and prefix is not None:
-      raise ValueError('Give rows either prompts or a prefix, not both.')
+    if prompts is not None and context is not None:
+      raise ValueError('Give rows either prompts or a context, not both.')
     c = self.config
 
-    def place(tokens, turns=None):
+    def place(tokens, rope_table=None):
       ids = attention.Ids(tokens.segments, tokens.segments)
       sight = _sight(c, tokens.ids.shape[1])
       return _Place(
-        turns or rope.turns(c, tokens.positions),
+        rope_table or rope.make_table(c, tokens.positions),
         sight(ids, tokens.positions, tokens.positions, causal=True),
         tokens.segments > 0,
       )
@@ -361,45 +369,50 @@ class Transformer(nn.Module):
     if prompts is not None and c.experts:
       prompts = _without_padding(prompts)
     x = sharding.constrain(self._embed(rows.ids), 'BT_')
-    prompt_x = stem_x = shared = None
+    prompt_x = prefix_x = shared = None
     cached = valid = ()
     if prompts is not None:
-      tokens, stem, seen = prompts.tokens, prompts.stem, []
+      tokens, shared_prefix, seen = prompts.tokens, prompts.shared_prefix, []
       prompt_x = sharding.constrain(self._embed(tokens.ids), 'PT_')
       places = tokens.positions[prompts.index]
       places = places.reshape(places.shape[0], -1)
       valid = [sight(_continued(prompts), rows.positions, places)]
-      if stem is not None:
-        stem_x = sharding.constrain(self._embed(stem.ids), 'PT_')
+      if shared_prefix is not None:
+        prefix_x = sharding.constrain(self._embed(shared_prefix.ids), 'PT_')
 
         def beyond(queries):
-          """Sight of the stem, all of which is seen by all."""
+          """Sight of the shared prefix, all of which is seen by all."""
           rows, length = queries.ids.shape
           places = jnp.broadcast_to(
-            stem.positions[:1], (rows, stem.ids.shape[1])
+            shared_prefix.positions[:1], (rows, shared_prefix.ids.shape[1])
           )
           ids = attention.Ids(jnp.ones_like(queries.ids), jnp.ones_like(places))
           return _sight(c, length)(ids, queries.positions, places)
 
         seen, valid = [beyond(tokens)], [beyond(rows), *valid]
-      shared = _Shared(place(tokens), prompts.index, stem and place(stem), seen)
-    if prefix is not None:
-      cached = prefix.cache
+      shared = _Shared(
+        place(tokens),
+        prompts.index,
+        shared_prefix and place(shared_prefix),
+        seen,
+      )
+    if context is not None:
+      cached = context.cache
       query = jnp.zeros_like(rows.ids)
       valid = [
         sight(
           attention.Ids(query, jnp.where(seen, 0, -1)), rows.positions, places
         )
-        for seen, places in zip(prefix.valid, prefix.positions, strict=True)
+        for seen, places in zip(context.valid, context.positions, strict=True)
       ]
     local = np.array(c.local_layers) if c.window else None
-    through = self._one_by_one if self.apart else self._scanned
+    through = self._one_by_one if self.unstacked else self._scanned
     (x, prompt_x, _), own, routing = through(
-      (x, prompt_x, stem_x),
+      (x, prompt_x, prefix_x),
       cached,
       local,
       given,
-      place(rows, turns),
+      place(rows, rope_table),
       shared,
       valid,
     )
@@ -452,7 +465,7 @@ def _without_padding(prompts):
 
 
 def _of_layer(keys, i):
-  """Of keys and values that are apart; without the axis of layers."""
+  """Keys and values of layer i, unstacked, without the axis of layers."""
   return KeyValues(*(part and part[i][0] for part in keys))
 
 
@@ -464,10 +477,10 @@ def _split(tree, number):
   )
 
 
-def apart(params: Params) -> Params:
+def unstack(params: Params) -> Params:
   """The same parameters, each layer's by itself: `layers_0`, `layers_1`, ...
 
-  With transposed matrices (`AXES_APART`). Done ahead, not inside what is
+  With transposed matrices (`UNSTACKED_AXES`). Done ahead, not inside what is
   compiled, where each use would copy its part.
   """
   rest, layers = dict(params), []
@@ -515,13 +528,13 @@ def forward(
   params: Params,
   rows: Tokens,
   prompts: Prompts | None = None,
-  prefix: Prefix | None = None,
+  context: CachedContext | None = None,
 ):
   """Hidden states of rows and prompts, and the rows' keys and values.
 
   `Transformer.__call__` as a pure function of the parameters.
   """
-  return routed(config, params, rows, prompts, prefix)[:3]
+  return routed(config, params, rows, prompts, context)[:3]
 
 
 def routed(
@@ -529,22 +542,22 @@ def routed(
   params: Params,
   rows: Tokens,
   prompts: Prompts | None = None,
-  prefix: Prefix | None = None,
+  context: CachedContext | None = None,
   given: Int[Array, 'L B T C'] | None = None,
-  turns: rope.Turns | None = None,
+  rope_table: rope.RopeTable | None = None,
 ):
   """`forward`, and where tokens were routed, or None without experts.
 
-  With parameters that are `apart`, so are the keys and values, in and out: a
-  tuple of arrays of one layer instead of one array.
+  With unstacked parameters the keys and values, in and out, are unstacked too:
+  a tuple of arrays of one layer instead of one array.
   """
   return Transformer(config, 'layers' not in params).apply(
-    {'params': params}, rows, prompts, prefix, given, turns
+    {'params': params}, rows, prompts, context, given, rope_table
   )
 
 
 def empty_cache(
-  config: ModelConfig, num_rows: int, span: int, apart: bool = False
+  config: ModelConfig, num_rows: int, span: int, unstacked: bool = False
 ) -> KeyValues:
   """Room for the keys and values of rows of `span` tokens."""
   k, h = config.num_kv_heads, config.head_dim
@@ -555,7 +568,7 @@ def empty_cache(
   def part(axis):
     shape = [num_rows, k, h]
     shape.insert(axis - 1, span)
-    if apart:
+    if unstacked:
       return (jnp.zeros((1, *shape), dtype),) * config.num_layers
     return jnp.zeros((config.num_layers, *shape), dtype)
 
@@ -581,7 +594,7 @@ def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:
 def next_logits(
   config: ModelConfig, params: Params, hidden: Float[Array, 'B D']
 ) -> Float[Array, 'B V']:
-  """Logits of what follows, float32; parameters may be `apart`."""
+  """Logits of what follows, float32; parameters may be unstacked."""
   if 'layers' in params:
     kernel, transposed = head(config, params), False
   elif 'head' in params:

@@ -121,9 +121,9 @@ class Learner:
     totals, loss, norm = jax.device_get((totals, loss, norm))
     tokens = max(float(totals.tokens), 1.0)
     shared = np.unique(rows.prompt_index[self._chosen(rows)])
-    stem = padding.stem_length(rows.prompts) * bool(shared.size)
-    real = float(totals.tokens) + stem
-    real += sum(len(rows.prompts[p]) - stem for p in shared)
+    prefix_len = padding.shared_prefix_len(rows.prompts) * bool(shared.size)
+    real = float(totals.tokens) + prefix_len
+    real += sum(len(rows.prompts[p]) - prefix_len for p in shared)
     return state, {
       'policy/loss': float(loss),
       'policy/grad_norm': float(norm),
@@ -280,7 +280,9 @@ def _place(micro: packing.Micro, place=sharding.place) -> packing.Micro:
       tokens=jax.tree.map(lambda x: place(x, 'PT'), prompts.tokens),
       index=place(prompts.index, 'BM'),
       which=place(prompts.which, 'BT'),
-      stem=jax.tree.map(lambda x: place(x, 'PT'), prompts.stem),
+      shared_prefix=jax.tree.map(
+        lambda x: place(x, 'PT'), prompts.shared_prefix
+      ),
     ),
     lengths=place(micro.lengths, 'BT'),
     old_logprobs=place(micro.old_logprobs, 'BT'),
@@ -318,7 +320,7 @@ def _loss(config, objective, params, micro):
     micro.ref_logprobs,
     micro.advantages,
   )
-  value, totals = head.summed_terms(
+  value, totals = head.fused_logprob_loss(
     functools.partial(_terms, objective),
     objective.temperature,
     CHUNK,
@@ -329,7 +331,11 @@ def _loss(config, objective, params, micro):
   )
   computed = sum(
     tokens.ids.size
-    for tokens in (micro.tokens, micro.prompts.tokens, micro.prompts.stem)
+    for tokens in (
+      micro.tokens,
+      micro.prompts.tokens,
+      micro.prompts.shared_prefix,
+    )
     if tokens is not None
   )
   return -value, totals._replace(

@@ -4,8 +4,8 @@ A slot holds one completion under way: its keys and values (the prompt's
 first), the last token, and what has been drawn. A prompt is prefilled once
 for all completions of its group; the keys are copied into the slot. Its last
 token is left to the first decoding step, so that every token of a completion
-is drawn by the same code. The stem, which is what all prompts begin with, is
-computed and kept once for all slots; a slot's cache begins behind it.
+is drawn by the same code. The shared prefix, which is what all prompts begin
+with, is computed and kept once for all slots; a slot's cache begins behind it.
 
 The cache has room for as many tokens as its rows are about to reach, not for
 as many as they ever may: attention works on all of it. It grows and shrinks
@@ -24,13 +24,13 @@ from rlzero.models import rope, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import sampling
 from rlzero.runtime import sharding
-from rlzero.types import KeyValues, Params, Prefix, Tokens
+from rlzero.types import CachedContext, KeyValues, Params, Tokens
 
 
 class Slots(NamedTuple):
   """State of B slots, each with room for S tokens, prompt included."""
 
-  cache: KeyValues  # of a row at index s, position s behind the stem
+  cache: KeyValues  # of a row at index s, position s behind the shared prefix
   cached: Int[Array, 'B']  # tokens in the cache
   token: Int[Array, 'B']  # drawn last, not in the cache yet
   key: UInt32[Array, 'B 2']
@@ -50,17 +50,17 @@ def prepare(config: ModelConfig, params: Params) -> Params:
 
   In the compute dtype, which halves what a token reads where that is bfloat16.
   On a CPU a scan over layers would copy weights and cache of each, token by
-  token, so layers are apart there; elsewhere they stay stacked, since the time
-  to compile would grow with their number.
+  token, so layers are unstacked there; elsewhere they stay stacked, since the
+  time to compile would grow with their number.
   """
   params = transformer.cast(config, params)
-  return _apart(params) if sharding.platform() == 'cpu' else params
+  return _unstack(params) if sharding.platform() == 'cpu' else params
 
 
 @jax.jit
-def _apart(params):
-  params = transformer.apart(params)
-  return sharding.constrain_params(transformer.AXES_APART, params)
+def _unstack(params):
+  params = transformer.unstack(params)
+  return sharding.constrain_params(transformer.UNSTACKED_AXES, params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
@@ -70,7 +70,7 @@ def empty(
   span: int,
   max_len: int,
   keep_routes: bool = False,
-  apart: bool = False,
+  unstacked: bool = False,
 ) -> Slots:
   """Slots in which nothing runs, with room for `span` tokens."""
   zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
@@ -80,7 +80,7 @@ def empty(
     shape = routed, num_slots, max_len, config.experts.num_chosen
     routes = jnp.full(shape, -1, jnp.int16)
   slots = Slots(
-    cache=transformer.empty_cache(config, num_slots, span, apart),
+    cache=transformer.empty_cache(config, num_slots, span, unstacked),
     cached=zeros(),
     token=zeros(),
     key=jnp.zeros((num_slots, 2), jnp.uint32),
@@ -131,10 +131,11 @@ def _constrain_part(part, cut=sharding.constrain):
   return cut(part, 'LB___' if part.shape[2] == 1 else 'LBK__')
 
 
-def _constrain_stem(stem, cut=sharding.constrain):
-  """A stem has one row, for those of every device."""
+def _constrain_shared_prefix(shared_prefix, cut=sharding.constrain):
+  """A shared prefix has one row, for those of every device."""
   return jax.tree.map(
-    lambda part: cut(part, 'L____' if part.shape[2] == 1 else 'L_K__'), stem
+    lambda part: cut(part, 'L____' if part.shape[2] == 1 else 'L_K__'),
+    shared_prefix,
   )
 
 
@@ -149,24 +150,24 @@ def _each(function, axes: KeyValues, *caches: KeyValues) -> KeyValues:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def prefill_stem(
-  config: ModelConfig, params: Params, stem: Tokens
+def prefill_shared_prefix(
+  config: ModelConfig, params: Params, shared_prefix: Tokens
 ) -> KeyValues:
-  """Keys and values, [L, 1, ...], of a stem, whose rows are all the same."""
-  _, _, own = transformer.forward(config, params, stem)
-  return _constrain_stem(jax.tree.map(lambda part: part[:, :1], own))
+  """Keys and values, [L, 1, ...], of a shared prefix; its rows are equal."""
+  _, _, own = transformer.forward(config, params, shared_prefix)
+  return _constrain_shared_prefix(jax.tree.map(lambda part: part[:, :1], own))
 
 
-def abstract_stem(
-  config: ModelConfig, length: int, apart: bool
+def abstract_shared_prefix(
+  config: ModelConfig, length: int, unstacked: bool
 ) -> KeyValues | None:
-  """Shapes and places of `prefill_stem`."""
+  """Shapes and places of `prefill_shared_prefix`."""
   if not length:
     return None
   shapes = jax.eval_shape(
-    lambda: transformer.empty_cache(config, 1, length, apart)
+    lambda: transformer.empty_cache(config, 1, length, unstacked)
   )
-  return _constrain_stem(shapes, sharding.abstract)
+  return _constrain_shared_prefix(shapes, sharding.abstract)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -174,23 +175,25 @@ def prefill(
   config: ModelConfig,
   params: Params,
   prompts: Tokens,
-  stem: KeyValues | None = None,
+  shared_prefix: KeyValues | None = None,
 ) -> KeyValues:
-  """Keys and values of P right-padded prompts, behind the stem."""
-  prefix = None
-  if stem is not None:
-    prefix = Prefix(*_seen_by_all(config, stem, prompts.ids.shape[0]))
-  _, _, own = transformer.forward(config, params, prompts, prefix=prefix)
+  """Keys and values of P right-padded prompts, behind the shared prefix."""
+  context = None
+  if shared_prefix is not None:
+    context = CachedContext(
+      *_seen_by_all(config, shared_prefix, prompts.ids.shape[0])
+    )
+  _, _, own = transformer.forward(config, params, prompts, context=context)
   return _constrain_cache(own)
 
 
-def _seen_by_all(config, stem, num_rows):
-  """The fields of a `Prefix` that is the stem alone; empty without one."""
-  if stem is None:
+def _seen_by_all(config, shared_prefix, num_rows):
+  """The fields of a `CachedContext` of the shared prefix alone, if any."""
+  if shared_prefix is None:
     return (), (), ()
-  span = _span(config, stem)
+  span = _span(config, shared_prefix)
   places = jnp.broadcast_to(jnp.arange(span), (num_rows, span))
-  return (stem,), (jnp.ones_like(places, bool),), (places,)
+  return (shared_prefix,), (jnp.ones_like(places, bool),), (places,)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnums=(0, 7))
@@ -260,8 +263,8 @@ def fit(
   """The chosen slots alone, or all, with room for `span` tokens.
 
   A smaller batch and a shorter cache cost less to decode. Every array of the
-  cache is a program of its own, which all layers share where they are apart;
-  the old one is given up before the next.
+  cache is a program of its own, which all unstacked layers share; the old one
+  is given up before the next.
 
   Args:
     config: of the model.
@@ -335,7 +338,7 @@ def decode(
   params: Params,
   slots: Slots,
   max_len: Int[Array, ''],
-  stem: KeyValues | None = None,
+  shared_prefix: KeyValues | None = None,
   *,
   config: ModelConfig,
   eos_ids: tuple[int, ...],
@@ -349,7 +352,7 @@ def decode(
     params: of `prepare`.
     slots: the slots, donated; none may run out of room in this call.
     max_len: tokens after which a completion is cut.
-    stem: of `prefill_stem`.
+    shared_prefix: of `prefill_shared_prefix`.
     config: of the model.
     eos_ids: tokens that end a completion; they are part of it.
     num_steps: tokens a call.
@@ -362,10 +365,10 @@ def decode(
   # slots write at the same place, since each at its own place is slow.
   axes, held = transformer.position_axes(config), slots.cache
   span = room(config, slots)
-  first = 0 if stem is None else _span(config, stem)
+  first = 0 if shared_prefix is None else _span(config, shared_prefix)
   held_valid = jnp.arange(span)[None] < start[:, None]
   held_places = jnp.broadcast_to(first + jnp.arange(span), held_valid.shape)
-  of_all = _seen_by_all(config, stem, rows.shape[0])
+  of_all = _seen_by_all(config, shared_prefix, rows.shape[0])
   fresh = _constrain_cache(
     transformer.empty_cache(
       config, rows.shape[0], num_steps, 'layers' not in params
@@ -374,7 +377,7 @@ def decode(
 
   # Made for the whole call: inside, each layer and head would make them again.
   places = first + start[:, None] + jnp.arange(num_steps)[None]
-  turns = rope.turns(config, places)
+  rope_table = rope.make_table(config, places)
 
   def step(i, carry):
     slots, fresh = carry
@@ -387,12 +390,12 @@ def decode(
       jnp.ones_like(slots.token)[:, None],
     )
     own = (held, fresh), (held_valid, valid), (held_places, places)
-    prefix = Prefix(*(a + b for a, b in zip(of_all, own, strict=True)))
-    turn = jax.tree.map(
-      lambda part: jax.lax.dynamic_slice_in_dim(part, i, 1, axis=1), turns
+    context = CachedContext(*(a + b for a, b in zip(of_all, own, strict=True)))
+    here_table = jax.tree.map(
+      lambda part: jax.lax.dynamic_slice_in_dim(part, i, 1, axis=1), rope_table
     )
     hidden, _, own, routing = transformer.routed(
-      config, params, here, prefix=prefix, turns=turn
+      config, params, here, context=context, rope_table=here_table
     )
     fresh = _each(
       lambda axis, buffer, new: jax.lax.dynamic_update_slice_in_dim(

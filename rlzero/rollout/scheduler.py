@@ -94,9 +94,9 @@ def generate(
   """
   _check(config, prompts, sampling)
   total = len(prompts) * group_size
-  stem = _stem_length(config, prompts)
-  rests = [p.tokens[stem:] for p in prompts]
-  most, widest, capacity = sizes(sampling, total, max(map(len, rests)))
+  prefix_len = _shared_prefix_len(config, prompts)
+  suffixes = [p.tokens[prefix_len:] for p in prompts]
+  most, widest, capacity = sizes(sampling, total, max(map(len, suffixes)))
   num_slots, span = most, _spans(capacity, widest)[0]
   batches = _batches(most)
   params = engine.prepare(config, params)
@@ -106,7 +106,9 @@ def generate(
   left = np.zeros(num_slots, int)  # tokens to come of a finished one, else 0
   done: list[Completion | None] = [finished.get(i) for i in range(total)]
   queue = collections.deque(range(total))
-  block = _Block(config, params, prompts[0].tokens[:stem], rests, widest)
+  block = _Block(
+    config, params, prompts[0].tokens[:prefix_len], suffixes, widest
+  )
   num_left, computed = total, 0
 
   def settle():
@@ -130,7 +132,7 @@ def generate(
           break
         held[slot] = queue.popleft()
         prompt, sample = divmod(held[slot], group_size)
-        cached[slot] = len(rests[prompt]) - 1
+        cached[slot] = len(suffixes[prompt]) - 1
         if known := done[held[slot]]:
           left[slot] = len(known.tokens)
           continue
@@ -171,7 +173,7 @@ def generate(
         params,
         slots,
         np.int32(sampling.max_len),
-        block.stem,
+        block.shared_prefix,
         config=config,
         eos_ids=eos_ids,
         num_steps=sampling.decode_steps,
@@ -217,14 +219,16 @@ def lower_all(
 
   Arguments as there.
   """
-  stem_len = _stem_length(config, prompts)
+  prefix_len = _shared_prefix_len(config, prompts)
   most, widest, capacity = sizes(
     sampling,
     len(prompts) * group_size,
-    max(len(p.tokens) for p in prompts) - stem_len,
+    max(len(p.tokens) for p in prompts) - prefix_len,
   )
   params = engine.prepare(config, params)
-  stem = engine.abstract_stem(config, stem_len, 'layers' not in params)
+  shared_prefix = engine.abstract_shared_prefix(
+    config, prefix_len, 'layers' not in params
+  )
   lowered, before, spans_before = [], None, []
   for num_slots in [most, *_batches(most)]:
     spans = _spans(capacity, widest, num_slots / most)
@@ -238,7 +242,9 @@ def lower_all(
       if span != into:
         lowered += engine.lower_fit(config, slots[span], None, into)
     lowered += [
-      _lower_decode(config, params, slots[span], sampling, eos_ids, stem)
+      _lower_decode(
+        config, params, slots[span], sampling, eos_ids, shared_prefix
+      )
       for span in spans
     ]
     before, spans_before = slots, spans
@@ -261,7 +267,7 @@ def lower(
     params: shapes and places of the policy's parameters.
     num_prompts: P.
     group_size: G.
-    prompt_len: of the longest prompt, in tokens; without a stem.
+    prompt_len: of the longest prompt, in tokens; without a shared prefix.
     sampling: settings.
     eos_ids: tokens that end a completion.
 
@@ -282,15 +288,15 @@ def lower(
   }
 
 
-def _stem_length(config, prompts):
+def _shared_prefix_len(config, prompts):
   """Tokens that prompts begin with, to be prefilled once.
 
   Latent attention has none here: over what is cached it is absorbed, which
-  costs the many queries of a prompt more than a stem would save.
+  costs the many queries of a prompt more than a shared prefix would save.
   """
   if config.latent:
     return 0
-  return padding.stem_length([p.tokens for p in prompts])
+  return padding.shared_prefix_len([p.tokens for p in prompts])
 
 
 def _slots(make, config, params, sampling, num_slots, span):
@@ -305,12 +311,12 @@ def _slots(make, config, params, sampling, num_slots, span):
   )
 
 
-def _lower_decode(config, params, slots, sampling, eos_ids, stem=None):
+def _lower_decode(config, params, slots, sampling, eos_ids, shared_prefix=None):
   return engine.decode.lower(
     params,
     slots,
     jax.ShapeDtypeStruct((), np.int32),
-    stem,
+    shared_prefix,
     config=config,
     eos_ids=eos_ids,
     num_steps=sampling.decode_steps,
@@ -378,16 +384,17 @@ class _Block:
   Args:
     config: of the model.
     params: of the policy.
-    stem: tokens that all prompts begin with; they are prefilled once.
-    rests: what each prompt has behind them.
+    shared_prefix: tokens that all prompts begin with; they are prefilled once.
+    suffixes: what each prompt has behind them.
     widest: of these.
   """
 
-  def __init__(self, config, params, stem, rests, widest):
+  def __init__(self, config, params, shared_prefix, suffixes, widest):
     self._config, self._params = config, params
-    self._stem_ids, self._rests, self._widest = stem, rests, widest
-    self._size = block_size(len(rests))
-    self.start, self.prefilled, self.stem = -self._size, None, None
+    self._prefix_ids = shared_prefix
+    self._suffixes, self._widest = suffixes, widest
+    self._size = block_size(len(suffixes))
+    self.start, self.prefilled, self.shared_prefix = -self._size, None, None
 
   def holds(self, prompt: int) -> bool:
     return self.start <= prompt < self.start + self._size
@@ -401,19 +408,19 @@ class _Block:
     """Prefills the block, unless that has been done."""
     if self.prefilled is not None:
       return
-    length = len(self._stem_ids)
-    if length and self.stem is None:
+    length = len(self._prefix_ids)
+    if length and self.shared_prefix is None:
       ways = sharding.ways('P')  # a row for each device, all the same
-      self.stem = engine.prefill_stem(
+      self.shared_prefix = engine.prefill_shared_prefix(
         self._config,
         self._params,
-        _place(padding.pad([self._stem_ids] * ways, ways, length)),
+        _place(padding.pad([self._prefix_ids] * ways, ways, length)),
       )
-    chosen = self._rests[self.start : self.start + self._size]
+    chosen = self._suffixes[self.start : self.start + self._size]
     padded = padding.pad(chosen, self._size, self._widest, length)
     self.ids, self.lengths = padded.ids, padded.segments.sum(axis=1)
     self.prefilled = engine.prefill(
-      self._config, self._params, _place(padded), self.stem
+      self._config, self._params, _place(padded), self.shared_prefix
     )
 
 

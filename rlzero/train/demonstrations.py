@@ -126,7 +126,7 @@ def loss(
   """Summed cross-entropy of the tokens that are learned, in nats."""
   del frozen
   hidden, _, _ = transformer.forward(model, params, rows.tokens)
-  value, total = head.summed_terms(
+  value, total = head.fused_logprob_loss(
     _cross_entropy,
     1.0,
     _CHUNK,

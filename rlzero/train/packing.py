@@ -162,8 +162,8 @@ def side_by_side(micros: Iterable[Micro], number: int) -> Iterator[Micro]:
     empty = jax.tree.map(np.zeros_like, group[0])
     # A prompt that only pads has one token, so that it has a last one.
     empty.prompts.tokens.segments[:, 0] = 1
-    if empty.prompts.stem:
-      empty.prompts.stem.segments[:] = 1
+    if empty.prompts.shared_prefix:
+      empty.prompts.shared_prefix.segments[:] = 1
     group = group + [empty] * (number - len(group))
     return jax.tree.map(lambda *parts: np.stack(parts), *group)
 
@@ -266,8 +266,8 @@ def _packed(pieces, places, num_rows, width) -> Packed:
 def _empty(rows, used, num_rows, num_prompts, width, ways) -> Micro:
   """Rows of padding alone, beside the prompts with the indices `used`."""
   shape = num_rows, width
-  stem = padding.stem_length(rows.prompts)
-  longest = padding.prompt_width(max(len(p) for p in rows.prompts) - stem)
+  prefix_len = padding.shared_prefix_len(rows.prompts)
+  longest = padding.prompt_width(max(len(p) for p in rows.prompts) - prefix_len)
   ints = [np.zeros(shape, np.int32) for _ in range(5)]
   floats = [np.zeros(shape, np.float32) for _ in range(3)]
   routes = None
@@ -278,12 +278,15 @@ def _empty(rows, used, num_rows, num_prompts, width, ways) -> Micro:
     tokens=Tokens(*ints[:3]),
     prompts=Prompts(
       padding.pad(
-        [rows.prompts[p][stem:] for p in used], num_prompts, longest, stem
+        [rows.prompts[p][prefix_len:] for p in used],
+        num_prompts,
+        longest,
+        prefix_len,
       ),
       np.zeros((num_rows, _PROMPTS_A_ROW), np.int32),
       ints[3],
-      padding.pad([rows.prompts[0][:stem]] * ways, ways, stem)
-      if stem
+      padding.pad([rows.prompts[0][:prefix_len]] * ways, ways, prefix_len)
+      if prefix_len
       else None,
     ),
     lengths=ints[4],
