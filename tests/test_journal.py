@@ -29,32 +29,32 @@ def _completion(size):
 @pytest.fixture
 def path(tmp_path):
   path = journal.path_of(str(tmp_path), 16)
-  with contextlib.closing(journal.Journal(path, _HEADER)) as kept:
+  with contextlib.closing(journal.Journal(path, _HEADER)) as log:
     for i in (2, 0, 1):
-      kept.add_completion(i, _completion(5 + i))
-    kept.add_scores([{'reward': 1 / 3}, {'reward': 0.0}])
+      log.add_completion(i, _completion(5 + i))
+    log.add_scores([{'reward': 1 / 3}, {'reward': 0.0}])
   return path
 
 
 def _read(path, header=_HEADER):
-  with contextlib.closing(journal.Journal(path, header)) as kept:
-    return kept
+  with contextlib.closing(journal.Journal(path, header)) as log:
+    return log
 
 
 def test_everything_comes_back_with_its_bits(path):
-  kept = _read(path)
-  assert sorted(kept.completions) == [0, 1, 2]
-  for i, found in kept.completions.items():
+  log = _read(path)
+  assert sorted(log.completions) == [0, 1, 2]
+  for i, found in log.completions.items():
     for back, written in zip(found, _completion(5 + i), strict=True):
       np.testing.assert_array_equal(back, written)
     assert found.tokens.dtype == np.int32
     assert found.logprobs.dtype == np.float32
     assert found.finish is Finish.EOS
-  assert kept.completions[0].routes.dtype == np.int16
-  assert kept.completions[1].routes is None
-  assert kept.scores == [{'reward': 1 / 3}, {'reward': 0.0}]
-  assert journal.holds(path, _HEADER, 2)
-  assert not journal.holds(path, _HEADER, 3)
+  assert log.completions[0].routes.dtype == np.int16
+  assert log.completions[1].routes is None
+  assert log.scores == [{'reward': 1 / 3}, {'reward': 0.0}]
+  assert journal.is_complete(path, _HEADER, 2)
+  assert not journal.is_complete(path, _HEADER, 3)
 
 
 def test_a_torn_line_is_passed_over_and_written_again(path):
@@ -64,10 +64,10 @@ def test_a_torn_line_is_passed_over_and_written_again(path):
   for cut in (ends[-1] - 1, ends[-1] - 20, ends[-2] + 3, ends[-2]):
     with open(path, 'wb') as file:
       file.write(whole[:cut])
-    with contextlib.closing(journal.Journal(path, _HEADER)) as kept:
-      assert len(kept.completions) == 3
-      assert not kept.scores  # all of what came together, or none
-      kept.add_scores([{'reward': 1 / 3}, {'reward': 0.0}])
+    with contextlib.closing(journal.Journal(path, _HEADER)) as log:
+      assert len(log.completions) == 3
+      assert not log.scores  # all of what came together, or none
+      log.add_scores([{'reward': 1 / 3}, {'reward': 0.0}])
     with open(path, 'rb') as file:
       assert file.read() == whole
 
@@ -78,15 +78,15 @@ def test_a_line_that_is_not_what_was_written_ends_the_journal(path):
   lines[2] = lines[2].replace(b'"index": 0', b'"index": 1')
   with open(path, 'wb') as file:
     file.writelines(lines)
-  kept = _read(path)
-  assert sorted(kept.completions) == [2] and not kept.scores
+  log = _read(path)
+  assert sorted(log.completions) == [2] and not log.scores
 
 
 @pytest.mark.parametrize('name', _HEADER)
 def test_a_journal_of_something_else_is_begun_anew(path, name):
   other = _HEADER | {name: 'other'}
-  kept = _read(path, other)
-  assert not kept.completions and not kept.scores
+  log = _read(path, other)
+  assert not log.completions and not log.scores
   assert not _read(path).completions  # nor is it there for later
 
 
@@ -94,7 +94,7 @@ def test_journals_that_no_checkpoint_needs_are_removed(path, tmp_path):
   later = journal.path_of(str(tmp_path), 32)
   _read(later)
   journal.prune(str(tmp_path), 16)
-  assert journal.holds(path, _HEADER, 2)
+  assert journal.is_complete(path, _HEADER, 2)
   journal.prune(str(tmp_path), 32)
-  assert not journal.holds(path, _HEADER, 2)
-  assert journal.holds(later, _HEADER, 0)
+  assert not journal.is_complete(path, _HEADER, 2)
+  assert journal.is_complete(later, _HEADER, 0)

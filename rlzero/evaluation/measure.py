@@ -53,7 +53,7 @@ def measure(
   sampling: Sampling,
   seed: int,
   on_progress: Callable[[int, int], None] | None = None,
-  on_look: Callable[[], None] | None = None,
+  poll: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Figures over the problems, and the generations they come from."""
   total, counted = len(chosen) * num_samples, itertools.count(1)
@@ -66,7 +66,7 @@ def measure(
     eos_ids=tokenizer.eos_ids,
     seed=seed,
     on_finished=on_progress and (lambda *_: on_progress(next(counted), total)),
-    on_look=on_look,
+    poll=poll,
   )
   records = hosts.shared(
     range(len(chosen)),

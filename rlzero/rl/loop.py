@@ -84,7 +84,7 @@ class Run:
         )
       while loop.step < cfg.num_steps or self.row:
         if not self.row:
-          self._look()
+          self._check_preempted()
           if not (self.experience and self.experience.minibatches):
             self._collect()
           row = loop.update(self.experience)
@@ -116,7 +116,7 @@ class Run:
     self._evaluate_once('after', cfg.num_steps)
     self._write_facts()
 
-  def _look(self) -> None:
+  def _check_preempted(self) -> None:
     """Ends the work at hand, on all hosts, if SIGTERM came to one."""
     if hosts.any_of(self.preempted()):
       raise _Preempted
@@ -126,25 +126,25 @@ class Run:
     cfg, loop = self.cfg, self.loop
     used = loop.step % cfg.steps_per_rollout
     first = loop.step - used
-    drawn = self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
+    sampled = self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
     if not used:
       self.header = {
         'step': first,
         'config': journal.digest(config.fixed(cfg)),
         'policy': checkpoint.fingerprint(loop.state.params),
         'prompts': journal.digest(
-          [(draw, example.uid, example.question) for draw, example in drawn]
+          [(draw, example.uid, example.question) for draw, example in sampled]
         ),
       }
     path = journal.path_of(cfg.workdir, first)
     figures = self.experience.figures if self.experience and used else {}
-    with contextlib.closing(journal.Journal(path, self.header)) as kept:
-      if kept.completions:
+    with contextlib.closing(journal.Journal(path, self.header)) as log:
+      if log.completions:
         hosts.say(
-          f'step {first}: {len(kept.completions)} completions and '
-          f'{len(kept.scores)} scores are in the journal'
+          f'step {first}: {len(log.completions)} completions and '
+          f'{len(log.scores)} scores are in the journal'
         )
-      self.experience = loop.rollout(drawn, kept, self._look)
+      self.experience = loop.rollout(sampled, log, self._check_preempted)
     self.experience.figures |= figures
     every = cfg.keep_completions_every
     if -first % every < cfg.steps_per_rollout and hosts.is_first():
@@ -176,7 +176,11 @@ class Run:
       return
     show = measure.progress(f'evaluate {name}') if hosts.is_first() else None
     figures, generations = self.loop.evaluate(
-      cfg.final_split, cfg.final_problems, cfg.final_samples, show, self._look
+      cfg.final_split,
+      cfg.final_problems,
+      cfg.final_samples,
+      show,
+      self._check_preempted,
     )
     if hosts.is_first():
       measure.write(cfg.workdir, name, figures, generations)
@@ -185,7 +189,10 @@ class Run:
   def _evaluate_during(self) -> dict[str, float]:
     cfg, step = self.cfg, self.loop.step
     figures, generations = self.loop.evaluate(
-      'validation', cfg.eval_problems, cfg.eval_samples, on_look=self._look
+      'validation',
+      cfg.eval_problems,
+      cfg.eval_samples,
+      poll=self._check_preempted,
     )
     if hosts.is_first():
       measure.write(cfg.workdir, f'step_{step:06d}', figures, generations)
@@ -268,7 +275,7 @@ class Run:
       return ''
     path = journal.path_of(cfg.workdir, header['step'])
     rows = cfg.num_prompts * cfg.group_size * cfg.steps_per_rollout
-    if hosts.agree(journal.holds(path, header, rows)):
+    if hosts.agree(journal.is_complete(path, header, rows)):
       return ''
     return f'its journal {path} is missing or damaged'
 

@@ -59,13 +59,13 @@ class Loop:
     self.reference: Params = {}
     self._replace_reference()
 
-  def advance(self, drawn: Sequence[tuple[int, base.Example]]):
+  def advance(self, sampled: Sequence[tuple[int, base.Example]]):
     """One rollout of the prompts and an update for each of its minibatches.
 
     Returns:
       a row of metrics for each update, and a record for each completion.
     """
-    experience = self.rollout(drawn)
+    experience = self.rollout(sampled)
     rows = []
     while experience.minibatches:
       rows.append(self.update(experience))
@@ -73,23 +73,23 @@ class Loop:
 
   def rollout(
     self,
-    drawn: Sequence[tuple[int, base.Example]],
-    kept: journal.Journal | None = None,
-    on_look: Callable[[], None] | None = None,
+    sampled: Sequence[tuple[int, base.Example]],
+    log: journal.Journal | None = None,
+    poll: Callable[[], None] | None = None,
   ) -> 'Experience':
     """Completes the prompts, scores what was written, cuts minibatches.
 
     Args:
-      drawn: the problems, and their numbers among all that were drawn.
-      kept: where completions and scores are kept as they come; what it holds
+      sampled: the problems, and their numbers among all that were sampled.
+      log: where completions and scores are kept as they come; what it holds
         already is not made again.
-      on_look: called now and then; what it raises ends the rollout.
+      poll: called now and then; what it raises ends the rollout.
     """
     cfg, clock = self.cfg, _Clock()
-    kept = kept or journal.Journal(None, {})
-    prompts = encoding.encode_examples(self.tokenizer, cfg.template, drawn)
+    log = log or journal.Journal(None, {})
+    prompts = encoding.encode_examples(self.tokenizer, cfg.template, sampled)
     sampling = cfg.sampling(cfg.temperature, 1.0, keep_routes=cfg.replay_routes)
-    with _Scoring(self._records_of, drawn, cfg.group_size, kept) as scoring:
+    with _Scoring(self._records_of, sampled, cfg.group_size, log) as scoring:
       with self._laid_out() as (params, moved):
         clock.lap('reshard')
         self._compile_ahead(
@@ -111,14 +111,14 @@ class Loop:
           sampling,
           eos_ids=self.tokenizer.eos_ids,
           seed=cfg.seed,
-          finished=dict(kept.completions),
+          finished=dict(log.completions),
           on_finished=scoring.add,
-          on_look=on_look,
+          poll=poll,
         )
       clock.lap('rollout')
-      scoring.finish(on_look)
-    kept.sync()
-    records = kept.scores
+      scoring.finish(poll)
+    log.sync()
+    records = log.scores
     if self.step >= cfg.preference_from_step:
       self.judges.judge(records)
     rewards.give(cfg, records)
@@ -240,7 +240,7 @@ class Loop:
     num_problems: int,
     num_samples: int,
     on_progress: Callable[[int, int], None] | None = None,
-    on_look: Callable[[], None] | None = None,
+    poll: Callable[[], None] | None = None,
   ):
     """Figures of the policy on held-out problems, and the generations."""
     cfg = self.cfg
@@ -257,7 +257,7 @@ class Loop:
         cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
         cfg.seed + 1_000_003,  # noise that no rollout of the run has
         on_progress,
-        on_look,
+        poll,
       )
     return {**figures, 'split': split, 'step': self.step}, generations
 
@@ -276,23 +276,23 @@ class _Scoring:
   Args:
     score: a group's records, from its problem and its completions; called by
       the thread alone.
-    drawn: the problems, and their numbers among all that were drawn.
+    sampled: the problems, and their numbers among all that were sampled.
     group_size: G.
-    kept: where completions and scores are written; what it has scored already
+    log: where completions and scores are written; what it has scored already
       is not scored again.
   """
 
-  def __init__(self, score, drawn, group_size, kept):
-    self._score, self._drawn, self._kept = score, drawn, kept
+  def __init__(self, score, sampled, group_size, log):
+    self._score, self._sampled, self._log = score, sampled, log
     self._size = group_size
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
     self._records: dict[int, concurrent.futures.Future] = {}
     # Groups that are written down together, and those of this host.
     chunk = max(_SCORED // group_size, 1) * hosts.count()
-    first = len(kept.scores) // group_size
+    first = len(log.scores) // group_size
     self._chunks = [
-      range(start, min(start + chunk, len(drawn)))
-      for start in range(first, len(drawn), chunk)
+      range(start, min(start + chunk, len(sampled)))
+      for start in range(first, len(sampled), chunk)
     ]
     self._own = {g for part in self._chunks for g in hosts.own_share(part)}
     for group in sorted(self._own):
@@ -306,19 +306,19 @@ class _Scoring:
 
   def add(self, index: int, completion: scheduler.Completion) -> None:
     """Writes a completion down; scores its group if it was the last one."""
-    self._kept.add_completion(index, completion)
+    self._log.add_completion(index, completion)
     self._begin(index // self._size)
 
-  def finish(self, on_look: Callable[[], None] | None) -> None:
+  def finish(self, poll: Callable[[], None] | None) -> None:
     """Writes down what has been scored, in its order, until all of it has.
 
     Args:
-      on_look: called now and then; what it raises ends the scoring.
+      poll: called now and then; what it raises ends the scoring.
     """
     for groups in self._chunks:
-      if on_look:
-        on_look()
-      self._kept.add_scores(
+      if poll:
+        poll()
+      self._log.add_scores(
         hosts.shared(
           groups, lambda own: sum((self._records[g].result() for g in own), [])
         )
@@ -327,9 +327,9 @@ class _Scoring:
   def _begin(self, group):
     first = group * self._size
     places = range(first, first + self._size)
-    if group in self._own and all(p in self._kept.completions for p in places):
-      completions = [self._kept.completions[p] for p in places]
-      _, example = self._drawn[group]
+    if group in self._own and all(p in self._log.completions for p in places):
+      completions = [self._log.completions[p] for p in places]
+      _, example = self._sampled[group]
       self._records[group] = self._thread.submit(
         self._score, example, completions
       )

@@ -1,10 +1,10 @@
-"""What a rollout has finished, appended to a file as it is finished.
+"""A rollout's journal: completions and scores, appended as they finish.
 
-A rollout may take hours and a kill comes when it comes. Each completion, and
-later the scores of some groups, is a line: a checksum and JSON. A kill leaves
-at most the last line torn, which is passed over. The first line says of what
-rollout the rest are: step, configuration, fingerprint of the policy, prompts.
-A journal of anything else is never used.
+A rollout may take hours and be killed at any moment. The journal is a file of
+lines, each a checksum and a JSON object: a completion, or the scores of some
+groups. A kill tears at most the last line, which is skipped. The first line,
+the header, names the rollout: step, configuration, fingerprint of the policy,
+prompts. A journal with another header is never read; it is started anew.
 """
 
 import base64
@@ -27,25 +27,29 @@ _SYNC_S = 1.0  # seconds between two waits for the disk
 
 
 class Journal:
-  """Of one rollout; `completions` and `scores` hold what is in it.
+  """The journal of one rollout, open for reading and appending.
+
+  Attributes:
+    completions: those in the journal, by their index in the rollout.
+    scores: of the first completions, in their order.
 
   Args:
-    path: of the file; None keeps nothing.
-    header: of what rollout; a file that says otherwise is begun anew.
+    path: the file; with None the journal is in memory alone.
+    header: what names the rollout; a file with another header is overwritten.
   """
 
   def __init__(self, path: str | None, header: dict[str, Any]):
     self.completions: dict[int, Completion] = {}
-    self.scores: list[dict[str, Any]] = []  # of the first completions
+    self.scores: list[dict[str, Any]] = []
     self._file, self._synced = None, time.monotonic()
     if path is None:
       return
-    lines = _sound_lines(path)
+    lines = _intact_lines(path)
     if not lines or lines[0][0] != header:
       lines = []
     lines = lines[: hosts.least(len(lines))]
     for line, _ in lines[1:]:
-      self._take(line)
+      self._replay(line)
     if not hosts.is_first():
       return
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -55,26 +59,26 @@ class Journal:
       self._write(header)
 
   def add_completion(self, index: int, completion: Completion) -> None:
-    """Keeps a completion, by its index in the rollout."""
-    self._keep(
+    """Appends a completion, by its index in the rollout."""
+    self._append(
       {
         'index': index,
-        'tokens': _text(completion.tokens, np.int32),
-        'logprobs': _text(completion.logprobs, np.float32),
+        'tokens': _encode(completion.tokens, np.int32),
+        'logprobs': _encode(completion.logprobs, np.float32),
         'finish': completion.finish.value,
-        **_routes(completion.routes),
+        **_encode_routes(completion.routes),
       }
     )
 
   def add_scores(self, records: Sequence[dict[str, Any]]) -> None:
-    """Keeps the records of the completions after those scored so far.
+    """Appends the records of the completions after those scored so far.
 
-    One line for all of them, so that a kill leaves no part of a group.
+    They share one line, so that a kill never leaves part of a group.
     """
-    self._keep({'scores': list(records)})
+    self._append({'scores': list(records)})
 
   def sync(self) -> None:
-    """Until everything is on disk."""
+    """Waits until everything is on disk."""
     if self._file:
       os.fsync(self._file.fileno())
       self._synced = time.monotonic()
@@ -85,19 +89,19 @@ class Journal:
       self._file.close()
       self._file = None
 
-  def _keep(self, line):
+  def _append(self, line):
     self._write(line)
-    self._take(json.loads(json.dumps(line)))  # as a later process reads it
+    self._replay(json.loads(json.dumps(line)))  # as a later process reads it
 
-  def _take(self, line):
+  def _replay(self, line):
     if 'scores' in line:
       self.scores += line['scores']
       return
     self.completions[line['index']] = Completion(
-      _array(line['tokens'], np.int32),
-      _array(line['logprobs'], np.float32),
+      _decode(line['tokens'], np.int32),
+      _decode(line['logprobs'], np.float32),
       Finish(line['finish']),
-      _array(line['routes'], np.int16).reshape(line['routes_shape'])
+      _decode(line['routes'], np.int16).reshape(line['routes_shape'])
       if 'routes' in line
       else None,
     )
@@ -112,39 +116,39 @@ class Journal:
       self.sync()
 
 
-def _routes(routes: np.ndarray | None) -> dict[str, Any]:
-  """Of a model with experts, where they are to be taken again."""
+def _encode_routes(routes: np.ndarray | None) -> dict[str, Any]:
+  """The entries of a completion's routes; none where they are not replayed."""
   if routes is None:
     return {}
-  return {'routes': _text(routes, np.int16), 'routes_shape': routes.shape}
+  return {'routes': _encode(routes, np.int16), 'routes_shape': routes.shape}
 
 
 def digest(value: Any) -> str:
-  """Of anything that JSON holds."""
+  """SHA-256 of a value, of anything that JSON can hold."""
   return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def path_of(workdir: str, step: int) -> str:
-  """Where the journal of the rollout that begins at this step lies."""
+  """Path of the journal of the rollout that starts at this step."""
   return os.path.join(workdir, 'journal', f'step_{step:06d}.jsonl')
 
 
 def prune(workdir: str, first_step: int) -> None:
-  """Removes the journals of rollouts that began before `first_step`."""
+  """Removes the journals of rollouts that started before `first_step`."""
   for path in pathlib.Path(workdir, 'journal').glob('step_*.jsonl'):
     if int(path.stem.removeprefix('step_')) < first_step:
       path.unlink()
 
 
-def holds(path: str, header: dict[str, Any], num_scores: int) -> bool:
-  """Whether the journal is of this rollout and has all of its scores."""
-  lines = _sound_lines(path)
+def is_complete(path: str, header: dict[str, Any], num_scores: int) -> bool:
+  """Whether the journal belongs to this rollout and has all of its scores."""
+  lines = _intact_lines(path)
   scores = sum(len(line.get('scores', ())) for line, _ in lines[1:])
   return bool(lines) and lines[0][0] == header and scores == num_scores
 
 
-def _sound_lines(path):
-  """The objects of the lines before the first torn one; where each ends."""
+def _intact_lines(path):
+  """Pairs (object, end in the file) of the lines before the first torn one."""
   lines, size = [], 0
   if not os.path.exists(path):
     return lines
@@ -158,9 +162,9 @@ def _sound_lines(path):
   return lines
 
 
-def _text(array, dtype):
+def _encode(array, dtype):
   return base64.b64encode(np.asarray(array, dtype).tobytes()).decode()
 
 
-def _array(text, dtype):
+def _decode(text, dtype):
   return np.frombuffer(base64.b64decode(text), dtype)

@@ -64,7 +64,7 @@ def generate(
   seed: int,
   finished: Mapping[int, Completion] = types.MappingProxyType({}),
   on_finished: Callable[[int, Completion], None] | None = None,
-  on_look: Callable[[], None] | None = None,
+  poll: Callable[[], None] | None = None,
 ) -> tuple[list[Completion], Usage]:
   """Draws `group_size` completions of each prompt, groups adjacent.
 
@@ -82,7 +82,7 @@ def generate(
       the span that it would have had, and has the same bits.
     on_finished: called with index and completion as soon as each ends, so
       that it can be kept, or counted.
-    on_look: called between two calls to the device; what it raises ends the
+    poll: called between two calls to the device; what it raises ends the
       generation.
 
   Returns:
@@ -121,8 +121,8 @@ def generate(
       slots, span = engine.fit(config, slots, None, needed), needed
 
   while num_left:
-    if on_look:
-      on_look()
+    if poll:
+      poll()
     while queue and (held < 0).any():
       block.reach(queue[0] // group_size)
       source = np.full(num_slots, -1, np.int32)
