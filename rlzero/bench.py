@@ -61,7 +61,7 @@ class Config(grpo.Config):
 def run(cfg: Config) -> None:
   """Measures and prints; the last line is JSON."""
   loaded = settings.load_start(cfg)
-  with sharding.use(cfg.mesh), settings.reward_pool(cfg) as pool:
+  with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
     if cfg.model:
       fresh = transformer.initialise(cfg.model, jax.random.key(cfg.seed))
       loaded = dataclasses.replace(loaded, config=cfg.model, params=fresh)

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero.models import transformer
+from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling
@@ -202,7 +202,7 @@ def loss(
   theirs, teacher_head = predicting(teacher, frozen)
   # Embeddings may be padded to different sizes behind one vocabulary.
   size = min(head.shape[1], teacher_head.shape[1])
-  divergence = head.distillation_kl(
+  divergence = vocab_head.distillation_kl(
     ours,
     head[:, :size],
     jax.lax.stop_gradient(theirs),

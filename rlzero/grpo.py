@@ -38,7 +38,7 @@ def run(cfg: Config) -> None:
     cfg.seed,
   )
   config.check_same(cfg, cfg.workdir)
-  with sharding.use(cfg.mesh), settings.reward_pool(cfg) as pool:
+  with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
     loaded = settings.load_start(cfg)
     if cfg.model and cfg.computed(cfg.model) != cfg.computed(loaded.config):
       raise ValueError(

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from rlzero.models import head, transformer
+from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import config, lifecycle, metrics
 from rlzero.tasks import countdown
@@ -179,7 +179,7 @@ def _grown(cfg: Config, tokenizer: Tokenizer, fresh: Params) -> Params:
 def _loss(model: ModelConfig, params, rows: Tokens):
   """Mean cross-entropy of next tokens inside documents, in nats."""
   hidden, _, _ = transformer.forward(model, params, rows)
-  logprobs, _ = head.logprobs_and_entropy(
+  logprobs, _ = vocab_head.logprobs_and_entropy(
     hidden[:, :-1],
     transformer.head(model, params),
     rows.ids[:, 1:],

@@ -176,7 +176,7 @@ def test_nothing_compiles_after_the_first_steps():
   )
   loaded = settings.load_start(cfg)
   examples = cfg.task.examples('train')
-  with settings.reward_pool(cfg) as pool:
+  with settings.make_reward_pool(cfg) as pool:
     loop = step.Loop(cfg, loaded, pool)
     counts = []
     for number in range(5):

@@ -144,7 +144,7 @@ def test_grpo_steps_on_a_mesh_of_experts(tmp_path):
     mesh=sharding.Mesh(fsdp=2, expert=4),
   )
   examples = cfg.task.examples('train')[:4]
-  with sharding.use(cfg.mesh), settings.reward_pool(cfg) as pool:
+  with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
     fresh = transformer.initialise(config, jax.random.key(0))
     loop = step.Loop(cfg, weights.Loaded(config, fresh, tokenizer), pool)
     bias = [_bias(loop)]

@@ -118,7 +118,7 @@ def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
   )
   workdir = tmp_path / 'killed'
   with open(tmp_path / 'log', 'w') as log:
-    lifecycle = subprocess.Popen(
+    process = subprocess.Popen(
       [
         sys.executable,
         '-m',
@@ -133,10 +133,10 @@ def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
   path = workdir / 'metrics.jsonl'
   # Step 3 is saved, step 4 is written and lost again.
   while not path.exists() or path.read_text().count('\n') < 4:
-    assert lifecycle.poll() is None, (tmp_path / 'log').read_text()
+    assert process.poll() is None, (tmp_path / 'log').read_text()
     time.sleep(0.01)
-  lifecycle.send_signal(signal.SIGKILL)
-  lifecycle.wait()
+  process.send_signal(signal.SIGKILL)
+  process.wait()
   assert not (workdir / 'evaluations' / 'after.json').exists()
   grpo.run(_config(workdir))
   _assert_same_run(whole, workdir)
@@ -169,7 +169,7 @@ def test_several_minibatches_a_rollout(tmp_path):
 def test_parts_of_the_verdict_can_be_rewarded(tmp_path):
   cfg = _config(tmp_path, part_rewards={'steps_sum': 0.5, 'steps_mean': 2.0})
   drawn = list(enumerate(cfg.task.examples('train')[:3]))
-  with settings.reward_pool(cfg) as pool:
+  with settings.make_reward_pool(cfg) as pool:
     loop = step.Loop(cfg, settings.load_start(cfg), pool)
     (row,), records = loop.advance(drawn)
     unknown = {'part_rewards': {'steps': 1.0}}
@@ -453,7 +453,7 @@ def test_groups_are_scored_as_they_end_and_it_makes_no_difference(
     assert begun.wait(20)  # nobody has asked for scores yet
     return out
 
-  with settings.reward_pool(cfg) as pool:
+  with settings.make_reward_pool(cfg) as pool:
     loop = step.Loop(cfg, settings.load_start(cfg), pool)
     plain = journal.Journal(str(tmp_path / 'plain'), {})
     loop.rollout(drawn, plain)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero.models import head
+from rlzero.models import vocab_head
 from rlzero.rl import losses
 
 
@@ -122,7 +122,9 @@ def test_chunked_logprobs_equal_log_softmax(chunk):
   temperature = 0.7
 
   def chunked(hidden, head):
-    out = head.logprobs_and_entropy(hidden, head, targets, temperature, chunk)
+    out = vocab_head.logprobs_and_entropy(
+      hidden, head, targets, temperature, chunk
+    )
     return jnp.sum(jnp.stack(out) * weights), out
 
   def plain(hidden, head):
@@ -165,7 +167,7 @@ def test_one_pass_equals_the_plain_gradient(chunk):
     )
 
   def one_pass(hidden, head):
-    return head.fused_logprob_loss(
+    return vocab_head.fused_logprob_loss(
       terms, 0.7, chunk, hidden, head, targets, weights
     )
 
@@ -193,7 +195,9 @@ def test_one_pass_has_three_products_with_the_head():
     return jnp.sum(logprobs), jnp.sum(entropy)
 
   def loss(hidden, head):
-    return head.fused_logprob_loss(terms, 1.0, 8, hidden, head, targets, ())[0]
+    return vocab_head.fused_logprob_loss(
+      terms, 1.0, 8, hidden, head, targets, ()
+    )[0]
 
   text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).as_text()
   assert text.count('dot_general') == 3
@@ -204,7 +208,9 @@ def test_logits_of_all_tokens_are_never_held():
   targets = jnp.zeros((2, 32), jnp.int32)
 
   def loss(hidden):
-    logprobs, _ = head.logprobs_and_entropy(hidden, head, targets, chunk=8)
+    logprobs, _ = vocab_head.logprobs_and_entropy(
+      hidden, head, targets, chunk=8
+    )
     return jnp.sum(logprobs)
 
   text = jax.jit(jax.grad(loss)).lower(hidden).as_text()
@@ -236,9 +242,9 @@ def test_distillation_kl_by_hand(direction, kl, slopes):
   identity, teacher = jnp.eye(2), log_odds(0.25, 0.75)
 
   def loss(hidden):
-    return head.distillation_kl(hidden, identity, teacher, identity, direction)[
-      0, 0
-    ]
+    return vocab_head.distillation_kl(
+      hidden, identity, teacher, identity, direction
+    )[0, 0]
 
   value, gradient = jax.value_and_grad(loss)(log_odds(0.5, 0.5))
   assert value == pytest.approx(kl, abs=1e-6)
@@ -260,7 +266,7 @@ def test_chunked_kl_equals_the_plain_one(direction, chunk):
     return jnp.sum(jnp.exp(a) * (a - b), axis=-1)
 
   def chunked(hidden, head):
-    return head.distillation_kl(
+    return vocab_head.distillation_kl(
       hidden, head, other, other_head, direction, chunk
     )
 
@@ -281,7 +287,7 @@ def test_kl_never_holds_the_logits_of_all_tokens():
   hidden, head = jnp.zeros((2, 32, 4)), jnp.zeros((4, 512))
 
   def loss(hidden):
-    kl = head.distillation_kl(hidden, head, hidden, head, 'forward', 8)
+    kl = vocab_head.distillation_kl(hidden, head, hidden, head, 'forward', 8)
     return jnp.sum(kl)
 
   text = jax.jit(jax.grad(loss)).lower(hidden).as_text()

@@ -299,7 +299,7 @@ def test_rollouts_in_a_layout_of_their_own(tmp_path):
       tmp_path, mesh=sharding.Mesh(fsdp=8), rollout_mesh=layout, kl_coef=0.0
     )
     drawn = list(enumerate(cfg.task.examples('train')[: cfg.num_prompts]))
-    with sharding.use(cfg.mesh), settings.reward_pool(cfg) as pool:
+    with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
       loop = step.Loop(cfg, settings.load_start(cfg), pool)
       found.append(loop.rollout(drawn))
       row = loop.update(found[-1])

@@ -46,7 +46,7 @@ def main(folder: str) -> None:
   steps = []
   with (
     sharding.use(cfg.mesh),
-    settings.reward_pool(cfg) as pool,
+    settings.make_reward_pool(cfg) as pool,
     contextlib.closing(checkpoint.Store(folder)) as store,
   ):
     loop = step.Loop(cfg, settings.load_start(cfg), pool)

@@ -15,7 +15,7 @@ import optax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from rlzero.models import moe, padding, transformer
+from rlzero.models import moe, padding, transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.rl import losses
 from rlzero.rl.objective import Objective
@@ -306,9 +306,9 @@ def _predicted(config, params, micro):
 def _logprobs(config, temperature, params, micro):
   """Log-prob of each completion token, [B, T]."""
   before, head, _ = _predicted(config, params, micro)
-  return head.logprobs_and_entropy(before, head, micro.tokens.ids, temperature)[
-    0
-  ]
+  return vocab_head.logprobs_and_entropy(
+    before, head, micro.tokens.ids, temperature
+  )[0]
 
 
 def _loss(config, objective, params, micro):
@@ -320,7 +320,7 @@ def _loss(config, objective, params, micro):
     micro.ref_logprobs,
     micro.advantages,
   )
-  value, totals = head.fused_logprob_loss(
+  value, totals = vocab_head.fused_logprob_loss(
     functools.partial(_terms, objective),
     objective.temperature,
     CHUNK,

@@ -292,7 +292,7 @@ def load_start(cfg: Config) -> weights.Loaded:
   return folders.load_model(cfg.checkpoint or folders.embedded('tiny_base'))
 
 
-def reward_pool(cfg: Config) -> reward_pool.RewardPool:
+def make_reward_pool(cfg: Config) -> reward_pool.RewardPool:
   """The processes that score the run's completions."""
   return reward_pool.RewardPool(
     {scenario.task.name: scenario.task for scenario in cfg.scenarios},

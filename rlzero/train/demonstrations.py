@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero.models import head, transformer
+from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import encoding
 from rlzero.runtime import metrics
@@ -126,7 +126,7 @@ def loss(
   """Summed cross-entropy of the tokens that are learned, in nats."""
   del frozen
   hidden, _, _ = transformer.forward(model, params, rows.tokens)
-  value, total = head.fused_logprob_loss(
+  value, total = vocab_head.fused_logprob_loss(
     _cross_entropy,
     1.0,
     _CHUNK,
