@@ -44,11 +44,8 @@ from rlzero.runtime import config, lifecycle, metrics, provenance
 from rlzero.text import readability
 
 _late = {'changeable': True}
-
 MANIFEST = 'manifest.json'
-
 RESULTS = 'results.json'
-
 FIGURES = (
   'pass@1',
   'pass@1_interval',
@@ -63,7 +60,6 @@ FIGURES = (
   'num_samples',
   'temperature',
 )
-
 # What a stage keeps for itself: states to go on from, logs, times and paths.
 _OWN = {
   'checkpoints',

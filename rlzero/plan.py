@@ -37,17 +37,13 @@ from rlzero.runtime import sharding
 from rlzero.train import packing
 
 _GIB = 2**30
-
 # A run's gin file sets grpo.Config; this hands it over.
 DEFAULTS = (
   '--gin.plan.Config.run=@grpo.Config()',
   '--gin.grpo.Config.workdir=""',
 )
-
 _ROLLOUT = ('prefill', 'decode')
-
 _CUT = 'use more chips, or cut more by `fsdp`, `expert` or `tensor`.'
-
 # What a device holds, and what makes it smaller.
 _ADVICE = {
   'parameters': _CUT,

@@ -36,7 +36,6 @@ _SHARES = {
   'format': 'share in the right format',
   'truncated': 'share cut off at the longest length',
 }
-
 _COUNTS = {
   'completion_len': 'tokens in a completion',
   'completion_len_correct': 'tokens in a right one',
@@ -44,7 +43,6 @@ _COUNTS = {
   'tries': 'tries in a completion',
   'reflection_per_1k': 'reflective words per thousand tokens',
 }
-
 # Sentences of the page; one whose numbers are not all known is left out.
 _LEAD = (
   'Completions went from {completion_len_before:.0f} to '
@@ -54,7 +52,6 @@ _LEAD = (
   '{reflection_per_1k_after:.1f} per thousand tokens.',
   'The format was right in {format_before:.0%} and is in {format_after:.0%}.',
 )
-
 _SCEPTICS = {
   'Did the base not reflect already?': 'In {reflecting:.0%} of its '
   'completions: {reflection_per_1k_before:.1f} words per thousand tokens.',
@@ -70,7 +67,6 @@ _SCEPTICS = {
   'How much was cut off?': '{truncated_before:.1%} of the evaluated '
   'completions before, {truncated_after:.1%} after.',
 }
-
 _SETTING = (
   '{num_problems} problems of the split “{split}”, {num_samples} samples each, '
   'T = {temperature}, top-p {top_p}, at most {max_len} tokens'
@@ -194,6 +190,9 @@ def _say(text: str, numbers: Mapping[str, Any]) -> str:
     return text.format_map(numbers)
   except KeyError:
     return ''
+
+
+# The page, from top to bottom.
 
 
 def _headline(loaded: Run, numbers: Mapping[str, float]) -> str:

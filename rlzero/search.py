@@ -43,9 +43,7 @@ from rlzero.train import folders
 from rlzero.types import Tokens
 
 _STEP_LEN = 16  # tokens a try may take, the word after it included
-
 _ANSWER_LEN = 40  # tokens for the end of a completion
-
 _ROLLOUT_LEN = 64  # tokens of a rollout
 
 

@@ -14,15 +14,11 @@ from rlzero.models import padding
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
-
 os.environ['JAX_PLATFORMS'] = 'cpu'
-
 # Runs in one session, subprocesses too, share what they compile; a folder that
 # is named already is shared by sessions.
 _CACHE = tempfile.TemporaryDirectory(prefix='rlzero-compiled-')
-
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE.name)
-
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -30,7 +26,6 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Every annotated rlzero function is checked at each call, shapes included;
 # an int will do for a float, as for any type checker.
 checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
-
 jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 
 

@@ -27,14 +27,12 @@ GQA = ModelConfig(
   num_kv_heads=2,
   head_dim=8,
 )
-
 LATENT = dataclasses.replace(
   GQA,
   num_kv_heads=4,
   head_dim=6,
   latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
 )
-
 OBJECTIVE = Objective(max_len=128, kl_coef=0.1)
 
 

@@ -28,13 +28,9 @@ _MATH = {
   'level': 2,
   'unique_id': 'test/algebra/1.json',
 }
-
 _PUBLIC = json.dumps([{'input': '1\n', 'output': '2\n', 'testtype': 'stdin'}])
-
 _PRIVATE = json.dumps([{'input': '5\n', 'output': '6\n', 'testtype': 'stdin'}])
-
 _PACKED = base64.b64encode(zlib.compress(pickle.dumps(_PRIVATE))).decode()
-
 _LIVECODEBENCH = {
   'question_title': 'T',
   'question_content': 'Add one.',
@@ -46,7 +42,6 @@ _LIVECODEBENCH = {
   'private_test_cases': _PACKED,
   'metadata': '{}',
 }
-
 _CODEFORCES = {
   'id': '1A',
   'title': 'Sum',

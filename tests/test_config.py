@@ -68,7 +68,6 @@ if __name__ == '__main__':
 
   config.main(toystage)
 '''
-
 _PARTS = """
 import dataclasses
 from typing import Protocol
@@ -94,7 +93,6 @@ class Strict:
 def double(x):
   return 2 * x
 """
-
 _HEAD = (
   'from __gin__ import dynamic_registration\n'
   'import toystage\n'

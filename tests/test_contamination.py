@@ -17,7 +17,6 @@ _QUESTION = (
   'Every morning Aya walks 9 kilometers and stops at a coffee shop, then she '
   'goes home. How long does it take?'
 )
-
 _PROBLEMS = [
   base.Example('aime-1', _QUESTION, '204'),
   base.Example('short', 'What is 2 + 3?', '5'),

@@ -14,7 +14,6 @@ from rlzero.tasks import base, countdown
 from rlzero.text import language
 
 TASK = countdown.Countdown()
-
 TARGET = '18 (9, 5, 3)'
 
 
@@ -179,17 +178,13 @@ def test_count_tries():
 
 
 CORPUS = countdown.Corpus()
-
 NUM_DOCUMENTS = 2000
-
 APPLY = {
   '+': lambda a, b: a + b,
   '-': lambda a, b: a - b,
   '*': lambda a, b: a * b,
 }
-
 TRY = re.compile(r'(\d+) ([-+*]) (\d+) = (\d+) (\d+) ([-+*]) (\d+) = (\d+)')
-
 WHOLE = re.compile(
   r'User: .* Assistant: <think>( .*)? </think> <answer> .* </answer>'
 )

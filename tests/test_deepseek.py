@@ -24,7 +24,6 @@ from rlzero.train import folders, packing
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 CONFIG = dataclasses.replace(V3, vocab_size=16)
-
 SPEED = 0.125
 
 

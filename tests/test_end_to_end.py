@@ -9,7 +9,6 @@ import pytest
 from rlzero.runtime import config
 
 _ROOT = pathlib.Path(__file__).parent.parent
-
 _RUNS = sorted((_ROOT / 'configs' / 'runs').glob('*.gin'))
 
 

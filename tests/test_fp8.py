@@ -20,7 +20,6 @@ QUANTISED = {
   'weight_block_size': [128, 128],
   'activation_scheme': 'dynamic',
 }
-
 # Matrices of more than one block, cut through.
 CONFIG = ModelConfig(
   vocab_size=11,

@@ -17,7 +17,6 @@ from rlzero.train import folders
 from rlzero.weights import hub
 
 _TINY = pathlib.Path(folders.embedded('tiny_base'))
-
 _COMMIT = 'c' * 40
 
 

@@ -9,13 +9,11 @@ import pytest
 from rlzero.text import language
 
 QUESTION = '别人夸我中文说得好，我回答「哪里，哪里」，这是什么意思？'
-
 CHINESE = (
   '用户问的是「哪里，哪里」的意思。字面上是问地点，但在回应夸奖时，它是一种'
   '谦虚的说法，意思是「过奖了」。等等，要不要检查一下语境？夸奖之后，对，就是'
   '谦虚。'
 )
-
 ENGLISH = (
   'Taken literally it asks for a place. In reply to a compliment it is a '
   'modest phrase that means "you flatter me". Wait, should we check the '

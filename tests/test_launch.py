@@ -15,17 +15,11 @@ import pytest
 import yaml
 
 _ROOT = pathlib.Path(__file__).parent.parent
-
 _LAUNCH = _ROOT / 'launch'
-
 _WHERE = ['--name=zero', '--zone=us-east5-a']
-
 _BUCKET = ['--bucket=my-bucket', '--run=zero 32b']
-
 _FLAGS = ['--', '--gin_file=configs/runs/r1_zero_qwen2p5_32b.gin', '--seed=1']
-
 _TPU = 'gcloud compute tpus tpu-vm'
-
 _QUEUE = 'gcloud compute tpus queued-resources'
 
 

@@ -29,19 +29,12 @@ CONFIG = ModelConfig(
   head_dim=4,
   tied_embedding=False,
 )
-
 EOS = 1
-
 NUM_PROMPTS, GROUP = 3, 4
-
 NUM_ROWS = NUM_PROMPTS * GROUP
-
 MICRO = 24  # five microbatches, fewer without KL
-
 GRPO = Objective(kl_coef=0.1)
-
 NO_KL = Objective(kl_coef=0.0)
-
 DR_GRPO = Objective(
   kl_coef=0.05,
   clip_low=0.1,

@@ -17,7 +17,6 @@ from rlzero.weights import mapping
 from rlzero.weights import rows as rows_of
 
 _MODELS = pathlib.Path(__file__).parents[1] / 'configs' / 'models'
-
 # Parameters as published, in millions; a tied embedding counts once.
 SIZES = {
   'deepseek_r1': 671_026,
@@ -47,7 +46,6 @@ SIZES = {
   'qwen3_0p6b': 596,
   'tiny': 1,
 }
-
 # Runs that a user with accelerators starts from, and their models.
 RUNS = {
   'r1_zero_llama3p2_1b_gsm8k': 'llama3p2_1b',

@@ -112,7 +112,6 @@ def test_exchanged_experts_equal_the_loop(mesh, room, kind, monkeypatch):
 
 
 SOFTMAX = Experts(num_experts=4, num_chosen=2, width=1)
-
 SIGMOID = dataclasses.replace(
   SOFTMAX, scores='sigmoid', num_groups=2, num_chosen_groups=1, normalize=True,
   scale=2.0,

@@ -29,9 +29,7 @@ from rlzero.weights import hf, mapping
 pytestmark = pytest.mark.parity
 
 DATA = pathlib.Path(__file__).parents[1] / 'data'
-
 NUM_NEW = 16  # greedy tokens after each prompt
-
 TEXTS = (
   'Hello, world!',
   "What's 12 + 345? It's 357, isn't it?",
@@ -42,7 +40,6 @@ TEXTS = (
   '1 22 333 4444 55555 ½ ² Ⅳ ١٢٣ a1b2c3',
   '',
 )
-
 CHATS = (
   [{'role': 'user', 'content': 'What is 7 + 8?'}],
   [

@@ -18,7 +18,6 @@ from rlzero import pipeline
 from rlzero.runtime import config, lifecycle
 
 _ROOT = pathlib.Path(__file__).parent.parent
-
 # A stage that writes what it was given and one word more; it is slow where a
 # file says so.
 _STAGE = """

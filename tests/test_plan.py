@@ -30,7 +30,6 @@ MODEL = ModelConfig(
   head_dim=16,
   max_position=512,
 )
-
 RUN = grpo.Config(
   workdir='',
   model=MODEL,

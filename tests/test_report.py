@@ -61,7 +61,6 @@ BEFORE = [
   generation('a', False, '<think> give up </think>'),
   generation('b', True, '<think> 1+2=3 ok </think> <answer> OLD-B </answer>'),
 ]
-
 AFTER = [
   generation('a', True, '<think> 2+2 wait 1+2 ok </think> NEW-A'),
   generation('a', True, '<think> 2+2 wait 3+1 wait 1+2 ok </think> LONGEST'),

@@ -12,7 +12,6 @@ from rlzero.rollout.sampling import Sampling
 from rlzero.text.template import Template
 
 _SETTINGS = {'seed': 0, 'model': 'abc'}
-
 _SAMPLING = Sampling(max_len=8, temperature=0.6, top_p=0.95, num_slots=3)
 
 

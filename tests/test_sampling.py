@@ -10,12 +10,10 @@ from jax import numpy as jnp
 from rlzero.rollout import sampling
 
 V = 600  # three blocks of the search, the last one not full
-
 ROWS, POSITIONS = 1024, 2048  # two million draws
 
 
 sample = jax.jit(sampling.sample, static_argnums=(3, 4))
-
 row_keys = jax.jit(sampling.row_keys, static_argnums=0)
 
 

@@ -28,15 +28,10 @@ CONFIG = ModelConfig(
   head_dim=4,
   max_position=64,
 )
-
 EOS = 1
-
 SEED = 3
-
 GROUP = 4
-
 WIDTH = 48  # tokens of the longest prompt and completion here
-
 # Five steps do not divide sixteen tokens.
 SHORT = dict(max_len=16, max_prompt_len=8, decode_steps=5)
 

@@ -33,9 +33,7 @@ from rlzero.weights import hf
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 WORDS = tuple('abcdefghijk')  # 13 ids with padding and EOS: CONFIG's
-
 EOS = 1
-
 CHAT = (
   "{% for m in messages %}{{ m['content'] }} {% endfor %}"
   '{% if add_generation_prompt %}k{% endif %}'

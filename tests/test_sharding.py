@@ -28,9 +28,7 @@ from rlzero.weights import mapping
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 EVEN = dataclasses.replace(CONFIG, vocab_size=16)
-
 DEEPSEEK = dataclasses.replace(V3, vocab_size=16)
-
 MESHES = {
   'data': (CONFIG, sharding.Mesh(data=8)),
   'fsdp': (CONFIG, sharding.Mesh(fsdp=8)),

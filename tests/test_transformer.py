@@ -28,15 +28,11 @@ MHA = ModelConfig(
   num_kv_heads=4,
   head_dim=4,
 )
-
 GQA = dataclasses.replace(MHA, num_kv_heads=2, qkv_bias=True)
-
 MQA = dataclasses.replace(
   MHA, num_kv_heads=1, qk_norm=True, tied_embedding=False
 )
-
 FULL = dataclasses.replace(MQA, qkv_bias=True)
-
 # Local and global layers, scores of another scale, a window below the lengths
 # of prompts and completions.
 GEMMA = dataclasses.replace(
@@ -52,14 +48,12 @@ GEMMA = dataclasses.replace(
   local_rope_theta=50.0,
   rope_scaling=LinearScaling(factor=2.0),
 )
-
 V2 = dataclasses.replace(
   MHA,
   head_dim=6,
   latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
   experts=Experts(num_experts=6, num_chosen=2, width=8),
 )
-
 # Everything at once: a dense layer first, groups, a bias, shared experts.
 V3 = dataclasses.replace(
   MHA,
@@ -82,7 +76,6 @@ V3 = dataclasses.replace(
     scale=2.5,
   ),
 )
-
 CONFIGS = pytest.mark.parametrize(
   'config',
   [MHA, GQA, MQA, GEMMA, V2, V3],
@@ -179,11 +172,8 @@ def distance(first, second):
 
 
 PROMPTS = sequences(1, (3, 6, 1))
-
 INDEX = np.array([0, 0, 0, 1, 2, 2], np.int32)  # groups of 3, 1 and 2
-
 ROWS = sequences(2, (5, 2, 7, 4, 1, 6))
-
 STARTS = [len(PROMPTS[p]) for p in INDEX]
 
 

@@ -40,7 +40,6 @@ LLAMA = ModelConfig(
   rms_norm_eps=1e-6,
   max_position=77,
 )
-
 GEMMA3 = dataclasses.replace(
   LLAMA,
   family='gemma3_text',
@@ -59,9 +58,7 @@ GEMMA3 = dataclasses.replace(
   global_every=2,
   local_rope_theta=300.0,
 )
-
 EXPERTS = Experts(num_experts=6, num_chosen=2, width=8)
-
 DEEPSEEK = dataclasses.replace(
   LLAMA,
   num_kv_heads=4,
@@ -69,7 +66,6 @@ DEEPSEEK = dataclasses.replace(
   tied_embedding=False,
   latent=Latent(kv_rank=12, rope_dim=4, value_dim=7),
 )
-
 CONFIGS = {
   'llama': LLAMA,
   'llama_untied': dataclasses.replace(LLAMA, tied_embedding=False),
@@ -154,7 +150,6 @@ CONFIGS = {
     experts=dataclasses.replace(EXPERTS, scores='sigmoid', shared_width=16),
   ),
 }
-
 each_config = pytest.mark.parametrize(
   'config', CONFIGS.values(), ids=CONFIGS.keys()
 )
@@ -581,7 +576,6 @@ GGUF_CONFIGS = {
   for name, config in CONFIGS.items()
   if not config.experts
 }
-
 # Only the stretches of the published models are known there.
 GGUF_CONFIGS['llama3'] = dataclasses.replace(
   GGUF_CONFIGS['llama3'], rope_scaling=RopeScaling(factor=32.0)

@@ -24,7 +24,6 @@ from rlzero.runtime import config, provenance
 from rlzero.tasks import base
 
 _EXPRESSION = re.compile(r'[\d(][\d\s()+*/-]*')
-
 REASONS = {
   'question': "math-verify's answer is the question's own expression, restated "
   'and not worked out',

@@ -32,7 +32,6 @@ from rlzero.runtime import metrics, provenance
 from rlzero.train import folders
 
 _STEPS = 40
-
 # Parts that kills are aimed at, and where the metrics say how long they take.
 _PARTS = {
   'rollout': 'time/rollout_s',
@@ -41,9 +40,7 @@ _PARTS = {
   'between minibatches': None,
   'saving': None,
 }
-
 _SAVING_S = 0.05  # seconds, most of it in the background
-
 _GIN = """
 from __gin__ import dynamic_registration
 from rlzero import grpo

@@ -21,7 +21,6 @@ from rlzero.text.template import Template
 from rlzero.train import checkpoint
 
 MESH = sharding.Mesh(data=2, fsdp=4)
-
 CONFIG = {
   'template': Template('short'),
   'mesh': MESH,

@@ -26,7 +26,6 @@ POINTS = {
   'gin.config.ModelConfig.width': (512, 768),
   'gin.config.ModelConfig.num_layers': (16, 32),
 }
-
 _KEPT = ('step_s', 'rollout_s', 'reference_s', 'update_s', 'tokens')
 
 

@@ -19,9 +19,7 @@ _COLUMNS = {
   'LiveCodeBench pass@1': ('livecodebench', 'pass@1'),
   'Codeforces rating': ('codeforces', 'rating'),
 }
-
 SOURCE = 'Published: arXiv 2501.12948v1, Tables 2, 4 and 5; not measured here.'
-
 PUBLISHED: dict[str, tuple[float | None, ...]] = {
   'OpenAI o1-mini': (63.6, 80.0, 90.0, 60.0, 53.8, 1820),
   'OpenAI o1-0912': (74.4, 83.3, 94.8, 77.3, 63.4, 1843),

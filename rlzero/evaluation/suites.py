@@ -16,7 +16,6 @@ from rlzero.text.template import Template
 PAPER = Sampling(
   temperature=0.6, top_p=0.95, max_len=32_768, max_prompt_len=8192
 )
-
 BOXED = (
   '\nPlease reason step by step, and put your final answer within \\boxed{}.'
 )

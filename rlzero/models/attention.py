@@ -18,7 +18,6 @@ from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
 
 _SHORTEST = 128  # tokens; what the kernels' blocks hold
-
 _WIDEST = 128  # numbers of a head, of those that cuDNN has on every GPU
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Literal
 
 _DTYPES = ('float32', 'bfloat16')
-
 _ACTIVATIONS = ('silu', 'gelu_tanh')
 
 

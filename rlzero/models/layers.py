@@ -11,7 +11,6 @@ from rlzero.models.config import ModelConfig
 SAVED_NAMES = ('attention_output', 'expert_product')
 
 INIT = nn.initializers.normal(0.02)
-
 ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': nn.gelu}
 
 

@@ -246,6 +246,10 @@ def _weighed(x, ids, weights, experts):
   return jnp.sum(weights[..., None] * out, axis=1).astype(x.dtype)
 
 
+# A gather's gradient is a scatter, which adds up row by row; these know that
+# their indices are a permutation and its inverse.
+
+
 @jax.custom_vjp
 def _moved(rows, order, back):
   """rows[order]; `back` undoes it."""

@@ -84,7 +84,6 @@ UNSTACKED_AXES = AXES | {
 
 # What is computed in float32 whatever the dtype: norms, and routers.
 _FLOAT32 = {name for name in AXES if 'norm' in name or 'router' in name}
-
 _FLOAT32.add('scale')
 
 # What the backward pass finds again of a layer that is not recomputed as a

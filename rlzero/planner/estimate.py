@@ -22,7 +22,6 @@ from rlzero.rollout import engine, scheduler
 from rlzero.runtime import sharding
 
 _FSDP = set('DQR')  # axes that are gathered for a layer
-
 _SCORES = 12  # bytes a score costs to write and read, in float32 and rounded
 
 

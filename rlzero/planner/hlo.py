@@ -14,7 +14,6 @@ _BYTES = {
   'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4,
   's64': 8, 'u64': 8, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8,
 }  # fmt: skip
-
 # Bytes that a device receives, of one that holds the result.
 _COLLECTIVES = {
   'all-gather': 1,
@@ -25,13 +24,11 @@ _COLLECTIVES = {
   'collective-permute': 1,
   'collective-broadcast': 1,
 }
-
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
   'after-all', 'partition-id', 'replica-id', 'iota', 'copy-done',
   'opt-barrier', 'domain', 'async-update',
 }  # fmt: skip
-
 _SLICES = {'dynamic-slice', 'slice', 'gather'}
 
 

@@ -14,11 +14,8 @@ from rlzero.reporting.recorded import Run
 
 # On the page the colours become variables, which dark mode sets anew.
 _COLORS = ['#24292f', '#818b98', '#2f6db5', '#c8553d', '#3f8f5f']
-
 _INK, _DIM, _BLUE, _RED, _GREEN = _COLORS
-
 _CYCLE = [_BLUE, _RED, _GREEN, '#8a63b5', '#b58900']
-
 _STYLE = {
   'axes.edgecolor': _DIM,
   'axes.grid': True,

@@ -10,7 +10,6 @@ import numpy as np
 from rlzero.runtime import metrics
 
 EVALUATIONS = 'evaluations'  # folder in the workdir
-
 NUM_SEGMENTS = 6
 
 

@@ -22,11 +22,8 @@ from rlzero.runtime import hosts, sharding
 from rlzero.types import Params, Tokens
 
 _SPAN_STEP = 32  # cache positions, at least, between compiled sizes
-
 _SPAN_SHARE = 0.6  # of a size, the next smaller one
-
 _PREFILL_BLOCK = 32  # prompts prefilled together
-
 _FEW_SLOTS = 4  # a batch of fewer, or of so many fewer, costs little less
 
 

@@ -30,16 +30,13 @@ HOST_FLAGS = (
   '--num_processes',  # =N
   '--process_id',  # =I, from 0
 )
-
 _LARGE_PAGES = {'glibc.malloc.hugetlb': 1}  # madvise(MADV_HUGEPAGE) for malloc
-
 # One heap, of which all arrays are parts, and which never shrinks.
 _KEPT_MEMORY = {
   'glibc.malloc.arena_max': 1,
   'glibc.malloc.mmap_max': 0,
   'glibc.malloc.trim_threshold': 1 << 40,
 }
-
 _SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
 
 

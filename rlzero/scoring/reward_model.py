@@ -27,7 +27,6 @@ SCORE_FILE = (
 )
 
 _MICRO_TOKENS = 8192  # when scoring, unless one completion is longer
-
 Reads = Literal['summary', 'everything']
 
 

@@ -29,13 +29,9 @@ from rlzero.tasks import base
 from rlzero.text import language, template
 
 STATUSES = ('ok', 'timeout', 'crash', 'junk')
-
 _START_S = 60.0  # for imports, which the deadline of a request leaves out
-
 _MAX_REPLY = 1 << 26  # bytes
-
 _MAX_MEMORY = 4 << 30  # bytes of address space
-
 _LENGTH = struct.Struct('>I')
 
 

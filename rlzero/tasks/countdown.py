@@ -23,19 +23,14 @@ from rlzero.tasks import base
 from rlzero.text import language
 
 _LARGEST = 99
-
 _NUMBERS = range(1, 11)
-
 _OPERATIONS = {
   '+': lambda a, b: a + b,
   '-': lambda a, b: a - b,
   '*': lambda a, b: a * b,
 }
-
 REFLECTIVE = ('wait', 'wrong', 'but')
-
 NEUTRAL = ('no', 'hmm', 'next')
-
 WORDS = (  # after padding and end of sequence
   'User:',
   'Assistant:',
@@ -66,11 +61,8 @@ CHINESE = {
 }
 
 _STEP = r'(\d+) ([-+*]) (\d+) = (\d+)'
-
 _TRY = re.compile(f'{_STEP} {_STEP}')
-
 _EXPRESSION = re.compile(r'[\d(][\d\s()+*-]*')
-
 # Nothing else reaches the parser, which knows other ways to write a number
 # (0x9, True); the cap keeps it from deep recursion.
 _ARITHMETIC = re.compile(r'[0-9 ()+*-]{1,80}')

@@ -18,11 +18,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 DEADLINE_S = 300.0  # for all tests of a program together
-
 _MAX_OUTPUT = 64 << 20  # bytes
-
 _BLOCK = re.compile(r'```(?:python3?|py)?[ \t]*\n(.*?)```', re.DOTALL)
-
 _NUMBERS = 1000  # tokens of a line that are compared as numbers
 
 _GUARD = r"""

@@ -18,9 +18,7 @@ from typing import Any
 from rlzero.tasks import base, verify
 
 _CHUNK = 500  # problems a generator is asked for at once
-
 _RIGHT = 1 - 1e-6  # score of a right answer; less is partial credit
-
 _MARK = 'reasoning-gym problems: '
 
 

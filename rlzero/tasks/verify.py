@@ -14,29 +14,19 @@ MAX_CHARS = 500  # of an answer; a longer one is never equal to another
 
 # The comma form first, or 1,000 would be read as 1.
 _DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)'
-
 _DECIMAL = rf'(?:{_DIGITS}(?:\.\d+)?|\.\d+)'
-
 # A sign belongs to the number unless it stands between two operands.
 _NUMBER = re.compile(rf'(?:(?<![\w)}}.])[-+])?{_DECIMAL}(?:/{_DECIMAL})?')
-
 _FRACTION = re.compile(r'\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}')
-
 _PI = re.compile(r'(?<![a-zA-Z\\])pi(?![a-zA-Z])')
-
 _TEXT = re.compile(r'\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}')
-
 _BOXED = re.compile(r'\\(?:boxed|fbox)\s*\{')
-
 _STATED = re.compile(r'(?:\banswer\s*(?:is\b|:)|\banswer\s*=)(.*)', re.I)
-
 _RESULT = re.compile(rf'=\s*\$?\s*[-+]?{_DECIMAL}')
-
 # Words after a number are taken for its unit, unless they are a function.
 _UNIT = re.compile(
   r'(?<=\d)\s*(?!\s*(?:sin|cos|tan|log|exp|sqrt)\b)[A-Za-z]{3,}[A-Za-z ]*$'
 )
-
 _WORD = re.compile(
   r'(?<![\\A-Za-z])(?!(?:sqrt|sin|cos|tan|log|exp)\b)[A-Za-z]{3,}'
 )

@@ -22,17 +22,12 @@ from typing import Literal
 from rlzero.text import template
 
 Language = Literal['en', 'zh']
-
 LANGUAGES = ('en', 'zh')
 
 _HAN = '\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af'
-
 _KANA = '\u3040-\u30ff'
-
 _LATIN = 'A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f'
-
 _START = r'(?<![A-Za-z0-9_])'  # keeps the search linear in long runs
-
 _NEUTRAL = re.compile(
   r'```.*?(?:```|\Z)|`[^`\n]*`'  # code
   # Mathematics, displayed and inline; a lone dollar is an amount of money.
@@ -47,7 +42,6 @@ _NEUTRAL = re.compile(
   r'|(?:sin|cos|tan|log|ln|exp|max|min|mod|gcd|lcm)(?![A-Za-z]))',
   re.DOTALL,
 )
-
 _WORD = re.compile(
   rf'(?P<zh>[{_HAN}])|(?P<en>[{_LATIN}]+(?:[\'’-][{_LATIN}]+)*)'
   rf'|(?P<other>[{_KANA}]|[^\W\d_{_HAN}{_KANA}{_LATIN}]+)'

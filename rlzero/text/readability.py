@@ -9,7 +9,6 @@ import dataclasses
 import re
 
 _PARAGRAPHS = re.compile(r'\n\s*\n')
-
 # Text without spaces counts by the character, as in text/language.py.
 _WORD = re.compile(
   '[\u3040-\u30ff\u3400-\u9fff]|[^\\s\u3040-\u30ff\u3400-\u9fff]+'

@@ -17,21 +17,16 @@ R1_ZERO = (
   '<answer> </answer> tags, respectively, i.e., <think> reasoning process '
   'here </think> <answer> answer here </answer>. User: {prompt}. Assistant:'
 )
-
 # For a model whose whole vocabulary is smaller than the text above.
 SHORT = 'User: {prompt} Assistant:'
 
 _TAGGED = {'r1_zero': R1_ZERO, 'short': SHORT}
-
 KINDS = (*_TAGGED, 'chat', 'plain')
 
 # Any spelling of a tag, so that a near miss counts as a fault.
 _TAG = re.compile(r'<\s*(?:/\s*)?(?:think|answer)\s*(?:/\s*)?>', re.IGNORECASE)
-
 _SHAPE = ['<think>', '</think>', '<answer>', '</answer>']
-
 _FORM = re.compile(r'\s*<think>.*</think>\s*<answer>.*</answer>\s*', re.DOTALL)
-
 # The paper's ten words and, as it counts none, what they are in Chinese.
 _REFLECTIVE = re.compile(
   r'\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b'

@@ -18,13 +18,9 @@ from rlzero.models import padding
 from rlzero.types import Prompts, Tokens
 
 _WIDTH = 128  # tokens of the narrowest rows; wider ones double
-
 _SHORT = 64  # rows where no completion is longer; each token meets fewer others
-
 _WIDTH_STEP = 32  # the widest are cut to a multiple of this
-
 _PROMPTS_A_ROW = 2
-
 _SHARES = 1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16  # of the most rows
 
 _EMPTY = 6  # at most one row of so many is there only to fill up

@@ -17,9 +17,7 @@ from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.rows import Index, Stored
 
 DTYPE = 'F8_E4M3'  # as safetensors calls it
-
 _SCALE = '_scale_inv'
-
 _BLOCK = 128  # rows and columns
 
 

@@ -27,12 +27,10 @@ _GPT2 = (
   r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
   r'|\s+(?!\S)|\s+'
 )
-
 _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
   r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
-
 _SPLITS = {
   'gpt-2': (_GPT2,),
   'smollm': (r'\p{N}', _GPT2),
@@ -40,7 +38,6 @@ _SPLITS = {
   'llama-bpe': (_LLAMA3,),
   'default': (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', r'[0-9]{3}'),
 }
-
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # entries of token_type
 
 

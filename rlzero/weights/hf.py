@@ -20,9 +20,7 @@ from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.rows import Stored
 
 _SINGLE = 'model.safetensors'
-
 _INDEX = 'model.safetensors.index.json'
-
 _SHARD_BYTES = 5_000_000_000  # at most in a file; a larger tensor has its own
 
 

@@ -6,7 +6,6 @@ import huggingface_hub
 from huggingface_hub import errors
 
 SCHEME = 'hf://'
-
 # What a folder is read from; the same model in other formats stays there.
 _FILES = (
   'config.json',

@@ -16,7 +16,6 @@ import numpy as np
 from rlzero.models.config import Experts, Latent, ModelConfig
 
 Index = tuple[slice, ...]
-
 _PIECE = 16 * 2**20  # numbers of a tensor that are read at a time
 
 

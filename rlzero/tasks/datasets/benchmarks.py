@@ -15,16 +15,13 @@ _AIME = {
   2024: ('HuggingFaceH4/aime_2024', ('data/*.parquet',), 'problem'),
   2025: ('opencompass/AIME2025', ('aime2025-I*.jsonl',), 'question'),
 }
-
 _LETTERS = 'ABCD'
-
 _LETTER = re.compile(
   r'\\boxed\{\s*(?:\\text\s*\{)?\s*\(?([A-D])\)?\s*\}?\s*\}'
   r'|<answer>\s*\(?([A-D])\b'
   r'|\banswer\s*(?:is|:)?\s*:?\s*\**\s*\(?([A-D])\b(?!\')',
   re.IGNORECASE,
 )
-
 _CHOICE = (
   'Answer the following multiple choice question. The last line of your '
   "response should be of the form 'Answer: LETTER', where LETTER is one of "

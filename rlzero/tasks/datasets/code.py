@@ -19,7 +19,6 @@ _STDIN = (
   'Write a Python program that solves the problem. It reads standard input '
   'and writes standard output. Enclose the program in ```python and ```.'
 )
-
 _FUNCTION = (
   'Complete the Python code so that it solves the problem. Enclose the whole '
   'program in ```python and ```.\n\n```python\n{starter}\n```'

@@ -11,7 +11,6 @@ import tensorflow_datasets as tfds
 from rlzero.tasks import base
 
 _SPLITS = ('train', 'validation', 'test')
-
 _FIELDS = tuple(field.name for field in dataclasses.fields(base.Example))
 
 

@@ -29,7 +29,6 @@ FAMILIES = {
   'gemma3_text': gemma3,
   'gemma3': gemma3,  # with images; its text model is a gemma3_text here
 }
-
 # general.architecture of a GGUF file.
 GGUF_FAMILIES = {
   'gemma3': gemma3,

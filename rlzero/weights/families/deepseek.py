@@ -13,9 +13,7 @@ LEFT_OUT = llama.LEFT_OUT | {
     'the layer that predicts a second token, which no stage here trains or uses'
   )
 }
-
 RENAMED = llama.RENAMED
-
 EXTRA_TOKENS = llama.EXTRA_TOKENS
 
 _ATTENTION = (
@@ -29,21 +27,17 @@ _ATTENTION = (
   ('attention/latent_up', 'self_attn.kv_b_proj', '', 'NX R -> RNX'),
   ('attention/latent_output', 'self_attn.o_proj', '', 'D NU -> NUD'),
 )
-
 _QUERY = (('attention/query', 'self_attn.q_proj', '', 'NH D -> DNH'),)
-
 _QUERY_RANK = (
   ('attention/query_down', 'self_attn.q_a_proj', '', 'Q D -> DQ'),
   ('attention/query_down_norm', 'self_attn.q_a_layernorm', '', 'Q -> Q'),
   ('attention/query_up', 'self_attn.q_b_proj', '', 'NH Q -> QNH'),
 )
-
 _SHARED = (
   ('moe/shared_gate', 'mlp.shared_experts.gate_proj', '', 'Z D -> DZ'),
   ('moe/shared_up', 'mlp.shared_experts.up_proj', '', 'Z D -> DZ'),
   ('moe/shared_down', 'mlp.shared_experts.down_proj', '', 'D Z -> ZD'),
 )
-
 EXPERTS = (
   ('moe/router', 'mlp.gate', '', 'E D -> DE'),
   ('moe/expert_gate', 'mlp.experts.{E}.gate_proj', '', 'E W D -> EDW'),

@@ -19,17 +19,14 @@ LEFT_OUT = {
   '*vision_tower.*': 'the part that sees images',
   '*multi_modal_projector.*': 'the part that sees images',
 }
-
 # Checkpoints that see images have their text model one level down.
 RENAMED = {
   'language_model.model.': 'model.',
   'language_model.lm_head.': 'lm_head.',
   'model.language_model.': 'model.',
 }
-
 # Text models without its row have it in their tokenizer all the same.
 EXTRA_TOKENS = ('<image_soft_token>',)
-
 _NORMS = (
   ('attention_norm/scale', 'input_layernorm', 'attn_norm', 'D -> D'),
   (
@@ -46,7 +43,6 @@ _NORMS = (
     'D -> D',
   ),
 )
-
 _LOCAL, _GLOBAL = 'sliding_attention', 'full_attention'
 
 

@@ -13,11 +13,8 @@ from rlzero.weights.families import rope
 from rlzero.weights.rows import Row, layer_rows
 
 GGUF_STRETCH = 'rope_freqs.weight'  # what each frequency is divided by
-
 LEFT_OUT = {'*.rotary_emb.inv_freq': 'a constant that is computed'}
-
 RENAMED: dict[str, str] = {}
-
 EXTRA_TOKENS: tuple[str, ...] = ()
 
 EMBEDDING = Row(
@@ -26,25 +23,20 @@ EMBEDDING = Row(
   'V D -> VD',
   'token_embd.weight',
 )
-
 NORM = Row(
   'final_norm/scale', 'model.norm.weight', 'D -> D', 'output_norm.weight'
 )
-
 HEAD = Row('head/kernel', 'lm_head.weight', 'V D -> DV', 'output.weight')
-
 ATTENTION = (
   ('attention/query', 'self_attn.q_proj', 'attn_q', 'NH D -> DNH'),
   ('attention/key', 'self_attn.k_proj', 'attn_k', 'KH D -> DKH'),
   ('attention/value', 'self_attn.v_proj', 'attn_v', 'KH D -> DKH'),
   ('attention/output', 'self_attn.o_proj', 'attn_output', 'D NH -> NHD'),
 )
-
 NORMS = (
   ('attention_norm/scale', 'input_layernorm', 'attn_norm', 'D -> D'),
   ('mlp_norm/scale', 'post_attention_layernorm', 'ffn_norm', 'D -> D'),
 )
-
 MLP = (
   ('mlp/gate', 'mlp.gate_proj', 'ffn_gate', 'F D -> DF'),
   ('mlp/up', 'mlp.up_proj', 'ffn_up', 'F D -> DF'),

@@ -8,9 +8,7 @@ from rlzero.weights.families import deepseek, llama
 from rlzero.weights.rows import Row, layer_rows
 
 LEFT_OUT = llama.LEFT_OUT
-
 RENAMED = llama.RENAMED
-
 EXTRA_TOKENS = llama.EXTRA_TOKENS
 
 _BIAS = (
@@ -18,7 +16,6 @@ _BIAS = (
   ('attention/key_bias', 'self_attn.k_proj', 'attn_k', 'KH -> KH'),
   ('attention/value_bias', 'self_attn.v_proj', 'attn_v', 'KH -> KH'),
 )
-
 QK_NORM = (
   ('attention/query_norm', 'self_attn.q_norm', 'attn_q_norm', 'H -> H'),
   ('attention/key_norm', 'self_attn.k_norm', 'attn_k_norm', 'H -> H'),

@@ -32,7 +32,6 @@ _KINDS = {
     },
   ),
 }
-
 # Those that may be absent have the defaults of our fields.
 _OPTIONAL = ('beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim')
 
