@@ -1,10 +1,20 @@
 """Tokenizers from words, from GGUF metadata and from folders."""
 
+import datetime
 import json
+import sys
 
 import pytest
-from tokenizers import pre_tokenizers
+import tokenizers
+from tokenizers import (
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+)
 
+from rlzero.text import chat
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.weights import gguf_tokenizer
 
@@ -270,9 +280,9 @@ def test_folder_as_others_write_it(tmp_path):
   (tmp_path / 'chat_template.jinja').write_text('newer')
   loaded = Tokenizer.load(tmp_path)
   assert loaded.eos_ids == (4, 1)
-  edit(tmp_path / 'config.json', eos_token_id=[1, 2])
-  assert Tokenizer.load(tmp_path).eos_ids == (4, 1, 2)
   assert loaded.chat_template == 'newer'
+  edit(tmp_path / 'config.json', eos_token_id=[1, 0])
+  assert Tokenizer.load(tmp_path).eos_ids == (4, 1, 0)
 
 
 def test_saved_truncation_is_not_obeyed(tmp_path):
@@ -347,3 +357,265 @@ def test_chat_template_that_refuses():
   # The sandbox: templates come from strangers.
   with pytest.raises(ValueError, match='does not accept'):
     with_template('{{ messages.append(1) }}').apply_chat_template(messages)
+
+
+@pytest.mark.parametrize(
+  'template, message',
+  [
+    (
+      '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}'
+      '{% endfor %}',
+      'has not ended after',
+    ),
+    (
+      '{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}'
+      '{% endmacro %}{{ f(99) }}',
+      'has not ended after',
+    ),
+    ('{% for i in range(99) %}{{ "x" * 999999 }}{% endfor %}', 'writes more'),
+    ('{{ "x" * 10 ** 12 }}', 'too large a value'),
+    ('{{ 9 ** (9 ** 9) }}', 'too large a value'),
+    ('{% set n = namespace(x="x") %}{% for i in range(99) %}'
+     '{% set n.x = n.x ~ n.x %}{% endfor %}', 'too large a value'),
+    ('{% set n = namespace(x=9) %}{% for i in range(99) %}'
+     '{% set n.x = n.x * n.x %}{% endfor %}', '(too large|not ended)'),
+    ('{% for i in range(10 ** 6) %}{% endfor %}', 'OverflowError'),
+    ('{{ 1 // 0 }}', 'ZeroDivisionError'),
+    ('{{ messages[0].content + 1 }}', 'TypeError'),
+    ('{{ [1, 2] | random }}', "No filter named 'random'"),
+    ('{{ lipsum() }}', "'lipsum' is undefined"),
+    ('{% for', 'unexpected'),
+  ],
+)  # fmt: skip
+def test_chat_template_without_end_or_sense(template, message, monkeypatch):
+  if 'not ended' in message:
+    monkeypatch.setattr(chat, 'DEADLINE_S', 0.5)
+  before = sys.gettrace()
+  with pytest.raises(ValueError, match=f'does not accept the.*{message}'):
+    with_template(template).apply_chat_template(
+      [{'role': 'user', 'content': 'a'}]
+    )
+  assert sys.gettrace() is before
+
+
+def test_chat_template_is_told_the_same_day_for_ever(monkeypatch):
+  class Tomorrow(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+      return cls(2031, 1, 2, tzinfo=tz)
+
+  monkeypatch.setattr(datetime, 'datetime', Tomorrow)
+  template = '{{ strftime_now("%d %b %Y %H:%M") }}'
+  text = with_template(template).apply_chat_template([])
+  assert text == '26 Jul 2024 00:00'
+
+
+@pytest.mark.parametrize('operator', ['~', '+'])
+def test_chat_template_joins_text(operator):
+  template = "{{ 'a' ~ messages[0].role ~ 'b' * 2 }}".replace('~', operator)
+  tokenizer = with_template(template + '{{ 1 ~ none ~ [2] }}')
+  messages = [{'role': 'user', 'content': ''}]
+  assert tokenizer.apply_chat_template(messages) == 'auserbb1None[2]'
+
+
+def test_config_that_generation_config_corrects(tmp_path, capsys):
+  # config.json keeps the default of its class, here the word '3'.
+  words().save(tmp_path)
+  edit(tmp_path / 'config.json', eos_token_id=2)
+  assert Tokenizer.load(tmp_path).eos_ids == (1,)
+  warning = 'config.json has eos_token_id 2, which is no added token'
+  assert warning in capsys.readouterr().err
+  # Nothing else names an EOS: then it is what it says.
+  (tmp_path / 'generation_config.json').unlink()
+  edit(tmp_path / 'tokenizer_config.json', eos_token=None)
+  assert Tokenizer.load(tmp_path).eos_ids == (2,)
+
+
+def test_eos_in_all_its_forms(tmp_path):
+  words().save(tmp_path)
+  edit(tmp_path / 'tokenizer_config.json', eos_token=None)
+  path = tmp_path / 'generation_config.json'
+  for value, expected in (
+    (1, (1,)),
+    ([1, 0], (1, 0)),
+    (1.0, (1,)),
+    ([0, 0, 1], (0, 1)),
+  ):
+    edit(path, eos_token_id=value)
+    assert Tokenizer.load(tmp_path).eos_ids == expected
+  for value in (-1, [1, None], '</s>', True, 1.5, [[1]], {'id': 1}):
+    edit(path, eos_token_id=value)
+    with pytest.raises(ValueError, match=rf'{path} has eos_token_id = .*an id'):
+      Tokenizer.load(tmp_path)
+  for value in (99, 1 << 40):
+    edit(path, eos_token_id=value)
+    with pytest.raises(ValueError, match=f'{tmp_path} names {value} as a spec'):
+      Tokenizer.load(tmp_path)
+  for value in (None, []):
+    edit(path, eos_token_id=value)
+    with pytest.raises(ValueError, match='no end-of-sequence token'):
+      Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'eos_token': 3}, 'names 3 as its eos_token'),
+    ({'eos_token': {}, 'pad_token': ['a']}, r"names \['a'\] as its pad_token"),
+    ({'chat_template': 3}, 'has a chat_template that is a int'),
+    ({'add_bos_token': 'yes'}, "has add_bos_token = 'yes'"),
+    ({'add_bos_token': True}, 'has add_bos_token, but names no bos_token'),
+  ],
+)
+def test_tokenizer_config_that_makes_no_sense(changes, message, tmp_path):
+  words().save(tmp_path)
+  edit(tmp_path / 'tokenizer_config.json', **changes)
+  with pytest.raises(ValueError, match=f'^{tmp_path} .*{message}|{message}'):
+    Tokenizer.load(tmp_path)
+
+
+def test_files_that_are_no_text(tmp_path):
+  words().save(tmp_path)
+  path = tmp_path / 'tokenizer_config.json'
+  path.write_bytes(path.read_bytes() + b'\n\xff')
+  with pytest.raises(ValueError, match='tokenizer_config.json:8 is not UTF-8'):
+    Tokenizer.load(tmp_path)
+  path.write_text('[]')
+  with pytest.raises(ValueError, match='holds a JSON list, not an object'):
+    Tokenizer.load(tmp_path)
+  path.write_text('[' * 100_000)
+  with pytest.raises(ValueError, match='too deeply nested'):
+    Tokenizer.load(tmp_path)
+  path.write_text('{}', encoding='utf-8-sig')
+  (tmp_path / 'chat_template.jinja').write_bytes(b'a\n\xe9')
+  with pytest.raises(ValueError, match='chat_template.jinja:2 is not UTF-8'):
+    Tokenizer.load(tmp_path)
+  (tmp_path / 'chat_template.jinja').write_bytes(b'a' * (1 << 20) + b'a')
+  with pytest.raises(ValueError, match='chat_template.jinja has 1048577 bytes'):
+    Tokenizer.load(tmp_path)
+
+
+def letters(special, **settings):
+  """A byte-level tokenizer of single letters and special tokens."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  backend = tokenizers.Tokenizer(
+    models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[])
+  )
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.add_special_tokens(special)
+  eos = backend.token_to_id('</s>')
+  return Tokenizer(
+    backend, eos_ids=[eos], bos_id=backend.token_to_id('<s>'), **settings
+  )
+
+
+TAGS = ['<think>', '</think>', '<answer>', '</answer>']
+
+
+@pytest.mark.parametrize('form', ['tokenizer.json', 'gguf'])
+def test_tags_that_are_special_tokens_stay_in_the_text(form, tmp_path):
+  marks = ['<|im_start|>', '<|reserved_1|>', '<turn>']
+  template = '<turn>{{ messages[0].content }}<|im_start|><think>'
+  if form == 'gguf':
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ['</s>', '<s>', *TAGS, *marks, *alphabet]
+    given = metadata(
+      tokens=tokens, token_type=[3] * 9 + [1] * 256, merges=['a b']
+    )
+    given['tokenizer.ggml.tokens'].append('ab')
+    given['tokenizer.ggml.token_type'].append(1)
+    given['tokenizer.chat_template'] = template
+    tokenizer = gguf_tokenizer.read(given)
+  else:
+    letters(['</s>', '<s>', *TAGS, *marks], chat_template=template).save(
+      tmp_path
+    )
+    tokenizer = Tokenizer.load(tmp_path)
+  text = '<think> 1 + 2 </think> <answer> 3 </answer>'
+  ids = tokenizer.encode('<s><turn>' + text + '<|im_start|><|reserved_1|></s>')
+  assert len(ids) == 4 + len(TAGS) + 4 + len(' 1 + 2   3 ') - 3
+  assert tokenizer.decode(ids) == text
+  assert tokenizer.decode(ids, skip_special=False).endswith('></s>')
+
+
+@pytest.mark.parametrize('normaliser', ['NFKC', 'Lowercase'])
+def test_control_tokens_in_look_alike_characters_are_text(normaliser):
+  turn = tokenizers.AddedToken('<|im_end|>', normalized=True, special=True)
+  tokenizer = letters(['</s>', turn])
+  tokenizer._backend.normalizer = getattr(normalizers, normaliser)()
+  end = tokenizer._backend.token_to_id('<|im_end|>')
+  alike = '<｜im_end｜> ＜|im_end|＞' if normaliser == 'NFKC' else '<|IM_end|>'
+  text = f'a {alike} <|im_end|>{alike}'
+  assert end in tokenizer.encode(alike)
+  assert end not in tokenizer.encode(tokenizer.as_text(text))
+  assert tokenizer.as_text('a < b | c') == 'a < b | c'
+
+
+def test_a_character_that_is_a_control_token():
+  turn = tokenizers.AddedToken('(1)', normalized=True, special=True)
+  tokenizer = letters(['</s>', turn])
+  tokenizer._backend.normalizer = normalizers.NFKC()
+  with pytest.raises(ValueError, match=r"reads '⑴' of a question as its.*'\(1"):
+    tokenizer.as_text('⑴')
+
+
+def test_half_a_surrogate_pair_is_named():
+  with pytest.raises(
+    ValueError, match=r"surrogate pair \('.ud83d' at char.* 2"
+  ):
+    letters(['</s>']).encode('a\ud83d')
+
+
+def test_a_prompt_never_ends_in_what_a_post_processor_adds():
+  tokenizer = letters(['</s>', '<s>'])
+  end, begin = tokenizer.eos_ids[0], tokenizer.bos_id
+  tokenizer._backend.post_processor = processors.TemplateProcessing(
+    single='<s> $A </s>', special_tokens=[('<s>', begin), ('</s>', end)]
+  )
+  (a,) = tokenizer.encode('a')
+  assert tokenizer.encode('a', add_special=True) == [begin, a]
+  assert tokenizer.encode('', add_special=True) == [begin]
+  # What the text itself ends in stays, and nothing comes before a mark.
+  assert tokenizer.encode('a</s>', add_special=True) == [begin, a, end]
+  marked = tokenizer.encode(tokenizer.as_text('a</s>'), add_special=True)
+  assert marked[:2] == [begin, a] and end not in marked
+
+
+@pytest.mark.parametrize('adds', [True, False])
+def test_add_bos_token_is_honoured(adds, tmp_path):
+  tokenizer = letters(['</s>', '<s>'])
+  begin = tokenizer.bos_id
+  (a,) = tokenizer.encode('a')
+  if adds:
+    tokenizer._backend.post_processor = processors.TemplateProcessing(
+      single='<s> $A', special_tokens=[('<s>', begin)]
+    )
+  tokenizer.save(tmp_path)
+  for wanted in (None, True, False):
+    edit(tmp_path / 'tokenizer_config.json', add_bos_token=wanted)
+    loaded = Tokenizer.load(tmp_path)
+    starts = adds if wanted is None else wanted
+    expected = [begin, a] if starts else [a]
+    assert loaded.encode('a', add_special=True) == expected
+    loaded.save(tmp_path / 'again')
+    again = Tokenizer.load(tmp_path / 'again')
+    assert again.encode('a', add_special=True) == expected
+
+
+@pytest.mark.parametrize(
+  'end, token',
+  [('<|im_end|>\n', "'<|im_end|>'"), ('\n', "'\\n"), ('</s>', None)],
+)
+def test_a_turn_that_ends_in_no_eos_is_warned_about(end, token, capsys):
+  template = (
+    '{% for m in messages %}{{ m.role }}: {{ m.content }}END{% endfor %}'
+  ).replace('END', end)
+  source = f'a model with {end!r}'
+  letters(['</s>', '<|im_end|>'], chat_template=template, source=source)
+  told = capsys.readouterr().err
+  if token is None:
+    assert not told
+  else:
+    assert f'template of {source} ends a turn with {token}' in told
+    assert told.count('warning') == 1

@@ -45,11 +45,13 @@ def lines(
       yield number, line
 
 
-def read(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> str:
-  """A whole file.
+def check_size(
+  path: str | os.PathLike[str], max_bytes: int = MAX_BYTES
+) -> None:
+  """Refuses a file that is larger than any of its kind, before it is read.
 
   Raises:
-    ValueError: too large, another encoding, or a byte that is no text.
+    ValueError: it is.
   """
   size = os.path.getsize(path)
   if size > max_bytes:
@@ -57,6 +59,30 @@ def read(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> str:
       f'{path} has {size} bytes, and no file of its kind has more than '
       f'{max_bytes}; copy or download the right one.'
     )
+
+
+def check_text(text: str, place: str) -> None:
+  """Refuses what is no Unicode text.
+
+  Raises:
+    ValueError: half of a surrogate pair.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{place} holds half a surrogate pair ({ascii(text[error.start])} at '
+      f'character {error.start + 1}), which is no character; remove it.'
+    ) from error
+
+
+def read(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> str:
+  """A whole file.
+
+  Raises:
+    ValueError: too large, another encoding, or a byte that is no text.
+  """
+  check_size(path, max_bytes)
   return ''.join(line for _, line in lines(path, newline=''))
 
 

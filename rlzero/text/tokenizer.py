@@ -16,16 +16,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
+
+from rlzero.text import chat, files, model_files, warn
 
 # Cuts a control token that is meant as text. It is no character: no text that
 # is valid Unicode for interchange holds it.
 _CUT = '\ufdd0'
+# The day that chat templates are told is today, the one Llama 3's templates
+# have by themselves: prompts are the same tomorrow.
+TODAY = datetime.datetime(2024, 7, 26)
+# Special tokens that are no text whatever the chat template says.
+_MARKER = re.compile(r'<\|.*\|>|<｜.*｜>')
+_TAG = re.compile(r'</?([\w-]+)>')
+_MOST_IDS = 1 << 32
 
 
 class Tokenizer:
@@ -46,6 +51,7 @@ class Tokenizer:
     bos_id: int | None = None,
     pad_id: int | None = None,
     chat_template: str | None = None,
+    add_bos: bool | None = None,
     source: str = 'this tokenizer',
   ):
     """Wraps a backend.
@@ -56,10 +62,12 @@ class Tokenizer:
       bos_id: see the class.
       pad_id: see the class.
       chat_template: see the class.
+      add_bos: whether a text starts with BOS; None leaves it to the backend.
       source: what error messages call it, usually a path.
 
     Raises:
-      ValueError: no EOS, or an id outside the vocabulary.
+      ValueError: no EOS, an id outside the vocabulary, or `add_bos` without
+        a BOS.
     """
     if not eos_ids:
       raise ValueError(
@@ -77,11 +85,58 @@ class Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     for i in (*self.eos_ids, self.pad_id, bos_id):
-      if i is not None and backend.id_to_token(i) is None:
+      if i is not None and not (
+        0 <= i < _MOST_IDS and backend.id_to_token(i) is not None
+      ):
         raise ValueError(
           f'{source} names {i} as a special token, but its vocabulary of '
           f'{self.vocab_size} has no such id; correct the id.'
         )
+    if add_bos is not None:
+      self._set_bos(add_bos)
+    self._warn_of_turns()
+
+  def _set_bos(self, wanted: bool) -> None:
+    """Makes the post-processor start texts with BOS, or not."""
+    begun = self._backend.encode('', add_special_tokens=True).ids
+    if wanted == (begun[:1] == [self.bos_id]):
+      return
+    if not wanted:
+      self._backend.post_processor = processors.TemplateProcessing(single='$A')
+      return
+    if self.bos_id is None:
+      raise ValueError(
+        f'{self._source} has add_bos_token, but names no bos_token; set one, '
+        'or set add_bos_token to false.'
+      )
+    bos = self._backend.id_to_token(self.bos_id)
+    self._backend.post_processor = processors.TemplateProcessing(
+      single=f'{bos} $A', special_tokens=[(bos, self.bos_id)]
+    )
+
+  def _warn_of_turns(self) -> None:
+    """Warns of a chat template whose turns end in a token that is no EOS."""
+    said = 'Certainly'
+    turns = (('user', 'a'), ('assistant', said), ('user', 'b'))
+    if self.chat_template is None:
+      return
+    try:
+      text = self.apply_chat_template(
+        [{'role': role, 'content': content} for role, content in turns], False
+      )
+    except ValueError:  # said when a prompt is made
+      return
+    _, found, after = text.rpartition(said)
+    mark = self._control.search(after)
+    token_id = mark and self._backend.token_to_id(mark[0])
+    if found and token_id not in self.eos_ids:
+      names = ', '.join(map(self._backend.id_to_token, self.eos_ids))
+      warn.once(
+        f'the chat template of {self._source} ends a turn with '
+        f'{mark[0] if mark else after[:20]!r}, which does not end a completion '
+        f'({names} does); add its id to eos_token_id of '
+        'generation_config.json, or completions run on to their length.'
+      )
 
   @property
   def vocab_size(self) -> int:
@@ -101,7 +156,9 @@ class Tokenizer:
       folder: holds tokenizer.json and, where they exist,
         tokenizer_config.json, special_tokens_map.json,
         generation_config.json, config.json and chat_template.jinja. Each id
-        that one of them names as EOS ends a completion.
+        that one of them names as EOS ends a completion, but for one that
+        config.json alone names and that is no added token: such a default of
+        a model's class is corrected by the other files.
 
     Raises:
       FileNotFoundError: no tokenizer.json.
@@ -114,6 +171,7 @@ class Tokenizer:
         f'{folder} holds no tokenizer.json; save the tokenizer of the model '
         'there.'
       )
+    files.check_size(path)
     try:
       backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -121,41 +179,25 @@ class Tokenizer:
         f'{path} is not a tokenizer ({error}); copy or download it again.'
       ) from error
     config = {
-      **_read_json(folder / 'special_tokens_map.json'),
-      **_read_json(folder / 'tokenizer_config.json'),
+      **model_files.read_object(folder / 'special_tokens_map.json'),
+      **model_files.read_object(folder / 'tokenizer_config.json'),
     }
-
-    def special(name: str) -> int | None:
-      token = config.get(name)
-      if isinstance(token, Mapping):
-        token = token['content']
-      if token is None:
-        return None
-      token_id = backend.token_to_id(token)
-      if token_id is None:
-        raise ValueError(
-          f'{folder} names {token!r} as its {name}, but tokenizer.json has '
-          'no such token; correct tokenizer_config.json.'
-        )
-      return token_id
-
-    eos = special('eos_token')
-    more = []
-    for file in ('generation_config.json', 'config.json'):
-      ids = _read_json(folder / file).get('eos_token_id')
-      more += [ids] if isinstance(ids, int) else ids or []
-    template = config.get('chat_template')
-    if isinstance(template, list):  # several, by name
-      template = {t['name']: t['template'] for t in template}.get('default')
-    template_path = folder / 'chat_template.jinja'
-    if template_path.is_file():
-      template = template_path.read_text(encoding='utf-8')
+    add_bos = config.get('add_bos_token')
+    if not isinstance(add_bos, bool | None):
+      raise ValueError(
+        f'{folder} has add_bos_token = {add_bos!r}, but true or false is '
+        'needed; correct tokenizer_config.json.'
+      )
+    special = functools.partial(model_files.special_id, config, backend, folder)
     return cls(
       backend,
-      eos_ids=([] if eos is None else [eos]) + list(more),
+      eos_ids=model_files.eos_ids(folder, backend, special('eos_token')),
       bos_id=special('bos_token'),
       pad_id=special('pad_token'),
-      chat_template=template,
+      chat_template=model_files.chat_template(
+        folder, config.get('chat_template')
+      ),
+      add_bos=add_bos,
       source=str(folder),
     )
 
@@ -218,42 +260,89 @@ class Tokenizer:
       ValueError: a word that a word-level vocabulary does not have.
     """
     first, *rest = text.split(_CUT)
-    ids = self._encode(first, add_special)
+    found = self._encode(first, add_special)
+    size = len(found.ids)
+    # What a post-processor adds behind a text, such as EOS, would end a prompt.
+    while size and found.special_tokens_mask[size - 1]:
+      if not first and found.ids[size - 1] == self.bos_id:
+        break
+      size -= 1
+    ids = found.ids[:size]
     for piece in rest:
       ids += self._encode_on(piece)
     return ids
 
   def as_text(self, text: str) -> str:
-    """The text, for `encode` to spell its control tokens like other words."""
-    return self._control.sub(
+    """The text, for `encode` to spell its control tokens like other words.
+
+    Also those that only the tokenizer sees, in look-alike characters that it
+    normalises.
+
+    Raises:
+      ValueError: a character that alone is a control token.
+    """
+    text = self._control.sub(
       lambda found: found[0][0] + _CUT + found[0][1:], text.replace(_CUT, '')
     )
+    pieces = text.split(_CUT)
+    while (cut := [p for piece in pieces for p in self._cut(piece)]) != pieces:
+      pieces = cut
+    return _CUT.join(pieces)
+
+  def _cut(self, piece: str) -> list[str]:
+    """A text, cut inside each control token that its encoding has."""
+    try:
+      encoding = self._encode(piece, False)
+    except ValueError:  # said by `encode`, if the text is encoded
+      return [piece]
+    parts, last = [], 0
+    for token_id, (start, end) in zip(
+      encoding.ids, encoding.offsets, strict=True
+    ):
+      if token_id not in self._control_ids:
+        continue
+      if end - start < 2:
+        raise ValueError(
+          f'{self._source} reads {piece[start:end]!r} of a question as its '
+          f'control token {self._backend.id_to_token(token_id)!r}; write the '
+          'question without it.'
+        )
+      middle = (start + end) // 2
+      parts.append(piece[last:middle])
+      last = middle
+    return [*parts, piece[last:]]
 
   @functools.cached_property
   def _control(self) -> re.Pattern:
-    added = self._backend.get_added_tokens_decoder().values()
-    names = [
-      t.content
-      for t in added
+    # The longest first, as the tokenizer matches them; (?!) matches nothing.
+    names = sorted(
+      map(self._backend.id_to_token, self._control_ids), key=len, reverse=True
+    )
+    return re.compile('|'.join(map(re.escape, names)) or '(?!)')
+
+  @functools.cached_property
+  def _control_ids(self) -> frozenset[int]:
+    added = self._backend.get_added_tokens_decoder()
+    return frozenset(
+      i
+      for i, t in added.items()
       if len(t.content) > 1
       and (t.special or t.content in (self.chat_template or ''))
-    ]
-    # The longest first, as the tokenizer matches them; (?!) matches nothing.
-    names.sort(key=len, reverse=True)
-    return re.compile('|'.join(map(re.escape, names)) or '(?!)')
+    )
 
   def _encode_on(self, piece: str) -> list[int]:
     """Ids of a text that goes on inside a word."""
-    start = self._backend.id_to_token(self._encode('|', False)[0])
+    start = self._backend.id_to_token(self._encode('|', False).ids[0])
     if not start.startswith('▁'):
-      return self._encode(piece, False)
+      return self._encode(piece, False).ids
     # SentencePiece puts a space before a text, but none after a newline.
-    newline = self._encode('\n', False)
-    return self._encode('\n' + piece, False)[len(newline) :]
+    newline = self._encode('\n', False).ids
+    return self._encode('\n' + piece, False).ids[len(newline) :]
 
-  def _encode(self, text: str, add_special: bool) -> list[int]:
+  def _encode(self, text: str, add_special: bool) -> tokenizers.Encoding:
+    files.check_text(text, f'A text for {self._source}')
     try:
-      return self._backend.encode(text, add_special_tokens=add_special).ids
+      return self._backend.encode(text, add_special_tokens=add_special)
     except Exception as error:  # the library raises nothing narrower
       words = self._backend.pre_tokenizer.pre_tokenize_str(text)
       unknown = [w for w, _ in words if self._backend.token_to_id(w) is None]
@@ -267,11 +356,30 @@ class Tokenizer:
 
     Args:
       ids: one row.
-      skip_special: leave special tokens out.
+      skip_special: leave out the special tokens that are no part of a text:
+        EOS, BOS, padding and the marks of turns. Tags such as <think> stay,
+        special or not.
     """
+    hidden = self._hidden if skip_special else frozenset()
     return self._backend.decode(
-      [int(i) for i in ids], skip_special_tokens=skip_special
+      [int(i) for i in ids if int(i) not in hidden], skip_special_tokens=False
     )
+
+  @functools.cached_property
+  def _hidden(self) -> frozenset[int]:
+    added = self._backend.get_added_tokens_decoder()
+    names = {token.content for token in added.values()}
+
+    def marks_turns(name: str) -> bool:
+      tag = _TAG.fullmatch(name)
+      if tag and {f'<{tag[1]}>', f'</{tag[1]}>'} <= names:
+        return False
+      return bool(_MARKER.fullmatch(name)) or name in (self.chat_template or '')
+
+    marks = {
+      i for i, t in added.items() if t.special and marks_turns(t.content)
+    }
+    return frozenset({*self.eos_ids, self.bos_id, self.pad_id, *marks})
 
   def difference(self, other: 'Tokenizer') -> str | None:
     """A token to which another tokenizer gives another id, or none; or None."""
@@ -301,18 +409,19 @@ class Tokenizer:
         f'{self._source} has no chat template; use a plain prompt template, '
         'or a model that was trained to chat.'
       )
+    variables = {
+      'messages': [self._from_outside(m) for m in messages],
+      'add_generation_prompt': add_generation_prompt,
+      'tools': None,
+      'documents': None,
+      **self._special_tokens(),
+    }
     try:
-      return _compile(self.chat_template).render(
-        messages=[self._from_outside(m) for m in messages],
-        add_generation_prompt=add_generation_prompt,
-        tools=None,
-        documents=None,
-        **self._special_tokens(),
-      )
-    except jinja2.TemplateError as error:
+      return chat.render(self.chat_template, TODAY, variables)
+    except chat.ChatTemplateError as error:
       raise ValueError(
         f'The chat template of {self._source} does not accept the messages '
-        f'({error}); change their roles or order.'
+        f'({error}); change their roles or order, or the template.'
       ) from error
 
   def _from_outside(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,59 +441,6 @@ class Tokenizer:
       for name, i in ids.items()
       if i is not None
     }
-
-
-class _Generation(jinja2.ext.Extension):
-  """{% generation %} marks what the model says, for training; text here."""
-
-  tags = {'generation'}
-
-  def parse(self, parser):
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-    return jinja2.nodes.Scope(body).set_lineno(line)
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
-  """Compiles in a sandbox: templates come with weights, from anyone."""
-  env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[_Generation, jinja2.ext.loopcontrols],
-  )
-
-  def raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-  def tojson(
-    value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
-  ):
-    return json.dumps(
-      value,
-      ensure_ascii=ensure_ascii,
-      indent=indent,
-      separators=separators,
-      sort_keys=sort_keys,
-    )
-
-  # Jinja's own filter escapes HTML, which would change the prompt.
-  env.filters['tojson'] = tojson
-  env.globals['raise_exception'] = raise_exception
-  env.globals['strftime_now'] = lambda f: datetime.datetime.now().strftime(f)
-  return env.from_string(template)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a file, or {} if there is no such file."""
-  if not path.is_file():
-    return {}
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(
-      f'{path} is not JSON ({error}); copy or download it again.'
-    ) from error
 
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import functools
 import itertools
 import math
 import pathlib
@@ -13,7 +12,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from rlzero.text import files
+from rlzero.text import files, warn
 
 Record = tuple[str, dict[str, Any]]  # its place, for errors, and its columns
 
@@ -133,17 +132,12 @@ def tell_duplicates(name: str, placed: Iterable[tuple[str, str, str]]) -> None:
       places = places or (before[0], place)
       different += before[1] != answer
   if repeated:
-    _say_once(
-      f'warning: {name} repeats {repeated} of its questions, the first at '
+    warn.once(
+      f'{name} repeats {repeated} of its questions, the first at '
       f'{places[0]} and {places[1]}'
       + (f', {different} of them with another answer' if different else '')
       + '; each counts as often as it is there.'
     )
-
-
-@functools.cache
-def _say_once(sentence: str) -> None:
-  print(sentence, file=sys.stderr)
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[Record]:
