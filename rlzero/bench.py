@@ -65,11 +65,11 @@ def run(cfg: Config) -> None:
     if cfg.model:
       fresh = transformer.initialise(cfg.model, jax.random.key(cfg.seed))
       loaded = dataclasses.replace(loaded, config=cfg.model, params=fresh)
-    figures = measure(cfg, step.Loop(cfg, loaded, pool))
+    metrics = measure(cfg, step.Loop(cfg, loaded, pool))
   if not cfg.json:
-    for name, value in figures.items():
+    for name, value in metrics.items():
       print(f'{name:22} {value:.4g}')
-  print(json.dumps(figures))
+  print(json.dumps(metrics))
 
 
 def measure(cfg: Config, loop: step.Loop) -> dict[str, float]:

@@ -68,12 +68,12 @@ class Config(supervised.Config):
 
 
 def run(cfg: Config) -> None:
-  """Distils, or goes on from the last checkpoint.
+  """Distils, or resumes from the last checkpoint.
 
   Raises:
     ValueError: input that cannot be used, or a loss that is not finite.
   """
-  config.check_same(cfg, cfg.workdir)
+  config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
     loaded = folders.load_model(cfg.checkpoint)
     model, tokenizer = cfg.model(loaded.config), loaded.tokenizer
@@ -99,7 +99,7 @@ def run(cfg: Config) -> None:
     params = supervised.fit(
       cfg,
       'distill',
-      sharding.place_params(transformer.AXES, loaded.params),
+      sharding.device_put_params(transformer.AXES, loaded.params),
       cfg.num_steps or order.num_steps(cfg.num_epochs),
       lambda step, params: supervised.pack(
         cfg, [demonstrations.piece(example) for example in batch(step, params)]

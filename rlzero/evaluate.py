@@ -6,7 +6,7 @@
   python -m rlzero.evaluate --suite=r1 --contamination=TRAIN.jsonl
 
 With a workdir every sample is on disk as soon as it ends, and the same command
-goes on after a kill. Without a checkpoint the samples on disk are scored.
+resumes after a kill. Without a checkpoint the samples on disk are scored.
 
 pass@1 is the mean over samples of whether the last stated answer is right,
 in whatever format; `strict` wants the format too. pass@k is the unbiased
@@ -52,7 +52,7 @@ class Config:
 
   # Run or Hugging Face folder, GGUF file, or http://host/v1#model
   checkpoint: str = ''
-  workdir: str = ''  # where samples and figures go; none if empty
+  workdir: str = ''  # where samples and metrics go; none if empty
   suite: str = ''  # name of several benchmarks, in place of the one below
   benchmarks: tuple[suites.Benchmark, ...] = ()  # a suite of one's own
   task: base.Task = countdown.Countdown()
@@ -64,8 +64,8 @@ class Config:
   mesh: sharding.Mesh = sharding.Mesh()  # one device by default
   num_workers: int = 2  # reward processes
   seed: int = 0
-  json: bool = False  # print figures as JSON alone
-  compare: str = ''  # two files of figures, A.json,B.json, and nothing else
+  json: bool = False  # print metrics as JSON alone
+  compare: str = ''  # two files of metrics, A.json,B.json, and nothing else
   contamination: str = ''  # JSONL of training text, looked up and nothing else
   num_words: int = 10  # n of the n-grams that contamination is about
 
@@ -114,7 +114,7 @@ class Config:
     names = [benchmark.name for benchmark in found]
     if twice := {name for name in names if names.count(name) > 1}:
       raise ValueError(
-        f'The suite has {min(twice)!r} twice, and figures go by the name; '
+        f'The suite has {min(twice)!r} twice, and metrics go by the name; '
         'give one of the tasks another.'
       )
     if not self.num_problems:
@@ -148,17 +148,17 @@ def run(cfg: Config) -> None:
     model = sampler.load(cfg.checkpoint) if cfg.checkpoint else None
     about = {
       'model': model.about() if model else {'samples': cfg.workdir},
-      **provenance.facts(),
+      **provenance.metadata(),
     }
-    figures = {
+    metrics = {
       benchmark.name: _measure_kept(cfg, benchmark, problems, model, about)
       for benchmark, problems in zip(cfg.measured, chosen, strict=True)
     }
   if is_suite:
-    result = {**about, 'suite': cfg.suite or 'own', 'benchmarks': figures}
+    result = {**about, 'suite': cfg.suite or 'own', 'benchmarks': metrics}
     printed = published.table(result)
   else:
-    ((name, result),) = figures.items()
+    ((name, result),) = metrics.items()
     result = {**result, **about, 'task': name, 'split': cfg.split}
     printed = measure.summary(result)
   if cfg.workdir:
@@ -192,7 +192,7 @@ def _measure_kept(
     max_chars=max(20_000, 8 * benchmark.sampling.max_len),
   ) as pool:
     records = grade.grade(pool, benchmark.task, chosen, samples)
-    figures = measure.compute_metrics(
+    metrics = measure.compute_metrics(
       pool, benchmark.task, chosen, records, benchmark
     )
   if cfg.workdir:
@@ -203,7 +203,7 @@ def _measure_kept(
       + '.jsonl',
       lines,
     )
-  return {**figures, 'seed': cfg.seed, 'template': benchmark.template.kind}
+  return {**metrics, 'seed': cfg.seed, 'template': benchmark.template.kind}
 
 
 def _draw(

@@ -4,7 +4,7 @@
 
 One rollout: draw prompts, complete each G times, score, subtract the group's
 mean; then one policy update for each minibatch of whole groups. A step is a
-policy update, as in the paper. The run goes on from its last checkpoint.
+policy update, as in the paper. A run resumes from its last checkpoint.
 
 Differences from the paper:
 - Minibatches hold whole groups, so that a prompt is computed once for its
@@ -37,7 +37,7 @@ def run(cfg: Config) -> None:
     [scenario.share for scenario in cfg.scenarios],
     cfg.seed,
   )
-  config.check_same(cfg, cfg.workdir)
+  config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
     loaded = settings.load_start(cfg)
     if cfg.model and cfg.computed(cfg.model) != cfg.computed(loaded.config):
@@ -48,7 +48,7 @@ def run(cfg: Config) -> None:
       )
     if hosts.is_first():
       config.save_resolved(cfg, cfg.workdir)
-    hosts.say(settings.table(cfg, prompt_stream.num_examples))
+    hosts.print_once(settings.table(cfg, prompt_stream.num_examples))
     loop.Run(cfg, loaded, pool, prompt_stream).go()
   if hosts.is_first():
     report.write(cfg.workdir)

@@ -8,10 +8,10 @@
 A stage is a command, `python -m MODULE` with gin files, flags and inputs: what
 earlier stages have left in their folders. `WORKDIR/manifest.json` says of each
 finished stage how it was configured, what went in and what came out, with
-hashes. Stopped anywhere, the same command goes on: finished stages are passed
-by, and the one that was stopped goes on from its own checkpoint. A finished
+hashes. Stopped anywhere, the same command resumes: finished stages are passed
+by, and the one that was stopped resumes from its own checkpoint. A finished
 stage whose configuration or input is no longer the same is an error.
-`WORKDIR/results.json` has the figures of all evaluations so far, with the share
+`WORKDIR/results.json` has the metrics of all evaluations so far, with the share
 of completions that could be kept as readable, and what each stage took.
 
 Differences from the paper: none in the order of the stages. What is written
@@ -41,12 +41,12 @@ from typing import Any
 import rlzero
 from rlzero import reject
 from rlzero.runtime import config, lifecycle, metrics, provenance
+from rlzero.runtime.fields import mutable_on_resume
 from rlzero.text import readability
 
-_late = {'changeable': True}
 MANIFEST = 'manifest.json'
 RESULTS = 'results.json'
-FIGURES = (
+METRICS = (
   'pass@1',
   'pass@1_interval',
   'strict',
@@ -92,7 +92,7 @@ class Stage:
 class Config:
   """The stages, in order."""
 
-  workdir: str = dataclasses.field(metadata=_late)
+  workdir: str = mutable_on_resume()
   stages: tuple[Stage, ...]
   start: str = ''  # --from: the first stage that is made again
   only: str = ''  # the one stage to run
@@ -290,7 +290,7 @@ def _execute(command: Sequence[str], name: str, lock: int) -> None:
   if status:
     print(
       f'Stage {name!r} ended with status {status}; what it said stands above. '
-      'The same command goes on from there.',
+      'The same command resumes there.',
       file=sys.stderr,
     )
     sys.exit(status)
@@ -373,9 +373,9 @@ def results(workdir: str) -> dict[str, Any]:
 
 
 def _evaluation(folder: str) -> dict[str, Any]:
-  """Its figures, and how its completions fare with the checks of `reject`."""
+  """Its metrics, and how its completions fare with the checks of `reject`."""
   with open(os.path.join(folder, 'evaluation.json'), encoding='utf-8') as file:
-    figures = json.load(file)
+    measured = json.load(file)
   records = metrics.read_lines(os.path.join(folder, 'evaluation.jsonl'))
   limits = readability.Limits()
   texts = [r['completion'] for r in records]
@@ -385,7 +385,7 @@ def _evaluation(folder: str) -> dict[str, Any]:
   )
   measures = [readability.measures(text) for text in texts]
   return {
-    **{name: figures[name] for name in FIGURES},
+    **{name: measured[name] for name in METRICS},
     'readable': faults.pop(None, 0) / len(records),
     'unreadable': {k: n / len(records) for k, n in sorted(faults.items())},
     **{
@@ -400,18 +400,18 @@ def table(found: Mapping[str, Any]) -> str:
     '| | pass@1 | strict | format | language | length | readable | repeats |',
     '|---|---|---|---|---|---|---|---|',
   ]
-  for name, figures in found['evaluations'].items():
-    low, high = figures['pass@1_interval']
-    language = figures['language']
+  for name, measured in found['evaluations'].items():
+    low, high = measured['pass@1_interval']
+    language = measured['language']
     cells = [
       f'`{name.removesuffix("_evaluation")}`',
-      f'{figures["pass@1"]:.3f} [{low:.3f}, {high:.3f}]',
-      f'{figures["strict"]:.3f}',
-      f'{figures["format"]:.3f}',
+      f'{measured["pass@1"]:.3f} [{low:.3f}, {high:.3f}]',
+      f'{measured["strict"]:.3f}',
+      f'{measured["format"]:.3f}',
       '-' if language is None else f'{language:.3f}',
-      f'{figures["completion_len"]:.0f}',
-      f'{figures["readable"]:.3f}',
-      f'{figures["repetition"]:.3f}',
+      f'{measured["completion_len"]:.0f}',
+      f'{measured["readable"]:.3f}',
+      f'{measured["repetition"]:.3f}',
     ]
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
@@ -434,7 +434,7 @@ def chosen(value: Any) -> Any:
       f.name: chosen(getattr(value, f.name))
       for f in dataclasses.fields(value)
       if f.init
-      and not f.metadata.get('changeable')
+      and not f.metadata.get('mutable_on_resume')
       and getattr(value, f.name) != default[f.name]
     }
     return {type(value).__qualname__: fields}

@@ -154,7 +154,7 @@ def plan(cfg: Config) -> dict[str, Any]:
     jax.config.update('jax_enable_compilation_cache', False)
     where = sharding.use(mesh, devices)
   else:
-    where = sharding.imagine(mesh, num_devices)
+    where = sharding.abstract_mesh(mesh, num_devices)
   with where:
     return _Plan(cfg, chip, num_devices, compiled=bool(devices)).report()
 
@@ -197,7 +197,7 @@ class _Plan:
     self.run = programs.Run(
       cfg.run, self.model, cfg.prompt_len or cfg.run.max_prompt_len
     )
-    self.ways = sharding.ways('B')
+    self.ways = sharding.axis_size('B')
     self.width = self.run.widest
     self.found: dict[tuple[str, int], Program] = {}
 
@@ -282,13 +282,15 @@ class _Plan:
     """Bytes of a device while a program runs, by what they hold."""
     state = self.run.state
     held = {
-      'parameters': sharding.held(state.params),
-      'optimiser': sharding.held(state.opt_state),
-      'reference': sharding.held(self.run.reference),
+      'parameters': sharding.bytes_per_device(state.params),
+      'optimiser': sharding.bytes_per_device(state.opt_state),
+      'reference': sharding.bytes_per_device(self.run.reference),
     }
     own = {'parameters'}  # what the program itself counts
     if name in _ROLLOUT:
-      held['cache'] = sharding.held(self.run.slots(size * self.ways))
+      held['cache'] = sharding.bytes_per_device(
+        self.run.slots(size * self.ways)
+      )
       own |= {'cache'} if name == 'decode' else set()
     elif name != 'reference':
       held['gradients'] = held['parameters']
@@ -443,7 +445,7 @@ class _Plan:
       if name == 'temporaries' and phase.name in ('reference', 'update'):
         looked_at = self.width + 2 * self.run.prompt_len
         scores = self.width * looked_at * self.model.num_heads * 4
-        scores /= sharding.ways('N')
+        scores /= sharding.axis_size('N')
         what += (
           f' Attention scores of one row of {self.width} tokens, held whole in '
           f'float32, are {scores / _GIB:.1f} GiB of it, several times over.'

@@ -27,6 +27,7 @@ from jax import numpy as jnp
 from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import config, lifecycle, metrics
+from rlzero.runtime.fields import mutable_on_resume
 from rlzero.tasks import countdown
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import checkpoint, folders
@@ -38,7 +39,7 @@ from rlzero.types import Params, Tokens
 class Config:
   """Settings of a pre-training run."""
 
-  workdir: str = dataclasses.field(metadata={'changeable': True})
+  workdir: str = mutable_on_resume()
   model: ModelConfig
   checkpoint: str = ''  # to start from; '' is random weights
   corpus: countdown.Corpus = countdown.Corpus()
@@ -61,8 +62,8 @@ class Config:
 
 
 def run(cfg: Config) -> None:
-  """Trains from its start, or goes on from its last checkpoint."""
-  config.check_same(cfg, cfg.workdir)
+  """Trains from its start, or resumes from its last checkpoint."""
+  config.check_resume_compatible(cfg, cfg.workdir)
   config.save_resolved(cfg, cfg.workdir)
   tokenizer = Tokenizer.word_level(cfg.corpus.words, '<eos>', '<pad>')
   if tokenizer.vocab_size > cfg.model.vocab_size:
@@ -75,7 +76,7 @@ def run(cfg: Config) -> None:
   store = checkpoint.Store(cfg.workdir)
   start = 0
   if saved := store.restore(*state):
-    start, state = saved.step, (saved.params, saved.rest)
+    start, state = saved.step, (saved.params, saved.state)
   folders.write_description(cfg.workdir, cfg.model, tokenizer)
   update = jax.jit(
     functools.partial(_update, cfg.model, transform), donate_argnums=0

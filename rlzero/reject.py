@@ -7,7 +7,7 @@ read (`text/readability.py`), is not there already and has no n-gram in common
 with an evaluation set. `WORKDIR/samples.jsonl` is what `rlzero.sft` reads: a
 line says where it comes from (model, fingerprint, seed, draw, sample)
 and what it scored. All that was drawn is in `WORKDIR/parts`, written a part at
-a time: a run that was killed goes on from there and ends with the same bytes.
+a time: a run that was killed resumes there and ends with the same bytes.
 
 Differences from the paper:
 - What cannot be verified by rules was judged there by DeepSeek-V3; here a
@@ -30,6 +30,7 @@ from rlzero.evaluation import contamination, measure
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import config, metrics, sharding
+from rlzero.runtime.fields import mutable_on_resume
 from rlzero.scoring import grade, reward_pool, rewards
 from rlzero.tasks import base, countdown
 from rlzero.text import readability
@@ -54,7 +55,7 @@ REASONS = (
 class Config:
   """Settings of a run."""
 
-  workdir: str = dataclasses.field(metadata={'changeable': True})
+  workdir: str = mutable_on_resume()
   checkpoint: str  # run folder, Hugging Face folder or GGUF file
   task: base.Task = countdown.Countdown()
   template: Template = Template('short')
@@ -94,7 +95,7 @@ def run(cfg: Config) -> None:
   Raises:
     ValueError: input that cannot be used, or nothing that can be kept.
   """
-  config.check_same(cfg, cfg.workdir)
+  config.check_resume_compatible(cfg, cfg.workdir)
   index = contamination.Index(
     (e for task in cfg.against for e in task.examples('test')), cfg.num_words
   )

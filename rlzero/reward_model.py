@@ -92,12 +92,12 @@ class Marks(NamedTuple):
 
 
 def run(cfg: Config) -> None:
-  """Trains, or goes on from the last checkpoint, and judges the held out.
+  """Trains, or resumes from the last checkpoint, and judges the held out.
 
   Raises:
     ValueError: input that cannot be used, or a loss that is not finite.
   """
-  config.check_same(cfg, cfg.workdir)
+  config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
     loaded = folders.load_model(cfg.checkpoint)
     model = cfg.model(loaded.config)
@@ -117,8 +117,8 @@ def run(cfg: Config) -> None:
     judgements = list(itertools.chain(*taught))
     config.save_resolved(cfg, cfg.workdir)
     params = {
-      **sharding.place_params(reward_model.AXES, loaded.params),
-      'score': sharding.place_params(reward_model.AXES, fresh(model)),
+      **sharding.device_put_params(reward_model.AXES, loaded.params),
+      'score': sharding.device_put_params(reward_model.AXES, fresh(model)),
     }
     the_loss = functools.partial(loss, model)
     params = supervised.fit(
@@ -130,11 +130,11 @@ def run(cfg: Config) -> None:
       the_loss,
       axes=reward_model.AXES,
     )
-    figures = judge(the_loss, params, _packed(cfg, apart))
-    _write(cfg, model, params, loaded.tokenizer, figures)
+    measured = judge(the_loss, params, _packed(cfg, apart))
+    _write(cfg, model, params, loaded.tokenizer, measured)
   print(
-    f'held out: {figures["num"]} judgements, accuracy {figures["accuracy"]}, '
-    f'loss {figures["loss"]}'
+    f'held out: {measured["num"]} judgements, accuracy {measured["accuracy"]}, '
+    f'loss {measured["loss"]}'
   )
 
 
@@ -237,8 +237,8 @@ def _packed(cfg: Config, judgements: Sequence[Judgement]):
   return supervised.pack(cfg, [piece(j) for j in judgements], longest)
 
 
-def _write(cfg, model, params, tokenizer, figures) -> None:
-  """Weights as a Hugging Face folder, the last layer and the figures."""
+def _write(cfg, model, params, tokenizer, measured) -> None:
+  """Weights as a Hugging Face folder, the last layer and the metrics."""
   last = jax.device_get(params.pop('score'))
   folder = folders.write_model(cfg.workdir, model, params, tokenizer)
   facts = {
@@ -249,7 +249,7 @@ def _write(cfg, model, params, tokenizer, figures) -> None:
   }
   for path, value in (
     (os.path.join(folder, reward_model.SCORE_FILE), facts),
-    (os.path.join(cfg.workdir, 'held_out.json'), figures),
+    (os.path.join(cfg.workdir, 'held_out.json'), measured),
   ):
     with open(path, 'w', encoding='utf-8') as file:
       json.dump(value, file)

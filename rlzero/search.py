@@ -52,7 +52,7 @@ class Config:
   """Settings of a search."""
 
   checkpoint: str = ''  # '' is the tiny base
-  workdir: str = ''  # where figures and generations go; none if empty
+  workdir: str = ''  # where metrics and generations go; none if empty
   method: Literal['tree', 'samples'] = 'tree'
   split: str = 'test'
   num_problems: int = 0  # 0 takes all of the split
@@ -63,8 +63,8 @@ class Config:
   max_len: int = 144  # tokens a completion
   num_slots: int = 128  # completions decoded at a time
   seed: int = 0
-  against: str = ''  # figures of another search, to compare with
-  json: bool = False  # print figures as JSON alone
+  against: str = ''  # metrics of another search, to compare with
+  json: bool = False  # print metrics as JSON alone
 
   def __post_init__(self):
     if not self.budgets or min(self.budgets) < 1:
@@ -157,16 +157,16 @@ def run(cfg: Config) -> None:
         'twins_a_problem': cost.twins / len(chosen),
       }
       found[str(budget)] = one | (against(one, other) if other else {})
-  figures = {
+  metrics = {
     'budgets': found,
     'num_problems': len(chosen),
     'first_moves': first_moves(loaded, chosen),
     'settings': dataclasses.asdict(cfg),
-    **provenance.facts(),
+    **provenance.metadata(),
   }
   if cfg.workdir:  # the generations are those of the largest budget
-    measure.write(cfg.workdir, 'search', figures, records)
-  print(json.dumps(figures) if cfg.json else _text(cfg.method, figures))
+    measure.write(cfg.workdir, 'search', metrics, records)
+  print(json.dumps(metrics) if cfg.json else _text(cfg.method, metrics))
 
 
 def first_moves(
@@ -272,9 +272,9 @@ def _read(
   return found
 
 
-def _text(method: str, figures: dict[str, Any]) -> str:
+def _text(method: str, metrics: dict[str, Any]) -> str:
   lines = []
-  for budget, one in figures['budgets'].items():
+  for budget, one in metrics['budgets'].items():
     low, high = one['pass@1_interval']
     lines.append(
       f'{method} {budget}: pass@1 {one["pass@1"]:.3f} [{low:.3f}, {high:.3f}], '
@@ -287,7 +287,7 @@ def _text(method: str, figures: dict[str, Any]) -> str:
         f'  the other at as many tokens: {beside["pass@1"]:.3f}, difference '
         f'{beside["difference"]:+.3f} [{low:+.3f}, {high:+.3f}]'
       )
-  moves = figures['first_moves']
+  moves = metrics['first_moves']
   lines.append(
     f'right first moves have {moves["right"]:.3f} of the probability, '
     f'{moves["chance"]:.3f} if all were as likely'

@@ -28,12 +28,12 @@ class Config(supervised.Config):
 
 
 def run(cfg: Config) -> None:
-  """Fine-tunes, or goes on from the last checkpoint.
+  """Fine-tunes, or resumes from the last checkpoint.
 
   Raises:
     ValueError: input that cannot be used, or a loss that is not finite.
   """
-  config.check_same(cfg, cfg.workdir)
+  config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
     loaded = folders.load_model(cfg.checkpoint)
     model = cfg.model(loaded.config)
@@ -44,7 +44,7 @@ def run(cfg: Config) -> None:
     params = supervised.fit(
       cfg,
       'sft',
-      sharding.place_params(transformer.AXES, loaded.params),
+      sharding.device_put_params(transformer.AXES, loaded.params),
       num_steps,
       lambda step, _: supervised.pack(
         cfg, [demonstrations.piece(examples[i]) for i in order.batch(step)]

@@ -39,24 +39,24 @@ def test_the_last_line_is_json_with_every_figure(capsys, monkeypatch):
   monkeypatch.setattr(bench, 'peak_rates', lambda dtype: (2e11, 1e10))
   bench.run(_config())
   *lines, last = capsys.readouterr().out.splitlines()
-  figures = json.loads(last)
-  assert figures['measured_steps'] == 1
-  assert figures['matmul_rate'] == 2e11
-  parts = [figures[f'{p}_s'] for p in ('rollout', 'reference', 'update')]
-  assert 0 < max(parts) < sum(parts) <= figures['step_s'] * 1.01
-  assert 0 < figures['score_s'] < figures['step_s']
-  assert 8 <= figures['tokens'] <= 8 * 32
+  metrics = json.loads(last)
+  assert metrics['measured_steps'] == 1
+  assert metrics['matmul_rate'] == 2e11
+  parts = [metrics[f'{p}_s'] for p in ('rollout', 'reference', 'update')]
+  assert 0 < max(parts) < sum(parts) <= metrics['step_s'] * 1.01
+  assert 0 < metrics['score_s'] < metrics['step_s']
+  assert 8 <= metrics['tokens'] <= 8 * 32
   for name in (
     'useful_over_computed',
     'slot_use',
     'update_roofline',
     'rollout_roofline',
   ):
-    assert 0 < figures[name] < 1
-  assert figures['skipped_groups'] == 0  # there is a KL term
-  assert figures['compilations'] == int(figures['compilations'])
-  assert figures['host_syncs'] >= 3
-  assert figures['peak_memory_bytes'] > 1e6
+    assert 0 < metrics[name] < 1
+  assert metrics['skipped_groups'] == 0  # there is a KL term
+  assert metrics['compilations'] == int(metrics['compilations'])
+  assert metrics['host_syncs'] >= 3
+  assert metrics['peak_memory_bytes'] > 1e6
   assert any(line.startswith('step_s') for line in lines)
 
 

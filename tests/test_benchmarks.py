@@ -381,7 +381,7 @@ def test_the_papers_suite_in_one_command(hub, tmp_path, monkeypatch, capsys):
     (tmp_path / 'out/evaluations/suite.json').read_text()
   )
   found = result['benchmarks']
-  passed = {name: figures['pass@1'] for name, figures in found.items()}
+  passed = {name: metrics['pass@1'] for name, metrics in found.items()}
   assert passed.pop('gpqa_diamond') in (0, 0.25, 0.5)
   assert passed == {
     'aime2024': 0,

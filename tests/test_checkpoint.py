@@ -20,8 +20,8 @@ def loaded():
 
 def _state(loaded):
   params = jax.device_put(loaded.params)
-  rest = {'opt_state': (jnp.arange(3), {'mu': jnp.ones((2, 2)) / 3})}
-  return params, rest
+  state = {'opt_state': (jnp.arange(3), {'mu': jnp.ones((2, 2)) / 3})}
+  return params, state
 
 
 def _restored(folder, *shapes):
@@ -30,16 +30,16 @@ def _restored(folder, *shapes):
 
 
 def test_round_trip_keeps_every_bit(loaded, tmp_path):
-  params, rest = _state(loaded)
+  params, state = _state(loaded)
   store = checkpoint.Store(str(tmp_path))
-  assert store.restore(params, rest) is None
-  store.save(7, params, rest, {'stream': {'next_index': 42}})
+  assert store.restore(params, state) is None
+  store.save(7, params, state, {'stream': {'next_index': 42}})
   store.close()
-  saved = _restored(tmp_path, *jax.tree.map(jnp.zeros_like, (params, rest)))
+  saved = _restored(tmp_path, *jax.tree.map(jnp.zeros_like, (params, state)))
   assert saved.step == 7
   jax.tree.map(np.testing.assert_array_equal, saved.params, params)
-  jax.tree.map(np.testing.assert_array_equal, saved.rest, rest)
-  assert saved.facts == {'stream': {'next_index': 42}}
+  jax.tree.map(np.testing.assert_array_equal, saved.state, state)
+  assert saved.metadata == {'stream': {'next_index': 42}}
 
 
 def test_what_is_saved_may_be_donated_at_once(tmp_path):
@@ -114,7 +114,9 @@ def test_what_another_host_cannot_read_is_passed_over(
     store.save(step, *state)
   store.close()
   others = iter(['no such file', ''])
-  monkeypatch.setattr(hosts, 'any_of', lambda own: own or next(others))
+  monkeypatch.setattr(
+    hosts, 'first_true_of_all', lambda own: own or next(others)
+  )
   assert _restored(tmp_path, *state).step == 1
   assert 'step 2' in (said := capsys.readouterr().err)
   assert '(no such file)' in said
@@ -136,25 +138,25 @@ def test_fingerprint_knows_values_places_and_no_layout():
   assert checkpoint.fingerprint({'x': x.T}) != number
   assert checkpoint.fingerprint({'x': np.nextafter(x, 9)}) != number
   with sharding.use(sharding.Mesh(data=2, fsdp=4)):
-    cut = sharding.place(x, 'BT')
+    cut = sharding.device_put(x, 'BT')
     assert checkpoint.fingerprint({'x': cut}) == number
 
 
 def test_only_the_newest_are_kept(loaded, tmp_path):
-  params, rest = _state(loaded)
+  params, state = _state(loaded)
   store = checkpoint.Store(str(tmp_path), keep=2)
   for step in (1, 2, 3):
-    store.save(step, params, rest)
+    store.save(step, params, state)
   store.close()
   kept = sorted(p.name for p in (tmp_path / 'checkpoints').glob('[0-9]*'))
   assert kept == ['2', '3']
 
 
 def test_run_folder_loads_as_a_model(loaded, tmp_path):
-  params, rest = _state(loaded)
+  params, state = _state(loaded)
   folders.write_description(str(tmp_path), loaded.config, loaded.tokenizer)
   store = checkpoint.Store(str(tmp_path))
-  store.save(1, jax.tree.map(lambda x: x + 1, params), rest)
+  store.save(1, jax.tree.map(lambda x: x + 1, params), state)
   store.close()
   again = folders.load_model(str(tmp_path))
   assert again.config == loaded.config

@@ -20,14 +20,13 @@ More of it.
 import dataclasses
 from typing import Any, Literal
 
+from rlzero.runtime.fields import mutable_on_resume
 from toystage_parts import Inner, Judge, double
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  workdir: str = dataclasses.field(
-    default='', metadata={'changeable': True}
-  )  # folder of the run
+  workdir: str = mutable_on_resume('')  # folder of the run
   num_steps: int = 10  # policy updates
   # β, weight of the KL term
   kl_coef: float = 0.5
@@ -405,11 +404,13 @@ def test_a_workdir_keeps_its_configuration(stage, write, tmp_path):
     parts.Inner.size = 1
   """)
   workdir = str(tmp_path / 'run')
-  config.check_same(stage.Config(), workdir)
+  config.check_resume_compatible(stage.Config(), workdir)
   config.save_resolved(build(stage, [file]), workdir)
-  config.check_same(build(stage, [file, f'--workdir={workdir}']), workdir)
+  config.check_resume_compatible(
+    build(stage, [file, f'--workdir={workdir}']), workdir
+  )
   with pytest.raises(UserError) as info:
-    config.check_same(
+    config.check_resume_compatible(
       build(stage, [file, '--num_steps=3', '--gin.parts.Inner.size=2']),
       workdir,
     )

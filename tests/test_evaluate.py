@@ -1,4 +1,4 @@
-"""Figures of an evaluation against the generations they come from."""
+"""Metrics of an evaluation against the generations they come from."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def _config(**changes):
   return evaluate.Config(**settings)
 
 
-def test_figures_follow_from_the_generations(tmp_path, capsys):
+def test_metrics_follow_from_the_generations(tmp_path, capsys):
   evaluate.run(_config(workdir=str(tmp_path), json=True))
   printed = json.loads(capsys.readouterr().out)
   written = json.loads((tmp_path / 'evaluations/evaluation.json').read_text())
@@ -172,26 +172,26 @@ def suite(tmp_path_factory):
 def test_suite_says_what_it_measured_and_how(suite):
   result = _suite(suite)
   assert list(result['benchmarks']) == ['first', 'second']
-  for figures in result['benchmarks'].values():
-    assert figures['num_samples'] == 4 and figures['template'] == 'short'
-    assert figures['seed'] == 0
-    low, high = figures['pass@1_interval']
-    assert low <= figures['pass@1'] <= high
-    assert 0 <= figures['truncated'] <= 1 and 0 <= figures['unparsable'] <= 1
-    assert 0 <= figures['cons@k_ties'] <= 1
-    assert np.mean(list(figures['pass@1_by_problem'].values())) == (
-      pytest.approx(figures['pass@1'])
+  for metrics in result['benchmarks'].values():
+    assert metrics['num_samples'] == 4 and metrics['template'] == 'short'
+    assert metrics['seed'] == 0
+    low, high = metrics['pass@1_interval']
+    assert low <= metrics['pass@1'] <= high
+    assert 0 <= metrics['truncated'] <= 1 and 0 <= metrics['unparsable'] <= 1
+    assert 0 <= metrics['cons@k_ties'] <= 1
+    assert np.mean(list(metrics['pass@1_by_problem'].values())) == (
+      pytest.approx(metrics['pass@1'])
     )
   assert len(result['model']['sha256']) == 64
   assert result['versions']['jax'] and 'commit' in result
-  # Without a suite the same figures, flat.
+  # Without a suite the same metrics, flat.
   assert (
     result['benchmarks']['first']['pass@1']
     == (result['benchmarks']['second']['pass@1'])
   )
 
 
-def test_killed_suite_goes_on_to_the_same_figures(suite, tmp_path, monkeypatch):
+def test_killed_suite_goes_on_to_the_same_metrics(suite, tmp_path, monkeypatch):
   keep, calls = sampler.Kept.keep, []
 
   def dies(self, uid, index, sample):
@@ -326,8 +326,8 @@ def test_samples_of_other_settings_are_not_mixed(suite):
 
 def test_compare_says_what_is_noise(suite, tmp_path, capsys):
   better = _suite(suite)
-  figures = better['benchmarks']['second']
-  figures['pass@1_by_problem'] = {f'u{i}': 1.0 for i in range(20)}
+  metrics = better['benchmarks']['second']
+  metrics['pass@1_by_problem'] = {f'u{i}': 1.0 for i in range(20)}
   worse = json.loads(json.dumps(better))
   other = worse['benchmarks']['second']
   other['pass@1_by_problem'] = {f'u{i}': 0.25 * (i % 3) for i in range(25)}
@@ -351,7 +351,7 @@ def test_compare_says_what_is_noise(suite, tmp_path, capsys):
   'files, message',
   [
     ('one.json', 'names 1 files; give two'),
-    ('bad.json,bad.json', 'holds no figures by problem'),
+    ('bad.json,bad.json', 'holds no metrics by problem'),
     ('a.json,b.json', 'no benchmark in common: x, y and z, w'),
   ],
 )
@@ -359,9 +359,9 @@ def test_compare_refuses(tmp_path, monkeypatch, files, message):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'bad.json').write_text('[1]')
   for name, benchmarks in {'a': 'xy', 'b': 'zw'}.items():
-    figures = {'pass@1_by_problem': {'u': 1.0, 'v': 0.0}}
+    metrics = {'pass@1_by_problem': {'u': 1.0, 'v': 0.0}}
     (tmp_path / f'{name}.json').write_text(
-      json.dumps({'benchmarks': dict.fromkeys(benchmarks, figures)})
+      json.dumps({'benchmarks': dict.fromkeys(benchmarks, metrics)})
     )
   with pytest.raises(ValueError, match=message):
     evaluate.run(evaluate.Config(compare=files))
@@ -402,8 +402,8 @@ def test_settings_of_suites_that_make_no_sense():
     dataclasses.replace(_SUITE[0], num_samples=0)
 
 
-def test_table_sets_published_figures_apart():
-  figures = {
+def test_table_sets_published_results_apart():
+  metrics = {
     'pass@1': 0.5,
     'pass@1_interval': [0.4, 0.6],
     'cons@k': {'64': 0.75},
@@ -413,9 +413,9 @@ def test_table_sets_published_figures_apart():
     'num_problems': 30,
     'num_samples': 64,
   }
-  rated = figures | {'rating': 1234.4, 'cons@k': {'16': 0.6}}
+  rated = metrics | {'rating': 1234.4, 'cons@k': {'16': 0.6}}
   text = published.table(
-    {'benchmarks': {'aime2024': figures, 'codeforces': rated}}
+    {'benchmarks': {'aime2024': metrics, 'codeforces': rated}}
   )
   assert '| aime2024 | 50.0% [40.0%, 60.0%] | @64 75.0% (10%) | 2.0%' in text
   assert '| measured here | 50.0 | 75.0 | – | – | – | 1234 |' in text
@@ -424,7 +424,7 @@ def test_table_sets_published_figures_apart():
     in text
   )
   assert text.count('(published)') == 11 and 'not measured here' in text
-  assert 'published' not in published.table({'benchmarks': {'own': figures}})
-  page = published.html({'benchmarks': {'aime2024': figures}})
+  assert 'published' not in published.table({'benchmarks': {'own': metrics}})
+  page = published.html({'benchmarks': {'aime2024': metrics}})
   assert '<td>OpenAI o1-1217 (published)</td><td>79.2</td>' in page
   assert published.html({}) == ''

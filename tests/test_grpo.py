@@ -161,7 +161,7 @@ def test_several_minibatches_a_rollout(tmp_path):
   grpo.run(cfg)
   rows = metrics.read_metrics(str(tmp_path))
   assert [row['step'] for row in rows] == [0, 1, 2, 3]
-  # Two steps of a rollout share its figures; the next rollout has its own.
+  # Two steps of a rollout share its metrics; the next rollout has its own.
   lengths = [row['completion/len_mean'] for row in rows]
   assert lengths[0] == lengths[1] != lengths[2] == lengths[3]
 

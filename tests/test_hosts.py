@@ -72,11 +72,11 @@ def test_two_processes_equal_one(tmp_path):
   for mesh in (sharding.Mesh(fsdp=8), sharding.Mesh()):
     with sharding.use(mesh):
       loop = step.Loop(cfg, settings.load_start(cfg), None)
-      rest = {'opt_state': loop.state.opt_state}
+      opt_state = {'opt_state': loop.state.opt_state}
       with contextlib.closing(
         checkpoint.Store(str(tmp_path / 'two'), read_only=True)
       ) as store:
-        saved = store.restore(loop.state.params, rest)
+        saved = store.restore(loop.state.params, opt_state)
     assert saved.step == 3
     jax.tree.map(np.testing.assert_array_equal, saved.params, params)
   # What one wrote, two read; what one of the two cannot read, neither takes.
@@ -146,10 +146,16 @@ def _rows(workdir):
 
 def test_one_process_asks_nobody():
   assert hosts.count() == 1 and hosts.is_first()
-  assert hosts.agree({'a': 1}) == {'a': 1}
-  assert hosts.any_of('this') == 'this' and hosts.any_of('') == ''
-  assert hosts.least(3) == 3
-  assert hosts.shared([1, 2], lambda items: [2 * i for i in items]) == [2, 4]
+  assert hosts.broadcast({'a': 1}) == {'a': 1}
+  assert (
+    hosts.first_true_of_all('this') == 'this'
+    and hosts.first_true_of_all('') == ''
+  )
+  assert hosts.all_min(3) == 3
+  assert hosts.map_over_hosts([1, 2], lambda items: [2 * i for i in items]) == [
+    2,
+    4,
+  ]
 
 
 def test_flags_of_a_process_are_not_those_of_a_run(monkeypatch, capsys):

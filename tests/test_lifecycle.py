@@ -11,7 +11,7 @@ _PROGRAM = """
 import json, os, sys
 from rlzero.runtime import lifecycle
 lifecycle._SETTING = sys.argv[1]
-lifecycle.restart_with_tunables()
+lifecycle.reexec_with_malloc_settings()
 print(json.dumps([os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv]))
 """
 
@@ -68,7 +68,7 @@ def test_restarts_where_it_helps(tmp_path, setting, environment, expected):
 _COMPILES = """
 import jax
 from rlzero.runtime import lifecycle
-lifecycle.keep_compilations()
+lifecycle.enable_compilation_cache()
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 hits = []
 jax.monitoring.register_event_listener(

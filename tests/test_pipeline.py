@@ -23,10 +23,11 @@ _ROOT = pathlib.Path(__file__).parent.parent
 _STAGE = """
 import dataclasses, os, signal, time
 from rlzero.runtime import config
+from rlzero.runtime.fields import mutable_on_resume
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  workdir: str = dataclasses.field(metadata={'changeable': True})
+  workdir: str = mutable_on_resume()
   word: str = 'plain'
   source: str = ''
   other: str = ''
@@ -213,11 +214,11 @@ def test_results_are_the_evaluations_and_how_readable_they_are(tmp_path):
   manifest.write_text(json.dumps({'stages': stages}))
   folder = tmp_path / 'work' / 'one_evaluation' / 'evaluations'
   folder.mkdir(parents=True)
-  figures = dict.fromkeys(pipeline.FIGURES, 0.5) | {
+  metrics = dict.fromkeys(pipeline.METRICS, 0.5) | {
     'pass@1_interval': [0.25, 0.75],
     'pass@1_by_problem': {'a': 0.5},
   }
-  (folder / 'evaluation.json').write_text(json.dumps(figures))
+  (folder / 'evaluation.json').write_text(json.dumps(metrics))
   asked = {'question': '3 2 1 得 6', 'completion': 'x ' * 3}
   (folder / 'evaluation.jsonl').write_text(
     ''.join(
@@ -232,11 +233,11 @@ def test_results_are_the_evaluations_and_how_readable_they_are(tmp_path):
   )
   found = pipeline.results(str(tmp_path / 'work'))
   assert list(found['stages']) == ['one', 'one_evaluation']
-  (figures,) = found['evaluations'].values()
-  assert figures['readable'] == 0.5
-  assert figures['unreadable'] == {'code_blocks': 0.25, 'language': 0.25}
-  assert figures['paragraph'] == 2.5 and figures['strict'] == 0.5
-  assert 'pass@1_by_problem' not in figures
+  (metrics,) = found['evaluations'].values()
+  assert metrics['readable'] == 0.5
+  assert metrics['unreadable'] == {'code_blocks': 0.25, 'language': 0.25}
+  assert metrics['paragraph'] == 2.5 and metrics['strict'] == 0.5
+  assert 'pass@1_by_problem' not in metrics
   assert '| `one` | 0.500 [0.250, 0.750] |' in pipeline.table(found)
 
 

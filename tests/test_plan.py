@@ -172,7 +172,7 @@ def test_tokens_sent_to_experts_by_hand():
   )
   model = dataclasses.replace(MODEL, num_layers=3, experts=experts)
   run = dataclasses.replace(RUN, model=model, mesh=sharding.Mesh(expert=8))
-  with sharding.imagine(run.mesh, 8):
+  with sharding.abstract_mesh(run.mesh, 8):
     made = estimate.Estimate(programs.Run(run, model, 32), 'tpu')
     prefill = made.rollout(16)['prefill']
     update = made.update(1024)
@@ -226,7 +226,7 @@ def test_the_largest_sizes_are_the_largest():
   assert report['largest']['slots']['size'] == 64
   assert report['cost'] == pytest.approx(2 * report['chip_hours'])
   # On a chip between what it needs for two rows a device and for three.
-  with sharding.imagine(RUN.mesh, 8):
+  with sharding.abstract_mesh(RUN.mesh, 8):
     one = plan._Plan(_plan('h100:8'), chip, 8, compiled=False)
     one._find([('update', n) for n in (2, 3, 4)])
     two, three = (sum(one._memory('update', n).values()) for n in (2, 3))

@@ -119,7 +119,7 @@ def test_packed_and_sharded_equal_one_at_a_time(kind):
   assert distance(grads, expected) < 1e-5
   assert float(jnp.linalg.norm(grads['score']['weight'])) > 0
   with sharding.use(sharding.Mesh(data=2, fsdp=4)):
-    placed = sharding.place_params(reward_model.AXES, params)
+    placed = sharding.device_put_params(reward_model.AXES, params)
     micros = [supervised.place(m) for m in packed(some, 512, 8)]
     grads, sums = supervised.gradient(the_loss, reward_model.AXES)(
       placed, micros
@@ -147,9 +147,9 @@ def test_learns_a_preference_and_scores_it(base, tmp_path, capsys):  # noqa: F81
   data = write(tmp_path / 'pairs.jsonl', rows)
   workdir = tmp_path / 'run'
   reward_model.run(make_config(base, workdir, data))
-  figures = json.loads((workdir / 'held_out.json').read_text())
-  assert figures['num'] > 5
-  assert figures['accuracy'] > 0.9
+  metrics = json.loads((workdir / 'held_out.json').read_text())
+  assert metrics['num'] > 5
+  assert metrics['accuracy'] > 0.9
   model = reward_model.load(str(workdir))
   scores = model.score(
     [{'question': 'b c', 'completion': text(last)} for last in 'abadaeaf']
@@ -164,7 +164,7 @@ def test_learns_a_preference_and_scores_it(base, tmp_path, capsys):  # noqa: F81
   # From the state of the last step again: the same bytes.
   first = (workdir / 'model' / 'score.json').read_bytes()
   reward_model.run(make_config(base, workdir, data))
-  assert 'going on from the checkpoint of step 20' in capsys.readouterr().out
+  assert 'resuming from the checkpoint of step 20' in capsys.readouterr().out
   assert (workdir / 'model' / 'score.json').read_bytes() == first
 
 

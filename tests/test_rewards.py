@@ -70,18 +70,18 @@ def test_a_part_that_nobody_judges():
     rewards.give(_config(part_rewards={'style': 1.0}), [_record()])
 
 
-def test_figures_by_task():
+def test_metrics_by_task():
   records = [
     _record(reward=1.0),
     _record(task='easy', reward=2.0, correct=False, preference_mean=0.9),
     _record(task='easy', reward=4.0, preference_mean=0.7),
   ]
-  figures = rewards.describe(records)
-  assert figures['countdown/reward'] == 1.0
-  assert figures['easy/reward'] == 3.0
-  assert figures['reward/model'] == pytest.approx(0.8)
-  assert figures['reward/rule'] == 0.5
-  assert figures['reward/gap'] == pytest.approx(0.3)
+  metrics = rewards.describe(records)
+  assert metrics['countdown/reward'] == 1.0
+  assert metrics['easy/reward'] == 3.0
+  assert metrics['reward/model'] == pytest.approx(0.8)
+  assert metrics['reward/rule'] == 0.5
+  assert metrics['reward/gap'] == pytest.approx(0.3)
   assert 'reward/gap' not in rewards.describe([_record(reward=1.0)])
 
 

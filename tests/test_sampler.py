@@ -103,7 +103,7 @@ def test_an_endpoint_that_dies_loses_nothing(server):
   server.failures = [None, None, None] + [500] * 99
   error, kept = _ask(server, ['one', 'two'], Template('chat'))
   assert 'no answer in 3 tries (last: status 500)' in str(error)
-  assert 'same command goes on' in str(error)
+  assert 'same command resumes' in str(error)
   assert len(kept) == 3
   server.failures, server.asked[:] = [], []
   samples, again = _ask(server, ['one', 'two'], Template('chat'), kept)

@@ -50,17 +50,17 @@ def test_search_says_what_it_found_and_cost(method, tmp_path, capsys):
     json=True,
   )
   search.run(cfg)
-  figures = json.loads(capsys.readouterr().out)
+  metrics = json.loads(capsys.readouterr().out)
   lines = (tmp_path / 'evaluations' / 'search.jsonl').read_text().splitlines()
   records = [json.loads(line) for line in lines]
-  assert len(records) == figures['num_problems'] == 3
+  assert len(records) == metrics['num_problems'] == 3
   task = countdown.Countdown()
   targets = {e.uid: e.target for e in task.examples('test')}
   for record in records:
     answer = task.extract(record['completion'])
     right = answer is not None and task.verify(answer, targets[record['uid']])
     assert right == record['correct']
-  one, two = figures['budgets']['1'], figures['budgets']['2']
+  one, two = metrics['budgets']['1'], metrics['budgets']['2']
   assert two['pass@1'] == sum(record['correct'] for record in records) / 3
   # What was thrown away is paid for as well.
   kept = sum(record['len'] for record in records) / 3

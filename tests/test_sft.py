@@ -179,9 +179,9 @@ def test_sharded_equals_unsharded():
   params, examples = jax.device_get(noisy(CONFIG)), make_examples()
   expected, totals = supervised.gradient(the_loss)(params, packed(examples))
   with sharding.use(sharding.Mesh(data=2, fsdp=4)):
-    placed = sharding.place_params(transformer.AXES, params)
+    placed = sharding.device_put_params(transformer.AXES, params)
     micros = [
-      jax.tree.map(lambda x: sharding.place(x, 'BT'), m)
+      jax.tree.map(lambda x: sharding.device_put(x, 'BT'), m)
       for m in packed(examples, 512, 8)
     ]
     grads, sums = supervised.gradient(the_loss)(placed, micros)
@@ -333,7 +333,7 @@ records.Source.rename = {{'q': 'prompt'}}
   )
   assert [s.num_examples for s in cfg.data] == [0, 3]
   config.save_resolved(cfg, cfg.workdir)
-  config.check_same(cfg, cfg.workdir)
+  config.check_resume_compatible(cfg, cfg.workdir)
   plain = config.build(
     sft, [f'--checkpoint={base}', f'--workdir={tmp_path}', f'--data={data}']
   )

@@ -54,7 +54,7 @@ def test_parameters_are_made_in_their_parts(config, mesh):
   whole = params_of(config)
   with sharding.use(mesh):
     parts = transformer.initialise(config, jax.random.key(3))
-    placed = sharding.place_params(transformer.AXES, whole)
+    placed = sharding.device_put_params(transformer.AXES, whole)
   jax.tree.map(np.testing.assert_array_equal, parts, whole)
   jax.tree.map(np.testing.assert_array_equal, placed, whole)
   held = sum(
@@ -139,7 +139,7 @@ def test_completions_on_a_mesh_are_those_without(config, mesh):
 
   alone = completions(params)
   with sharding.use(mesh):
-    placed = sharding.place_params(transformer.AXES, params)
+    placed = sharding.device_put_params(transformer.AXES, params)
     together = completions(placed)
   for one, other in zip(together, alone, strict=True):
     # Logits of noise are far apart: rounding decides no token here.
@@ -150,9 +150,9 @@ def test_completions_on_a_mesh_are_those_without(config, mesh):
 def test_parameters_laid_out_anew_are_the_same_and_their_bytes_counted():
   params = params_of(EVEN)
   with sharding.use(sharding.Mesh(fsdp=8)):
-    before = sharding.place_params(transformer.AXES, params)
+    before = sharding.device_put_params(transformer.AXES, params)
     with sharding.use(sharding.Mesh(data=4, tensor=2)):
-      after = sharding.place_params(transformer.AXES, before)
+      after = sharding.device_put_params(transformer.AXES, before)
   jax.tree.map(np.testing.assert_array_equal, after, params)
   # Width 16 in 8 parts of 2, then heads in 2 parts: a device that holds an
   # eighth of the kernel gets its half of it, less the sixteenth it has.
@@ -249,13 +249,15 @@ def test_what_no_rule_knows_is_named():
     with pytest.raises(ValueError, match="axis 'Y' that sharding.RULES"):
       sharding.spec('BY', (8, 2), 'An array')
     with pytest.raises(ValueError, match='Parameter layers/extra has no axes'):
-      sharding.place_params(transformer.AXES, {'layers': {'extra': np.ones(2)}})
+      sharding.device_put_params(
+        transformer.AXES, {'layers': {'extra': np.ones(2)}}
+      )
 
 
 def test_no_mesh_changes_nothing():
   x = np.ones((3, 2))
-  assert sharding.ways('B') == 1
-  assert sharding.place(x, 'BT') is x
+  assert sharding.axis_size('B') == 1
+  assert sharding.device_put(x, 'BT') is x
   y = jax.numpy.ones((3, 2))
   assert sharding.constrain(y, 'BT') is y
 
@@ -304,6 +306,6 @@ def test_rollouts_in_a_layout_of_their_own(tmp_path):
     assert np.isfinite(row['policy/grad_norm'])
   same, other = found
   assert same.records == other.records
-  assert 'reshard/bytes' not in same.figures
-  assert other.figures['reshard/bytes'] > 0
-  assert other.figures['time/reshard_s'] > 0
+  assert 'reshard/bytes' not in same.metrics
+  assert other.metrics['reshard/bytes'] > 0
+  assert other.metrics['time/reshard_s'] > 0

@@ -817,7 +817,7 @@ def test_each_device_reads_its_own_part(folder, block_bytes, monkeypatch):
   hf.write_folder(folder, config, params, words())
   with sharding.use(sharding.Mesh(fsdp=4, tensor=2)):
     loaded = weights.load(folder)
-    where = sharding.of_params(transformer.AXES, loaded.params)
+    where = sharding.param_shardings(transformer.AXES, loaded.params)
     same = jax.tree.map(
       lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), loaded.params, where
     )

@@ -64,7 +64,7 @@ def main() -> None:
         ['python -m rlzero.benchmarks.compare_graders', *sys.argv[1:]]
       )
     }
-    facts |= {'reasons': REASONS, **provenance.facts(), 'benchmarks': found}
+    facts |= {'reasons': REASONS, **provenance.metadata(), 'benchmarks': found}
     flags.out.write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
 
 

@@ -75,12 +75,12 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path)
   flags = parser.parse_args()
   flags.folder.mkdir(exist_ok=True)
-  figures = series(flags.folder, flags.kills)
-  text = json.dumps(figures, indent=2)
+  measured = series(flags.folder, flags.kills)
+  text = json.dumps(measured, indent=2)
   print(text)
   if flags.out:
     flags.out.write_text(text + '\n')
-  if not figures['equal']:
+  if not measured['equal']:
     sys.exit('The bits differ.')
 
 
@@ -109,7 +109,7 @@ def series(folder: pathlib.Path, kills: int) -> dict:
   return {
     'command': 'python -m rlzero.benchmarks.crash_test '
     + ' '.join(sys.argv[1:]),
-    **provenance.facts(),
+    **provenance.metadata(),
     'steps': _STEPS,
     'hit': collections.Counter(row['during'] for row in rows),
     'unfinished_checkpoints': sum(row['unfinished'] for row in rows),

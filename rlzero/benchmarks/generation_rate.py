@@ -110,16 +110,16 @@ def main() -> None:
       if number:
         rates.setdefault(name, []).append(sum(drawn) / seconds)
         lengths.setdefault(name, []).extend(drawn)
-  figures = {
+  metrics = {
     f'{n}_tokens_per_s': statistics.median(r) for n, r in rates.items()
   }
-  figures |= {f'{n}_mean_len': statistics.mean(x) for n, x in lengths.items()}
-  figures['ratio'] = (
-    figures['ours_tokens_per_s'] / figures['theirs_tokens_per_s']
+  metrics |= {f'{n}_mean_len': statistics.mean(x) for n, x in lengths.items()}
+  metrics['ratio'] = (
+    metrics['ours_tokens_per_s'] / metrics['theirs_tokens_per_s']
   )
-  print(json.dumps(figures))
+  print(json.dumps(metrics))
 
 
 if __name__ == '__main__':
-  lifecycle.restart_with_tunables()  # as every program here; both gain
+  lifecycle.reexec_with_malloc_settings()  # as every program here; both gain
   main()

@@ -56,8 +56,8 @@ def main(folder: str) -> None:
       grads, _ = loop.learner.gradient(loop.state.params, rows)
       steps.append((experience.records, rows, hosts.fetch(grads)))
       loop.update(experience)
-      rest = {'opt_state': loop.state.opt_state}
-      store.save(loop.step, loop.state.params, rest)
+      opt_state = {'opt_state': loop.state.opt_state}
+      store.save(loop.step, loop.state.params, opt_state)
     params = hosts.fetch(loop.state.params)
   if hosts.is_first():
     with open(pathlib.Path(folder) / 'steps.pickle', 'wb') as file:
@@ -71,11 +71,11 @@ def read(folder: str, copy: str) -> None:
     _, params = pickle.load(file)
   with sharding.use(cfg.mesh):
     loop = step.Loop(cfg, settings.load_start(cfg), None)
-    rest = {'opt_state': loop.state.opt_state}
+    opt_state = {'opt_state': loop.state.opt_state}
     for second, expected in ((folder, 3), (copy, 2)):
       own = folder if hosts.is_first() else second
       with contextlib.closing(checkpoint.Store(own, read_only=True)) as store:
-        saved = store.restore(loop.state.params, rest)
+        saved = store.restore(loop.state.params, opt_state)
       assert saved.step == expected
       if expected == 3:
         whole = hosts.fetch(saved.params)

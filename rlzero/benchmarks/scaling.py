@@ -35,7 +35,7 @@ def main() -> None:
   args = parser.parse_args()
   points = [('', None)]  # the file as it is
   points += [(flag, value) for flag in POINTS for value in POINTS[flag]]
-  result = {**provenance.facts(), 'points': []}
+  result = {**provenance.metadata(), 'points': []}
   for flag, value in points:
     flags = ['--gin_file=configs/runs/bench_scaling.gin', '--json']
     flags += [f'--{flag}={value}'] if flag else []
@@ -45,11 +45,11 @@ def main() -> None:
       text=True,
       stdout=subprocess.PIPE,
     )
-    figures = json.loads(ran.stdout.splitlines()[-1])
+    metrics = json.loads(ran.stdout.splitlines()[-1])
     weights = sum(flops.matmul_weights(config.build(bench, flags).model))
     varied = flag.rpartition('.')[-1]
     point = {'varied': varied, 'value': value, 'matmul_weights': weights}
-    point |= {key: round(figures[key], 3) for key in _KEPT}
+    point |= {key: round(metrics[key], 3) for key in _KEPT}
     result['points'].append(point)
     base = result['points'][0]
     point['per_base'] = round(point['step_s'] / base['step_s'], 2)

@@ -5,12 +5,12 @@ from typing import Any
 
 from rlzero.evaluation import statistics
 
-# What makes two figures incomparable, or at least another question.
+# What makes two results incomparable, or at least another question.
 _SETTINGS = ('template', 'split', 'temperature', 'top_p', 'max_len')
 
 
 def read(files: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The figures of A.json,B.json, by benchmark.
+  """The metrics of A.json,B.json, by benchmark.
 
   Raises:
     FileNotFoundError: one of them is not there.
@@ -86,15 +86,15 @@ def _one(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 def _by_benchmark(path: str) -> dict[str, Any]:
   with open(path, encoding='utf-8') as file:
     try:
-      figures = json.load(file)
-      found = figures.get('benchmarks') or {
-        figures.get('task', 'evaluation'): figures
+      metrics = json.load(file)
+      found = metrics.get('benchmarks') or {
+        metrics.get('task', 'evaluation'): metrics
       }
       for one in found.values():
         one['pass@1_by_problem'].items()
     except (ValueError, KeyError, AttributeError, TypeError) as error:
       raise ValueError(
-        f'{path} holds no figures by problem; give a JSON file that '
+        f'{path} holds no metrics by problem; give a JSON file that '
         'rlzero.evaluate or rlzero.grpo wrote.'
       ) from error
   return found

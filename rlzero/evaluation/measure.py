@@ -68,7 +68,7 @@ def measure(
     on_finished=on_progress and (lambda *_: on_progress(next(counted), total)),
     poll=poll,
   )
-  records = hosts.shared(
+  records = hosts.map_over_hosts(
     range(len(chosen)),
     lambda places: grade.score(
       pool,
@@ -81,8 +81,8 @@ def measure(
   benchmark = suites.Benchmark(
     task=task, num_samples=num_samples, sampling=sampling
   )
-  figures = compute_metrics(pool, task, chosen, records, benchmark)
-  return {**figures, 'seed': seed}, records
+  metrics = compute_metrics(pool, task, chosen, records, benchmark)
+  return {**metrics, 'seed': seed}, records
 
 
 def compute_metrics(
@@ -108,7 +108,7 @@ def compute_metrics(
   means = correct.mean(axis=1)
   rising = np.unique(np.linspace(0, sampling.max_len, 17).astype(int)[1:])
   shares = ('strict', 'format', 'truncated', 'unparsable', 'tries')
-  figures = {
+  metrics = {
     **{name: _mean(records, name) for name in shares},
     'num_problems': len(chosen),
     'num_samples': num_samples,
@@ -145,9 +145,9 @@ def compute_metrics(
     ratings = [rate(example.target) for example in chosen]
     rating, interval = statistics.elo_rating(ratings, means)
     # JSON has no infinity: all or none solved is a rating beyond all.
-    figures['rating'] = rating if np.isfinite(rating) else None
-    figures['rating_interval'] = list(interval) if np.isfinite(rating) else None
-  return figures
+    metrics['rating'] = rating if np.isfinite(rating) else None
+    metrics['rating_interval'] = list(interval) if np.isfinite(rating) else None
+  return metrics
 
 
 def language_consistency(records: Sequence[dict[str, Any]]) -> float | None:
@@ -190,14 +190,14 @@ def progress(stage: str, start: int = 0) -> Callable[[int, int], None]:
 def write(
   workdir: str,
   name: str,
-  figures: dict[str, Any],
+  metrics: dict[str, Any],
   generations: Sequence[dict[str, Any]],
 ) -> None:
   """Writes `WORKDIR/evaluations/NAME.json` and the generations beside it."""
   lines = ''.join(json.dumps(g) + '\n' for g in generations)
-  # The figures come last: where they are, the generations are whole.
+  # The metrics come last: where they are, the generations are whole.
   write_text(workdir, f'{name}.jsonl', lines)
-  write_text(workdir, f'{name}.json', json.dumps(figures))
+  write_text(workdir, f'{name}.json', json.dumps(metrics))
 
 
 def write_text(workdir: str, name: str, text: str) -> None:
@@ -209,19 +209,19 @@ def write_text(workdir: str, name: str, text: str) -> None:
   os.replace(path + '.part', path)
 
 
-def summary(figures: dict[str, Any]) -> str:
-  """The figures in a line."""
-  low, high = figures['pass@1_interval']
+def summary(metrics: dict[str, Any]) -> str:
+  """The metrics in a line."""
+  low, high = metrics['pass@1_interval']
   votes = ', '.join(
-    f'cons@{k} {value:.3f}' for k, value in figures['cons@k'].items()
+    f'cons@{k} {value:.3f}' for k, value in metrics['cons@k'].items()
   )
   return (
-    f'pass@1 {figures["pass@1"]:.3f} [{low:.3f}, {high:.3f}], {votes}, '
-    f'strict {figures["strict"]:.3f}, format {figures["format"]:.3f}, '
-    f'length {figures["completion_len"]:.1f}, tries {figures["tries"]:.2f}, '
-    f'truncated {figures["truncated"]:.3f}, '
-    f'unparsable {figures["unparsable"]:.3f} '
-    f'({figures["num_problems"]} problems x {figures["num_samples"]})'
+    f'pass@1 {metrics["pass@1"]:.3f} [{low:.3f}, {high:.3f}], {votes}, '
+    f'strict {metrics["strict"]:.3f}, format {metrics["format"]:.3f}, '
+    f'length {metrics["completion_len"]:.1f}, tries {metrics["tries"]:.2f}, '
+    f'truncated {metrics["truncated"]:.3f}, '
+    f'unparsable {metrics["unparsable"]:.3f} '
+    f'({metrics["num_problems"]} problems x {metrics["num_samples"]})'
   )
 
 

@@ -36,25 +36,25 @@ PUBLISHED: dict[str, tuple[float | None, ...]] = {
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-  """A table of a suite's figures: a heading, our rows, the published ones.
+  """A table of a suite's metrics: a heading, our rows, the published ones.
 
   The published rows stand there if the suite has a benchmark of theirs.
   """
   benchmarks = result['benchmarks']
   found = [['measured here', 'pass@1 [95%]', 'cons@k (ties)', 'truncated']]
   found[0] += ['unparsable', 'problems x k', 'rating']
-  for name, figures in benchmarks.items():
-    low, high = figures['pass@1_interval']
-    ((k, cons),) = figures['cons@k'].items()
-    rating = figures.get('rating')
+  for name, metrics in benchmarks.items():
+    low, high = metrics['pass@1_interval']
+    ((k, cons),) = metrics['cons@k'].items()
+    rating = metrics.get('rating')
     found.append(
       [
         name,
-        f'{figures["pass@1"]:.1%} [{low:.1%}, {high:.1%}]',
-        f'@{k} {cons:.1%} ({figures["cons@k_ties"]:.0%})',
-        f'{figures["truncated"]:.1%}',
-        f'{figures["unparsable"]:.1%}',
-        f'{figures["num_problems"]} x {figures["num_samples"]}',
+        f'{metrics["pass@1"]:.1%} [{low:.1%}, {high:.1%}]',
+        f'@{k} {cons:.1%} ({metrics["cons@k_ties"]:.0%})',
+        f'{metrics["truncated"]:.1%}',
+        f'{metrics["unparsable"]:.1%}',
+        f'{metrics["num_problems"]} x {metrics["num_samples"]}',
         '' if rating is None else f'{rating:.0f}',
       ]
     )
@@ -79,7 +79,7 @@ def published_rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def table(result: dict[str, Any]) -> str:
-  """Our figures and the published ones, as Markdown."""
+  """Our metrics and the published ones, as Markdown."""
   parts = [_markdown(rows(result))]
   if others := published_rows(result):
     parts += [SOURCE, _markdown(others)]

@@ -72,7 +72,7 @@ class Local:
     self._path = path
 
   def about(self) -> dict[str, Any]:
-    # The name alone: figures shall not depend on where a model stands.
+    # The name alone: metrics shall not depend on where a model stands.
     name = os.path.basename(os.path.normpath(self._path))
     return {'checkpoint': name, 'sha256': digest(self._params)}
 
@@ -202,7 +202,7 @@ class Endpoint:
         wait_s *= 2
     raise ConnectionError(
       f'{url} gave no answer in {self._max_tries} tries (last: {why}); what '
-      'has been answered is kept in the workdir, and the same command goes on '
+      'has been answered is kept in the workdir, and the same command resumes '
       'from there.'
     )
 

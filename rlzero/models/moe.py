@@ -190,12 +190,12 @@ def _of_device(x, ids, weights, gate, up, down):
   """`routed` on one device of a mesh, or without one."""
   b, t, d = x.shape
   flat = (x.reshape(-1, d), *(y.reshape(b * t, -1) for y in (ids, weights)))
-  ways = sharding.ways('E')
+  ways = sharding.axis_size('E')
   if ways == 1:
     out = _weighed(*flat, functools.partial(_experts, gate, up, down))
   else:
     out = _in_parts(flat, ways, gate, up, down)
-  if sharding.ways('W') > 1:
+  if sharding.axis_size('W') > 1:
     out = jax.lax.psum(out, 'tensor')
   return out.reshape(b, t, d)
 

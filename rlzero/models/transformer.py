@@ -510,7 +510,7 @@ def cast(config: ModelConfig, params: Params) -> Params:
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
   """Fresh float32 parameters, normal(0.02); norms multiply by one."""
-  ids = jnp.ones((sharding.ways('B'), 2), jnp.int32)
+  ids = jnp.ones((sharding.axis_size('B'), 2), jnp.int32)
   rows = Tokens(ids, ids, ids)
   return Transformer(config).init(key, rows)['params']
 
@@ -518,7 +518,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 def initialise(config: ModelConfig, key: jax.Array) -> Params:
   """`init` on the current mesh: each device makes its own parts alone."""
   fresh = functools.partial(init, config)
-  shardings = sharding.of_params(AXES, jax.eval_shape(fresh, key))
+  shardings = sharding.param_shardings(AXES, jax.eval_shape(fresh, key))
   return jax.jit(fresh, out_shardings=shardings)(key)
 
 

@@ -193,7 +193,7 @@ def split_chunks(tree, chunk):
   B * C is about `chunk` tokens at most, for each device that has rows.
   """
   rows, length = jax.tree.leaves(tree)[0].shape[:2]
-  number = min(-(-rows * length // (chunk * sharding.ways('B'))), length)
+  number = min(-(-rows * length // (chunk * sharding.axis_size('B'))), length)
   width = -(-length // number)
 
   def cut(x):

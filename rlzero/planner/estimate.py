@@ -38,19 +38,21 @@ class Estimate:
     self.platform = platform
     m = self.model = run.model
     self.item = jnp.dtype(m.dtype).itemsize
-    self.tensor = sharding.ways('F')
-    self.fsdp = sharding.ways('D')
-    self.copies = sharding.ways('B') // self.fsdp
+    self.tensor = sharding.axis_size('F')
+    self.fsdp = sharding.axis_size('D')
+    self.copies = sharding.axis_size('B') // self.fsdp
     # Weights that pass through a device; those of all experts that it has.
     stacks: dict[str, float] = collections.defaultdict(float)
     self.body = 0.0
     for stack, axes, shape in flops.matrices(m):
-      size = math.prod(shape) / math.prod(map(sharding.ways, set(axes) - _FSDP))
+      size = math.prod(shape) / math.prod(
+        map(sharding.axis_size, set(axes) - _FSDP)
+      )
       self.body += size
       stacks[stack] += size / shape[0]
     self.head = flops.matmul_weights(m)[1] / self.tensor
     self.heads = m.num_heads / self.tensor
-    self.params = sharding.held(run.state.params)
+    self.params = sharding.bytes_per_device(run.state.params)
     # Numbers of one token that a layer works on, and those of its vocabulary.
     hidden = m.experts.shared_width if m.experts else m.mlp_width
     self.layer = 6 * m.width + (_of_heads(m) + 3 * hidden) / self.tensor
@@ -91,7 +93,7 @@ class Estimate:
     """
     if not self.routed:
       return 0.0, 0.0, 0.0
-    e, ways = self.model.experts, sharding.ways('E')
+    e, ways = self.model.experts, sharding.axis_size('E')
     number, room, sent = 1, tokens * e.num_chosen, 0.0
     if ways > 1:
       held = e.num_experts // ways
@@ -108,12 +110,14 @@ class Estimate:
     """Prefill and decode."""
     s, m, run = self, self.model, self.run
     slots = run.slots(num_slots)
-    held = sharding.held(slots)
-    rows = slots.token.shape[0] // sharding.ways('B')
+    held = sharding.bytes_per_device(slots)
+    rows = slots.token.shape[0] // sharding.axis_size('B')
     capacity = engine.room(m, slots)
-    num_prompts = scheduler.block_size(run.num_prompts) // sharding.ways('P')
+    num_prompts = scheduler.block_size(run.num_prompts) // sharding.axis_size(
+      'P'
+    )
     tokens = num_prompts * run.prompt_len
-    out = sharding.held(slots.cache) / rows / capacity * tokens
+    out = sharding.bytes_per_device(slots.cache) / rows / capacity * tokens
     scores = s._scores(num_prompts, run.prompt_len, run.prompt_len)
     at_work, moved, sent = s._experts(tokens)
     prefill = Program(
@@ -131,7 +135,7 @@ class Estimate:
       received=s._gathered(1) + s._reduced(tokens, 1) + s.routed * sent,
     )
     steps = run.cfg.decode_steps
-    cache = sharding.held(slots.cache)
+    cache = sharding.bytes_per_device(slots.cache)
     at_work, moved, sent = s._experts(rows)
     decode = Program(
       memory=s.params
@@ -159,7 +163,7 @@ class Estimate:
     micro = run.micro(micro_tokens)
     rows, width = micro.tokens.ids.shape
     prompts, prompt_width = micro.prompts.tokens.ids.shape
-    ways = sharding.ways('B')
+    ways = sharding.axis_size('B')
     rows, prompts = rows / ways, prompts / ways
     tokens = rows * width + prompts * prompt_width
     looked_at = width + micro.prompts.index.shape[1] * prompt_width
@@ -201,7 +205,7 @@ class Estimate:
       + (1 - 1 / s.fsdp) * 4 * (s.body + s.head)
       + 2 * (1 - 1 / s.copies) * s.params,
     )
-    state = sharding.held(run.state)
+    state = sharding.bytes_per_device(run.state)
     apply = Program(
       memory=state + 3 * s.params,  # the gradient, and the updates
       moved=2 * state + 4 * s.params,

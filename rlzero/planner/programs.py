@@ -92,7 +92,7 @@ class Run:
         np.arange(len(rows.completions)),
         micro_tokens,
         self.cfg.max_len,
-        sharding.ways('B'),
+        sharding.axis_size('B'),
       )
     )[1]
 
@@ -162,7 +162,7 @@ def _compile(lowered: jax.stages.Lowered) -> Program:
       if 'RESOURCE_EXHAUSTED' not in str(error) or not needed:
         raise
       temporaries = float(needed[1]) * 2 ** (10 * ' KMGT'.index(needed[2]))
-      inputs = sharding.held(lowered.in_avals)
+      inputs = sharding.bytes_per_device(lowered.in_avals)
       return Program(inputs + temporaries, math.nan, math.nan, False)
     (path,) = pathlib.Path(folder).glob('*after_optimizations.txt')
     traffic = hlo.traffic(path.read_text())

@@ -22,7 +22,7 @@ class Run(NamedTuple):
   after: dict[str, Any]
   info: dict[str, Any]  # run.json
   config: dict[str, Any]
-  suite: dict[str, Any]  # figures of rlzero.evaluate --suite
+  suite: dict[str, Any]  # metrics of rlzero.evaluate --suite
 
   @property
   def name(self) -> str:

@@ -102,7 +102,7 @@ class Learner:
 
     Those that lie there already are not copied: the first update donates them.
     """
-    params = sharding.place_params(transformer.AXES, params)
+    params = sharding.device_put_params(transformer.AXES, params)
     return TrainState(params, self._transform.init(params))
 
   def update(
@@ -144,15 +144,15 @@ class Learner:
     if self._pmapped:
       return self._gradient_of_devices(params, rows, chosen)
     carry = _empty(self._config, params)
-    for _, micro in self._cut(rows, chosen, ways=sharding.ways('B')):
+    for _, micro in self._cut(rows, chosen, ways=sharding.axis_size('B')):
       carry = self._accumulate(params, carry, _place(micro))
     return carry
 
   def _gradient_of_devices(self, params, rows, chosen):
     """Each device sums over its own microbatches; then the devices add up."""
-    number = sharding.ways('B')
+    number = sharding.axis_size('B')
     micros = (micro for _, micro in self._cut(rows, chosen))
-    with sharding.leave():
+    with sharding.without_mesh():
       carry = _empty_each(self._config, params, np.arange(number))
       for stacked in packing.side_by_side(micros, number):
         carry = self._accumulate_each(params, carry, stacked)
@@ -189,7 +189,7 @@ class Learner:
     """
     params, carry = self._abstract_carry(state.params)
     _, micro = next(
-      self._cut(rows, self._chosen(rows), ways=sharding.ways('B'))
+      self._cut(rows, self._chosen(rows), ways=sharding.axis_size('B'))
     )
     micro = _place(micro, sharding.abstract)
     one = jax.ShapeDtypeStruct((), np.float32)
@@ -217,7 +217,7 @@ class Learner:
     params, carry = self._abstract_carry(params)
     micros = [
       _place(micro, sharding.abstract)
-      for micro in self._shapes(rows, ways=sharding.ways('B'))
+      for micro in self._shapes(rows, ways=sharding.axis_size('B'))
     ]
     if name == 'reference':
       return [self._score.lower(params, micro) for micro in micros]
@@ -231,7 +231,7 @@ class Learner:
     """Log-probs of every completion's tokens under other parameters."""
     out: list[Any] = [None] * len(rows.completions)
     everything = np.arange(len(out))
-    ways = sharding.ways('B')
+    ways = sharding.axis_size('B')
     # The host cuts the next microbatch while the device works on this one.
     ahead = [
       (places, self._score(params, _place(micro)))
@@ -271,7 +271,7 @@ def _added(carry: tuple[Params, Totals]) -> tuple[Params, Totals]:
   return grads, totals._replace(difference_max=largest)
 
 
-def _place(micro: packing.Micro, place=sharding.place) -> packing.Micro:
+def _place(micro: packing.Micro, place=sharding.device_put) -> packing.Micro:
   """A microbatch on the devices, its rows cut over them."""
   prompts = micro.prompts
   return micro._replace(

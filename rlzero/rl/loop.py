@@ -56,7 +56,7 @@ class Run:
     """Runs to the last step; every part that is done already is passed by.
 
     Raises:
-      SystemExit: with the code process.PREEMPTED, after SIGTERM; all is saved.
+      SystemExit: lifecycle.PREEMPTED after SIGTERM; all is saved.
     """
     with (
       contextlib.closing(self.store),
@@ -66,8 +66,8 @@ class Run:
         self._train()
       except _Preempted:
         self._save()
-        hosts.say(
-          f'SIGTERM: saved at step {self.loop.step}; the same command goes on'
+        hosts.print_once(
+          f'SIGTERM: saved at step {self.loop.step}; the same command resumes'
         )
         sys.exit(lifecycle.PREEMPTED)
 
@@ -114,11 +114,11 @@ class Run:
       folders.write_model(cfg.workdir, loop.model, params, loop.tokenizer)
       self._prune()
     self._evaluate_once('after', cfg.num_steps)
-    self._write_facts()
+    self._write_description()
 
   def _check_preempted(self) -> None:
     """Ends the work at hand, on all hosts, if SIGTERM came to one."""
-    if hosts.any_of(self.preempted()):
+    if hosts.first_true_of_all(self.preempted()):
       raise _Preempted
 
   def _collect(self) -> None:
@@ -130,22 +130,22 @@ class Run:
     if not used:
       self.header = {
         'step': first,
-        'config': journal.digest(config.fixed(cfg)),
+        'config': journal.digest(config.resume_key(cfg)),
         'policy': checkpoint.fingerprint(loop.state.params),
         'prompts': journal.digest(
           [(draw, example.uid, example.question) for draw, example in sampled]
         ),
       }
     path = journal.path_of(cfg.workdir, first)
-    figures = self.experience.figures if self.experience and used else {}
+    measured = self.experience.metrics if self.experience and used else {}
     with contextlib.closing(journal.Journal(path, self.header)) as log:
       if log.completions:
-        hosts.say(
+        hosts.print_once(
           f'step {first}: {len(log.completions)} completions and '
           f'{len(log.scores)} scores are in the journal'
         )
       self.experience = loop.rollout(sampled, log, self._check_preempted)
-    self.experience.figures |= figures
+    self.experience.metrics |= measured
     every = cfg.keep_completions_every
     if -first % every < cfg.steps_per_rollout and hosts.is_first():
       self._keep(first, self.experience.records)
@@ -166,16 +166,16 @@ class Run:
     if any(scenario.preferences for scenario in self.cfg.scenarios):
       found = rewards.hacking(metrics.read_metrics(self.cfg.workdir))
       if found:
-        hosts.say(f'warning: {found}')
+        hosts.print_once(f'warning: {found}')
 
   def _evaluate_once(self, name: str, step: int) -> None:
     """Evaluates the final split at a step, unless that has been done."""
     cfg = self.cfg
     path = os.path.join(cfg.workdir, 'evaluations', f'{name}.json')
-    if hosts.agree(os.path.exists(path)) or self.loop.step != step:
+    if hosts.broadcast(os.path.exists(path)) or self.loop.step != step:
       return
     show = measure.progress(f'evaluate {name}') if hosts.is_first() else None
-    figures, generations = self.loop.evaluate(
+    measured, generations = self.loop.evaluate(
       cfg.final_split,
       cfg.final_problems,
       cfg.final_samples,
@@ -183,25 +183,27 @@ class Run:
       self._check_preempted,
     )
     if hosts.is_first():
-      measure.write(cfg.workdir, name, figures, generations)
-    hosts.say(f'{name}: {measure.summary(figures)}')
+      measure.write(cfg.workdir, name, measured, generations)
+    hosts.print_once(f'{name}: {measure.summary(measured)}')
 
   def _evaluate_during(self) -> dict[str, float]:
     cfg, step = self.cfg, self.loop.step
-    figures, generations = self.loop.evaluate(
+    measured, generations = self.loop.evaluate(
       'validation',
       cfg.eval_problems,
       cfg.eval_samples,
       poll=self._check_preempted,
     )
     if hosts.is_first():
-      measure.write(cfg.workdir, f'step_{step:06d}', figures, generations)
-    hosts.say(f'step {step}: {measure.summary(figures)}')
+      measure.write(cfg.workdir, f'step_{step:06d}', measured, generations)
+    hosts.print_once(f'step {step}: {measure.summary(measured)}')
     names = ('pass@1', 'strict', 'format', 'truncated', 'tries')
     return {
-      **{f'eval/{name}': figures[name] for name in names},
-      'eval/len_mean': figures['completion_len'],
-      f'eval/cons@{cfg.eval_samples}': figures['cons@k'][str(cfg.eval_samples)],
+      **{f'eval/{name}': measured[name] for name in names},
+      'eval/len_mean': measured['completion_len'],
+      f'eval/cons@{cfg.eval_samples}': measured['cons@k'][
+        str(cfg.eval_samples)
+      ],
     }
 
   def _keep(self, step: int, records) -> None:
@@ -233,12 +235,12 @@ class Run:
         'stream': self.cursor,
         'wall_s': self._wall(),
         'journal': self.header if used else None,
-        'figures': self.experience.figures if used else {},
+        'metrics': self.experience.metrics if used else {},
         'row': self.row,
       },
     )
     self.saved_step = loop.step
-    self._write_facts()
+    self._write_description()
 
   def _prune(self) -> None:
     """Leaves the journals that a checkpoint may need: its own, later ones."""
@@ -254,38 +256,38 @@ class Run:
     )
     if saved is None:
       return
-    facts = saved.facts
-    loop.state = learner.TrainState(saved.params, saved.rest['opt_state'])
-    loop.reference = saved.rest['reference']
+    metadata = saved.metadata
+    loop.state = learner.TrainState(saved.params, saved.state['opt_state'])
+    loop.reference = saved.state['reference']
     loop.step = self.saved_step = saved.step
-    self.wall_s, self.row = facts['wall_s'], facts['row']
-    self.cursor = facts['stream']
+    self.wall_s, self.row = metadata['wall_s'], metadata['row']
+    self.cursor = metadata['stream']
     self.stream.set_state(self.cursor)
-    if facts['journal']:
-      self.header = facts['journal']
-      self.experience = Experience([], facts['figures'], [])
-    hosts.say(
-      f'going on from the checkpoint of step {saved.step} of {cfg.num_steps}'
+    if metadata['journal']:
+      self.header = metadata['journal']
+      self.experience = Experience([], metadata['metrics'], [])
+    hosts.print_once(
+      f'resuming from the checkpoint of step {saved.step} of {cfg.num_steps}'
     )
 
-  def _check_journal(self, facts: dict[str, Any]) -> str:
+  def _check_journal(self, metadata: dict[str, Any]) -> str:
     """A checkpoint between minibatches needs what its rollout wrote."""
-    cfg, header = self.cfg, facts['journal']
+    cfg, header = self.cfg, metadata['journal']
     if header is None:
       return ''
     path = journal.path_of(cfg.workdir, header['step'])
     rows = cfg.num_prompts * cfg.group_size * cfg.steps_per_rollout
-    if hosts.agree(journal.is_complete(path, header, rows)):
+    if hosts.broadcast(journal.is_complete(path, header, rows)):
       return ''
     return f'its journal {path} is missing or damaged'
 
   def _wall(self) -> float:
     return self.wall_s + time.monotonic() - self.began
 
-  def _write_facts(self) -> None:
+  def _write_description(self) -> None:
     if not hosts.is_first():
       return
-    facts = {
+    metadata = {
       'stage': 'grpo',
       'wall_s': self._wall(),
       'seed': self.cfg.seed,
@@ -297,4 +299,4 @@ class Run:
     with open(
       os.path.join(self.cfg.workdir, 'run.json'), 'w', encoding='utf-8'
     ) as file:
-      json.dump(facts, file, indent=2)
+      json.dump(metadata, file, indent=2)

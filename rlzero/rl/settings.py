@@ -1,7 +1,7 @@
 """Settings of a GRPO run."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 
@@ -11,18 +11,12 @@ from rlzero.rl import learner
 from rlzero.rl.objective import Objective
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
+from rlzero.runtime.fields import mutable_on_resume
 from rlzero.scoring import reward_pool, rewards
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
 from rlzero.train import folders
 from rlzero.train.optim import Optimizer
-
-_changeable = {'changeable': True}
-
-
-def _late(default: Any) -> Any:
-  """A field that a run may change when it goes on."""
-  return dataclasses.field(default=default, metadata=_changeable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,15 +25,16 @@ class Config:
 
   GIN_NAME: ClassVar[str] = 'rlzero.grpo.Config'  # `grpo.Config` in gin files
 
-  workdir: str = dataclasses.field(metadata=_changeable)
+  workdir: str = mutable_on_resume()
   checkpoint: str = ''  # run or Hugging Face folder, GGUF; '' is the tiny base
   # The shape that the checkpoint has, where a plan needs to know without it.
   model: ModelConfig | None = None
   task: base.Task = countdown.Countdown()
   template: Template = Template('r1_zero')
-  mesh: sharding.Mesh = _late(sharding.Mesh())  # one device by default
+  # One device by default.
+  mesh: sharding.Mesh = mutable_on_resume(sharding.Mesh())
   # Another layout of the same devices for rollouts; None takes the update's.
-  rollout_mesh: sharding.Mesh | None = _late(None)
+  rollout_mesh: sharding.Mesh | None = mutable_on_resume(None)
   # Rollout
   num_prompts: int = 32  # prompts a step
   group_size: int = 16  # G, completions a prompt
@@ -47,8 +42,9 @@ class Config:
   max_len: int = 32_768  # tokens a completion
   max_prompt_len: int = 1024  # tokens
   temperature: float = 1.0  # T
-  num_slots: int = _late(64)  # completions decoded at a time
-  decode_steps: int = _late(16)  # tokens between two looks at what has finished
+  num_slots: int = mutable_on_resume(64)  # completions decoded at a time
+  # Tokens between two looks at what has finished.
+  decode_steps: int = mutable_on_resume(16)
   # Reward
   accuracy_reward: float = 1.0  # weight
   format_reward: float = 1.0  # weight
@@ -58,7 +54,7 @@ class Config:
   # Weights of the task's further scores (its `parts`), by their names.
   part_rewards: dict[str, float] = dataclasses.field(default_factory=dict)
   reward_truncated: bool = True  # else completions cut at max_len earn nothing
-  num_workers: int = _late(2)  # reward processes
+  num_workers: int = mutable_on_resume(2)  # reward processes
   deadline_s: float = 5.0  # seconds a completion may take to score
   # Mixed with the task, whose share is 1; what is measured is the task.
   others: tuple[rewards.Scenario, ...] = ()
@@ -74,14 +70,15 @@ class Config:
   b2: float = 0.999  # of AdamW
   weight_decay: float = 0.0
   max_grad_norm: float = 1.0
-  micro_tokens: int = _late(8192)  # completion tokens a microbatch
+  micro_tokens: int = mutable_on_resume(8192)  # completion tokens a microbatch
   # All sizes in the first step instead of each when it comes.
-  compile_ahead: bool = _late(False)
+  compile_ahead: bool = mutable_on_resume(False)
   reference_every: int = 400  # steps between replacements of the reference
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations
-  remat: bool = _late(False)  # recompute layers whole in the backward pass
+  # Recompute layers whole in the backward pass.
+  remat: bool = mutable_on_resume(False)
   # By a kernel, where the backend has one.
-  fused_attention: bool = _late(True)
+  fused_attention: bool = mutable_on_resume(True)
   skip_constant_groups: bool = True  # in updates without KL; saves time alone
   # Of models with experts: the step of the router's bias against the load of
   # its experts (gamma of DeepSeek-V3, 0 at the end of its pre-training), and
@@ -89,13 +86,14 @@ class Config:
   balance_speed: float = 0.0
   replay_routes: bool = False
   # Over the mesh, or a device each.
-  update: Literal['jit', 'pmap'] = _late('jit')
+  update: Literal['jit', 'pmap'] = mutable_on_resume('jit')
   # Run
   num_steps: int = 10_400  # policy updates
   seed: int = 0
-  save_every: int = _late(16)  # steps
-  keep_checkpoints: int = _late(2)  # the newest
-  eval_every: int = _late(160)  # steps; 0 evaluates before and after only
+  save_every: int = mutable_on_resume(16)  # steps
+  keep_checkpoints: int = mutable_on_resume(2)  # the newest
+  # Steps; 0 evaluates before and after only.
+  eval_every: int = mutable_on_resume(160)
   eval_problems: int = 64  # of the validation split, during the run
   eval_samples: int = 16  # completions a problem, during the run
   final_split: str = 'test'  # evaluated before and after
@@ -103,7 +101,8 @@ class Config:
   final_samples: int = 16
   eval_temperature: float = 0.6
   eval_top_p: float = 0.95
-  keep_completions_every: int = _late(10)  # steps between kept samples
+  # Steps between kept samples.
+  keep_completions_every: int = mutable_on_resume(10)
 
   def __post_init__(self):
     at_least = {

@@ -33,7 +33,7 @@ class Experience:
   """What a rollout leaves for its updates."""
 
   minibatches: list[packing.Rows]  # not used yet, in their order
-  figures: dict[str, float]  # metrics of the rollout, in the row of each update
+  metrics: dict[str, float]  # metrics of the rollout, in the row of each update
   records: list[dict[str, Any]]  # a completion each: text, verdict, reward
 
 
@@ -147,12 +147,12 @@ class Loop:
         ref_logprobs=self.learner.logprobs(self.reference, free)
       )
     clock.lap('reference')
-    figures = _describe(records, groups, usage)
-    figures |= {f'time/{name}_s': s for name, s in clock.laps.items()}
+    metrics = _describe(records, groups, usage)
+    metrics |= {f'time/{name}_s': s for name, s in clock.laps.items()}
     if moved is None:
-      del figures['time/reshard_s']
+      del metrics['time/reshard_s']
     else:
-      figures['reshard/bytes'] = moved
+      metrics['reshard/bytes'] = moved
     # The order of minibatches is a function of seed and step.
     used = self.step % cfg.steps_per_rollout
     order = np.random.default_rng((cfg.seed, self.step - used)).permutation(
@@ -163,7 +163,7 @@ class Loop:
         _subset(rows, chosen, cfg.group_size)
         for chosen in np.split(order, cfg.steps_per_rollout)[used:]
       ],
-      figures=figures,
+      metrics=metrics,
       records=records,
     )
 
@@ -193,7 +193,7 @@ class Loop:
       return
     narrow = transformer.cast(self.model, self.state.params)
     with sharding.use(self.cfg.rollout_mesh):
-      params = sharding.place_params(transformer.AXES, narrow)
+      params = sharding.device_put_params(transformer.AXES, narrow)
       jax.block_until_ready(params)
       yield params, sharding.moved_bytes(narrow, params)
 
@@ -211,19 +211,19 @@ class Loop:
       'policy/sampler_learner_mean': row.pop('policy/old_difference_mean'),
       'policy/sampler_learner_max': row.pop('policy/old_difference_max'),
     }
-    figures = experience.figures
+    metrics = experience.metrics
     if self.step % cfg.steps_per_rollout == 0:
-      figures |= difference  # later ones hold the updates in between as well
+      metrics |= difference  # later ones hold the updates in between as well
     # A step has its own update and its share of the rollout.
     shared_s = sum(
-      figures.get(f'time/{name}_s', 0.0)
+      metrics.get(f'time/{name}_s', 0.0)
       for name in ('reshard', 'rollout', 'score', 'reference')
     )
     step_s = shared_s / cfg.steps_per_rollout + clock.laps['update']
-    tokens = figures['completion/len_mean'] * cfg.num_prompts * cfg.group_size
+    tokens = metrics['completion/len_mean'] * cfg.num_prompts * cfg.group_size
     row = {
       'step': self.step,
-      **figures,
+      **metrics,
       **row,
       'time/update_s': clock.laps['update'],
       'time/step_s': step_s,
@@ -245,7 +245,7 @@ class Loop:
     """Figures of the policy on held-out problems, and the generations."""
     cfg = self.cfg
     with self._laid_out() as (params, _):
-      figures, generations = measure.measure(
+      metrics, generations = measure.measure(
         self.model,
         params,
         self.tokenizer,
@@ -259,7 +259,7 @@ class Loop:
         on_progress,
         poll,
       )
-    return {**figures, 'split': split, 'step': self.step}, generations
+    return {**metrics, 'split': split, 'step': self.step}, generations
 
   def _replace_reference(self) -> None:
     if self.cfg.kl_coef:  # a copy: the update donates the policy's buffers
@@ -294,7 +294,7 @@ class _Scoring:
       range(start, min(start + chunk, len(sampled)))
       for start in range(first, len(sampled), chunk)
     ]
-    self._own = {g for part in self._chunks for g in hosts.own_share(part)}
+    self._own = {g for part in self._chunks for g in hosts.local_shard(part)}
     for group in sorted(self._own):
       self._begin(group)
 
@@ -319,7 +319,7 @@ class _Scoring:
       if poll:
         poll()
       self._log.add_scores(
-        hosts.shared(
+        hosts.map_over_hosts(
           groups, lambda own: sum((self._records[g].result() for g in own), [])
         )
       )

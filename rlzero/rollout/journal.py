@@ -47,7 +47,7 @@ class Journal:
     lines = _intact_lines(path)
     if not lines or lines[0][0] != header:
       lines = []
-    lines = lines[: hosts.least(len(lines))]
+    lines = lines[: hosts.all_min(len(lines))]
     for line, _ in lines[1:]:
       self._replay(line)
     if not hosts.is_first():

@@ -327,7 +327,7 @@ def sizes(
 ) -> tuple[int, int, int]:
   """Slots, width of the prompts, and cache positions of a slot."""
   num_slots = padding.round_up(
-    min(sampling.num_slots, total), sharding.ways('B')
+    min(sampling.num_slots, total), sharding.axis_size('B')
   )
   widest = padding.prompt_width(prompt_len)
   capacity = padding.round_up(
@@ -338,7 +338,9 @@ def sizes(
 
 def block_size(num_prompts: int) -> int:
   """Prompts that are prefilled together."""
-  return padding.round_up(min(_PREFILL_BLOCK, num_prompts), sharding.ways('P'))
+  return padding.round_up(
+    min(_PREFILL_BLOCK, num_prompts), sharding.axis_size('P')
+  )
 
 
 def _spans(capacity: int, widest: int, share: float = 1) -> list[int]:
@@ -370,7 +372,7 @@ def _batches(num_slots: int) -> list[int]:
   sizes = [num_slots]
   for size in eighths + halves:
     saved = sizes[-1] - size
-    if min(size, saved) >= _FEW_SLOTS and size % sharding.ways('B') == 0:
+    if min(size, saved) >= _FEW_SLOTS and size % sharding.axis_size('B') == 0:
       sizes.append(size)
   return sizes[1:]
 
@@ -407,7 +409,7 @@ class _Block:
       return
     length = len(self._prefix_ids)
     if length and self.shared_prefix is None:
-      ways = sharding.ways('P')  # a row for each device, all the same
+      ways = sharding.axis_size('P')  # a row for each device, all the same
       self.shared_prefix = engine.prefill_shared_prefix(
         self._config,
         self._params,
@@ -422,7 +424,7 @@ class _Block:
 
 
 def _place(prompts):
-  return jax.tree.map(lambda x: sharding.place(x, 'PT'), prompts)
+  return jax.tree.map(lambda x: sharding.device_put(x, 'PT'), prompts)
 
 
 def _check(config, prompts, sampling):

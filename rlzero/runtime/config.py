@@ -13,7 +13,7 @@ macros in silence. The language is gin with dynamic registration, where
 
 Flags of every stage: `--gin_file=FILE` (repeatable), `--gin.SELECTOR=VALUE`,
 `--help`, `--name=value` for a field of the stage's own Config, and those of
-`process.join_hosts` where several hosts work together.
+`lifecycle.join_hosts` where several hosts work together.
 """
 
 import ast
@@ -128,11 +128,11 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
   Raises:
     SystemExit: 2 after a ValueError or OSError, told on stderr in a sentence
       (RLZERO_TRACEBACK=1 lets the traceback through); 130 when interrupted;
-      process.PREEMPTED after SIGTERM.
+      lifecycle.PREEMPTED after SIGTERM.
   """
   if argv is None:
-    lifecycle.restart_with_tunables()
-    lifecycle.keep_compilations()
+    lifecycle.reexec_with_malloc_settings()
+    lifecycle.enable_compilation_cache()
     argv = sys.argv[1:]
   if not getattr(stage, 'SEVERAL_HOSTS', False):
     lifecycle.refuse_hosts(argv, stage.__name__)
@@ -141,7 +141,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     print(_help(stage))
     return
   try:
-    with lifecycle.ended_by_sigterm():
+    with lifecycle.exit_on_sigterm():
       stage.run(build(stage, argv))
   except KeyboardInterrupt:
     sys.exit(130)
@@ -190,11 +190,11 @@ def save_resolved(cfg: Any, workdir: str) -> None:
     ) from error
 
 
-def check_same(cfg: Any, workdir: str) -> None:
+def check_resume_compatible(cfg: Any, workdir: str) -> None:
   """Refuses a workdir that was begun with another configuration.
 
   A workdir without a saved configuration passes. Fields declared with
-  `dataclasses.field(metadata={'changeable': True})` may differ, and all that
+  `fields.mutable_on_resume()` may differ, and all that
   is nested in them.
 
   Raises:
@@ -207,12 +207,12 @@ def check_same(cfg: Any, workdir: str) -> None:
     saved = dict(
       line.rstrip('\n').split(' = ', 1) for line in file if ' = ' in line
     )
-  lines, _, changeable = _render(cfg)
+  lines, _, mutable = _render(cfg)
   differ = [
     f'{key} is {lines.get(key, "absent")} now and '
     f'{saved.get(key, "absent")} there'
     for key in {**lines, **saved}
-    if key not in changeable and lines.get(key) != saved.get(key)
+    if key not in mutable and lines.get(key) != saved.get(key)
   ]
   if differ:
     more = f', and {len(differ) - 5} more' if len(differ) > 5 else ''
@@ -223,10 +223,10 @@ def check_same(cfg: Any, workdir: str) -> None:
     )
 
 
-def fixed(cfg: Any) -> dict[str, str]:
-  """The bindings that a run may not change when it goes on."""
-  lines, _, changeable = _render(cfg)
-  return {key: text for key, text in lines.items() if key not in changeable}
+def resume_key(cfg: Any) -> dict[str, str]:
+  """The bindings that a run may not change when it resumes."""
+  lines, _, mutable = _render(cfg)
+  return {key: text for key, text in lines.items() if key not in mutable}
 
 
 class _Source:
@@ -538,7 +538,7 @@ def _render(cfg: Any) -> tuple[dict[str, str], set[str], set[str]]:
   """
   lines: dict[str, str] = {}
   modules: set[str] = set()
-  changeable: set[str] = set()
+  mutable: set[str] = set()
 
   def named(target: Any) -> str:
     name = _full_name(target)
@@ -553,9 +553,9 @@ def _render(cfg: Any) -> tuple[dict[str, str], set[str], set[str]]:
         if f.init:
           key = f'{prefix}{name}.{f.name}'
           lines[key] = ''  # keeps its place before what is nested in it
-          field_free = free or f.metadata.get('changeable', False)
+          field_free = free or f.metadata.get('mutable_on_resume', False)
           if field_free:
-            changeable.add(key)
+            mutable.add(key)
           lines[key] = rendered(
             getattr(value, f.name), prefix + f.name, field_free
           )
@@ -574,7 +574,7 @@ def _render(cfg: Any) -> tuple[dict[str, str], set[str], set[str]]:
     return f'@{named(value)}' if callable(value) else repr(value)
 
   rendered(cfg, '', False)
-  return lines, modules, changeable
+  return lines, modules, mutable
 
 
 def _quoted(text: str, hint: Any) -> str:

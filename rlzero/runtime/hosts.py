@@ -26,30 +26,30 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
   """Prints a line, once for all hosts."""
   if is_first():
     print(text, flush=True)
 
 
-def agree(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
   """The first host's value, anything that JSON holds, on every host."""
   return value if jax.process_count() == 1 else _everyones(value)[0]
 
 
-def any_of(value: Any) -> Any:
+def first_true_of_all(value: Any) -> Any:
   """The first host's value that is true, the same on all; else its own."""
   if jax.process_count() == 1:
     return value
   return next(filter(None, _everyones(value)), value)
 
 
-def least(value: int) -> int:
+def all_min(value: int) -> int:
   """The smallest of the hosts' values."""
   return value if jax.process_count() == 1 else min(_everyones(value))
 
 
-def shared(
+def map_over_hosts(
   items: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]
 ) -> list[Any]:
   """What `work` makes of the items, each host with an even share of them.
@@ -60,12 +60,12 @@ def shared(
   """
   if jax.process_count() == 1:
     return work(items)
-  mine = own_share(items)
+  mine = local_shard(items)
   return sum(_everyones(work(mine) if mine else []), [])
 
 
-def own_share(items: Sequence[Any]) -> list[Any]:
-  """Those of the items that `shared` gives to this host."""
+def local_shard(items: Sequence[Any]) -> list[Any]:
+  """Those of the items that `map_over_hosts` gives to this host."""
   parts = np.array_split(np.arange(len(items)), jax.process_count())
   return [items[i] for i in parts[jax.process_index()]]
 

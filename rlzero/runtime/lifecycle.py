@@ -5,7 +5,7 @@ every fresh array spend much of their time on page faults and table walks; and
 memory that is given back after a program has run is faulted in again by the
 next one (docs/performance.md says how much).
 
-Compilations are kept on disk, so that a run that goes on, or a second one like
+Compilations are kept on disk, so that a run that resumes, or a second one like
 it, starts at once.
 
 SIGTERM is what a machine that will be taken away sends first. A stage looks
@@ -40,7 +40,7 @@ _KEPT_MEMORY = {
 _SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
 
 
-def keep_compilations() -> None:
+def enable_compilation_cache() -> None:
   """Keeps what XLA compiles, unless JAX_COMPILATION_CACHE_DIR says where."""
   jax = sys.modules.get('jax')  # a stage that did without has nothing to keep
   if jax is None or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
@@ -50,7 +50,7 @@ def keep_compilations() -> None:
   jax.config.update('jax_compilation_cache_dir', folder)
 
 
-def restart_with_tunables() -> None:
+def reexec_with_malloc_settings() -> None:
   """Starts this program again with large pages and memory that is kept.
 
   Not if it has them already. glibc reads its tunables before main(), so that
@@ -72,7 +72,7 @@ def restart_with_tunables() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def give_back_memory() -> None:
+def release_free_memory() -> None:
   """Gives what is free back to the system, for once.
 
   For what a program needs but at its start: its memory is kept else.
@@ -139,7 +139,7 @@ def refuse_hosts(argv: Sequence[str], stage: str) -> None:
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
   """Inside, SIGTERM ends the process at once, with the code PREEMPTED."""
   before = signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
   try:

@@ -1,4 +1,4 @@
-"""Where figures come from: versions, commit, hardware."""
+"""Where metrics come from: versions, commit, hardware."""
 
 import importlib.metadata
 import os
@@ -32,8 +32,8 @@ def hardware() -> str:
   )
 
 
-def facts() -> dict[str, Any]:
-  """All of it, for a file of figures."""
+def metadata() -> dict[str, Any]:
+  """All of it, for a file of metrics."""
   return {
     'versions': {
       'rlzero': rlzero.__version__,

@@ -119,7 +119,9 @@ def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
     yield
 
 
-def imagine(mesh: Mesh, num_devices: int) -> contextlib.AbstractContextManager:
+def abstract_mesh(
+  mesh: Mesh, num_devices: int
+) -> contextlib.AbstractContextManager:
   """Inside, arrays have places on devices that are nowhere: for plans."""
   sizes = mesh.sizes(num_devices)
   return jax.sharding.use_abstract_mesh(
@@ -131,7 +133,7 @@ def imagine(mesh: Mesh, num_devices: int) -> contextlib.AbstractContextManager:
   )
 
 
-def leave() -> contextlib.AbstractContextManager:
+def without_mesh() -> contextlib.AbstractContextManager:
   """Inside, there is no mesh: for `jax.pmap`, which brings its own."""
   return jax.set_mesh(None)
 
@@ -153,7 +155,7 @@ def platform() -> str:
   return device.platform if on_mesh() and device else jax.default_backend()
 
 
-def ways(axis: str) -> int:
+def axis_size(axis: str) -> int:
   """In how many parts the current mesh cuts an axis."""
   sizes = _sizes()
   return math.prod(sizes.get(cut, 1) for cut in RULES[axis])
@@ -210,7 +212,7 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, where)
 
 
-def place(x: Any, axes: str) -> Any:
+def device_put(x: Any, axes: str) -> Any:
   """An array of the host, cut over the devices."""
   if not _sizes():
     return x
@@ -220,7 +222,7 @@ def place(x: Any, axes: str) -> Any:
   return jax.make_array_from_callback(x.shape, where, x.__getitem__)
 
 
-def of_array(
+def array_sharding(
   axes: str, shape: Sequence[int], name: str
 ) -> jax.sharding.Sharding | None:
   """Where an array lies on the current mesh, or None without one."""
@@ -240,7 +242,7 @@ def abstract(x: Any, axes: str) -> jax.ShapeDtypeStruct:
   )
 
 
-def held(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
   """Bytes that one device holds of arrays, given by shape and place."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
@@ -282,7 +284,7 @@ def constrain_params(axes: Mapping[str, str], params: Params) -> Params:
   return jax.lax.with_sharding_constraint(params, param_specs(axes, params))
 
 
-def of_params(axes: Mapping[str, str], params: Params) -> Params | None:
+def param_shardings(axes: Mapping[str, str], params: Params) -> Params | None:
   """Shardings of the parameters, or None without a mesh."""
   if not _sizes():
     return None
@@ -308,7 +310,7 @@ def abstract_params(axes: Mapping[str, str], params: Params) -> Params:
   )
 
 
-def place_params(axes: Mapping[str, str], params: Params) -> Params:
+def device_put_params(axes: Mapping[str, str], params: Params) -> Params:
   """Parameters of the host, or of another mesh, cut over the devices."""
 
   def of_one(x, where):
@@ -319,7 +321,7 @@ def place_params(axes: Mapping[str, str], params: Params) -> Params:
     x = np.asarray(x)  # every host has it and hands over its parts
     return jax.make_array_from_callback(x.shape, where, x.__getitem__)
 
-  where = of_params(axes, params)
+  where = param_shardings(axes, params)
   return (
     jax.device_put(params)
     if where is None

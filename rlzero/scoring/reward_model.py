@@ -76,7 +76,7 @@ class RewardModel:
       pieces.append(packing.Piece((ids,), ()))
     out = np.zeros(len(pieces), np.float32)
     for places, packed in packing.pack(
-      pieces, _MICRO_TOKENS, self._model.max_position, sharding.ways('B')
+      pieces, _MICRO_TOKENS, self._model.max_position, sharding.axis_size('B')
     ):
       found = hosts.fetch(
         self._scores(self._params, supervised.place(packed).tokens)
@@ -104,7 +104,7 @@ def load(path: str) -> RewardModel:
   loaded = folders.load_model(str(folder))
   params = {
     **loaded.params,
-    'score': sharding.place_params(
+    'score': sharding.device_put_params(
       AXES, {k: jnp.float32(facts[k]) for k in ('weight', 'bias')}
     ),
   }

@@ -105,21 +105,21 @@ def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """
   judged = [r for r in records if 'preference_mean' in r]
   tasks = sorted({r['task'] for r in records})
-  figures = {'reward/language': _mean(map(consistency, records))}
+  metrics = {'reward/language': _mean(map(consistency, records))}
   for name in tasks if len(tasks) > 1 else ():
     own = [r for r in records if r['task'] == name]
-    figures[f'{name}/reward'] = _mean(r['reward'] for r in own)
-    figures[f'{name}/correct'] = _mean(r['correct'] for r in own)
-    figures[f'{name}/len_mean'] = _mean(r['len'] for r in own)
+    metrics[f'{name}/reward'] = _mean(r['reward'] for r in own)
+    metrics[f'{name}/correct'] = _mean(r['correct'] for r in own)
+    metrics[f'{name}/len_mean'] = _mean(r['len'] for r in own)
   if judged:
     model = _mean(r['preference_mean'] for r in judged)
     rule = _mean(r['correct'] for r in judged)
-    figures |= {
+    metrics |= {
       'reward/model': model,
       'reward/rule': rule,
       'reward/gap': model - rule,
     }
-  return figures
+  return metrics
 
 
 def hacking(

@@ -17,6 +17,7 @@ import json
 import os
 
 from rlzero.runtime import config
+from rlzero.runtime.fields import mutable_on_resume
 from rlzero.tasks import countdown
 
 
@@ -24,13 +25,13 @@ from rlzero.tasks import countdown
 class Config:
   """Whose problems the answers are of."""
 
-  workdir: str = dataclasses.field(metadata={'changeable': True})
+  workdir: str = mutable_on_resume()
   task: countdown.Countdown = countdown.Countdown()
 
 
 def run(cfg: Config) -> None:
   """Writes the pairs of all training problems that have any."""
-  config.check_same(cfg, cfg.workdir)
+  config.check_resume_compatible(cfg, cfg.workdir)
   config.save_resolved(cfg, cfg.workdir)
   pairs = [
     {'prompt': example.question, 'chosen': first, 'rejected': last}

@@ -24,8 +24,8 @@ class Saved(NamedTuple):
 
   step: int
   params: Params
-  rest: Any
-  facts: dict[str, Any]
+  state: Any  # optimizer state, reference
+  metadata: dict[str, Any]
 
 
 class Store:
@@ -70,23 +70,23 @@ class Store:
     return self._manager.latest_step()
 
   def save(
-    self, step: int, params: Params, rest: Any, facts: dict | None = None
+    self, step: int, params: Params, state: Any, metadata: dict | None = None
   ) -> None:
-    """Saves parameters, a pytree of other arrays, and facts as JSON.
+    """Saves parameters, a pytree of other arrays, and metadata as JSON.
 
     Returns once the arrays have left the devices, so that they may be donated;
     the files are written in the background. Waits for the save before it.
     """
-    prints = jax.device_get(_fingerprints({'params': params, 'rest': rest}))
+    prints = jax.device_get(_fingerprints({'params': params, 'rest': state}))
     self.wait()
     self._manager.save(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardSave(params),
-        rest=ocp.args.StandardSave(rest),
+        rest=ocp.args.StandardSave(state),
         facts=ocp.args.JsonSave(
           {
-            'facts': facts or {},
+            'facts': metadata or {},
             'fingerprints': {name: int(n) for name, n in prints.items()},
           }
         ),
@@ -96,29 +96,29 @@ class Store:
   def restore(
     self,
     params: Params,
-    rest: Any,
-    check: Callable[[dict[str, Any]], str] = lambda facts: '',
+    state: Any,
+    check: Callable[[dict[str, Any]], str] = lambda metadata: '',
   ) -> Saved | None:
     """The newest sound checkpoint, or None if none was ever saved.
 
     Args:
       params: arrays, or shapes, that say how to restore the parameters.
-      rest: the same for the rest.
-      check: given the facts, says what is missing beside the checkpoint that
+      state: the same for the other arrays.
+      check: given the metadata, says what is missing beside the checkpoint that
         belongs to it; '' if nothing is. The same on every host.
 
     Raises:
       ValueError: there are checkpoints and all of them are damaged.
     """
-    found = self._newest({'params': params, 'rest': rest}, check)
+    found = self._newest({'params': params, 'rest': state}, check)
     if found is None:
       return None
-    step, trees, facts = found
-    return Saved(step, trees['params'], trees['rest'], facts)
+    step, trees, metadata = found
+    return Saved(step, trees['params'], trees['rest'], metadata)
 
   def restore_params(self, params: Params) -> Params:
     """The parameters alone, of the newest sound checkpoint."""
-    _, trees, _ = self._newest({'params': params}, lambda facts: '')
+    _, trees, _ = self._newest({'params': params}, lambda metadata: '')
     return trees['params']
 
   def wait(self) -> None:
@@ -131,7 +131,7 @@ class Store:
     self._reader.close()
 
   def _read(self, step, trees):
-    """What this host has of the arrays, their fingerprints, and the facts."""
+    """Reads this host's part of the arrays, fingerprints and metadata."""
     shapes = jax.tree.map(_shape, trees)
     read = self._reader.restore(
       os.path.join(self._folder, str(step)),
@@ -144,22 +144,22 @@ class Store:
     return {name: read[name] for name in trees}, prints, read.facts['facts']
 
   def _newest(self, trees, check):
-    """Step, trees and facts of the newest sound checkpoint, if there is any."""
-    steps = hosts.agree(self.steps()[::-1])
+    """Finds the newest sound checkpoint: step, trees and metadata, or None."""
+    steps = hosts.broadcast(self.steps()[::-1])
     for number, step in enumerate(steps):
       trouble = ''
       try:
-        found, prints, facts = self._read(step, trees)
+        found, prints, metadata = self._read(step, trees)
       except Exception as error:  # Orbax and TensorStore raise of every kind
         trouble = _first_line(error)
       # Only when all have read can they go on to what they do together.
-      trouble = hosts.any_of(trouble)
-      trouble = trouble or _difference(found, prints) or check(facts)
+      trouble = hosts.first_true_of_all(trouble)
+      trouble = trouble or _difference(found, prints) or check(metadata)
       if not trouble:
         if not self._read_only:
           for damaged in steps[:number]:  # the run will come by there again
             self._manager.delete(damaged)
-        return step, found, facts
+        return step, found, metadata
       if hosts.is_first():
         print(
           f'The checkpoint of step {step} in {self._folder} is damaged '

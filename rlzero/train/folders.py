@@ -89,7 +89,7 @@ def open_model(path: str) -> weights.Loaded:
     lambda key: transformer.init(config, key), jax.random.key(0)
   )
   one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  where = sharding.of_params(transformer.AXES, shapes) or jax.tree.map(
+  where = sharding.param_shardings(transformer.AXES, shapes) or jax.tree.map(
     lambda _: one, shapes
   )
   params = store.restore_params(

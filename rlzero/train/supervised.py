@@ -23,6 +23,7 @@ from jax import numpy as jnp
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import lifecycle, metrics, sharding
+from rlzero.runtime.fields import mutable_on_resume
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
 from rlzero.train import checkpoint, packing
@@ -36,16 +37,11 @@ Loss = Callable[
 ]
 
 
-def _late(default: Any) -> Any:
-  """A field that a run may change when it goes on."""
-  return dataclasses.field(default=default, metadata={'changeable': True})
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Settings that supervised stages have in common."""
 
-  workdir: str = dataclasses.field(metadata={'changeable': True})
+  workdir: str = mutable_on_resume()
   checkpoint: str  # to start from: run or Hugging Face folder, GGUF file
   data: str | tuple[records.Source, ...]  # a path, or sources that are mixed
   template: Template = Template(
@@ -69,7 +65,7 @@ class Config:
   remat: bool = False  # recompute layers whole in the backward pass
   # Run
   seed: int = 0
-  save_every: int = _late(200)  # updates between checkpoints
+  save_every: int = mutable_on_resume(200)  # updates between checkpoints
 
   def __post_init__(self):
     name = f'{type(self).__module__.rpartition(".")[2]}.Config'
@@ -230,14 +226,14 @@ def pack(
     max_len: of a piece, in tokens; cfg's by default.
   """
   for _, packed in packing.pack(
-    pieces, cfg.micro_tokens, max_len or cfg.max_len, sharding.ways('B')
+    pieces, cfg.micro_tokens, max_len or cfg.max_len, sharding.axis_size('B')
   ):
     yield place(packed)
 
 
 def place(packed: packing.Packed) -> packing.Packed:
   """A microbatch on the devices, its rows cut over them."""
-  return jax.tree.map(lambda x: sharding.place(x, 'BT'), packed)
+  return jax.tree.map(lambda x: sharding.device_put(x, 'BT'), packed)
 
 
 def gradient(
@@ -286,7 +282,7 @@ def fit(
   frozen: Any = (),
   axes: Mapping[str, str] = transformer.AXES,
 ) -> Params:
-  """Trains from the parameters, or goes on from the last checkpoint.
+  """Trains from the parameters, or resumes from the last checkpoint.
 
   Args:
     cfg: has workdir, optimizer and save_every.
@@ -322,8 +318,8 @@ def fit(
   store = checkpoint.Store(cfg.workdir)
   start = 0
   if saved := store.restore(params, opt_state):
-    start, params, opt_state = saved.step, saved.params, saved.rest
-    print(f'going on from the checkpoint of step {start}', flush=True)
+    start, params, opt_state = saved.step, saved.params, saved.state
+    print(f'resuming from the checkpoint of step {start}', flush=True)
   with (
     contextlib.closing(store),
     lifecycle.preemption() as preempted,

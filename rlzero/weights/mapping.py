@@ -168,7 +168,7 @@ def place(params: Params, dtype: str) -> Params:
   def read(leaf: Any) -> jax.Array:
     if isinstance(leaf, Lazy):
       array = jax.block_until_ready(_load(leaf, np.dtype(dtype)))
-      lifecycle.give_back_memory()  # of the blocks, which no array may fit into
+      lifecycle.release_free_memory()  # blocks that fit no array
       return array
     return leaf.astype(dtype)
 
@@ -350,7 +350,7 @@ def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
       return parts[str(index)]
 
     size = (stop - start, *shape[1:])
-    where = sharding.of_array(row.letters, size, f'Parameter {row.path}')
+    where = sharding.array_sharding(row.letters, size, f'Parameter {row.path}')
     if where is None:
       # Not committed to its device, as all that is computed from shapes alone
       # (`sharding.abstract`) is taken to be; else programs compile twice.
@@ -360,7 +360,7 @@ def _load(lazy: Lazy, dtype: np.dtype) -> jax.Array:
   fitting = _BLOCK_BYTES // (math.prod(shape[1:]) * dtype.itemsize)
   if not row.layers or fitting >= shape[0]:
     return block(0, shape[0])
-  where = sharding.of_array(row.letters, shape, f'Parameter {row.path}')
+  where = sharding.array_sharding(row.letters, shape, f'Parameter {row.path}')
   zeros = functools.partial(jax.numpy.zeros, shape, dtype)
   whole = jax.jit(zeros, out_shardings=where)()
   for start in range(0, shape[0], max(1, fitting)):

@@ -94,7 +94,7 @@ def check_split(name: str, split: str) -> None:
 
 
 def _check(name: str, found: Sequence[base.Example]) -> None:
-  """Samples and figures go by the uid, so each must be there once."""
+  """Samples and metrics go by the uid, so each must be there once."""
   first: dict[str, int] = {}
   for number, example in enumerate(found, start=1):
     before = first.setdefault(example.uid, number)

@@ -89,7 +89,7 @@ def write(
     data_dir=data_dir,
     file_format='array_record',
   )
-  # It tells of its progress on stdout, where figures as JSON stand alone.
+  # It tells of its progress on stdout, where metrics as JSON stand alone.
   with contextlib.redirect_stdout(sys.stderr):
     builder.download_and_prepare()
 
