@@ -189,7 +189,7 @@ def _measure_kept(
     benchmark.template.kind,
     cfg.num_workers,
     benchmark.deadline_s,
-    max_chars=max(20_000, 8 * benchmark.sampling.max_len),
+    max_chars=reward_pool.chars_of(benchmark.sampling.max_len),
   ) as pool:
     records = grade.grade(pool, benchmark.task, chosen, samples)
     metrics = measure.compute_metrics(

@@ -145,6 +145,7 @@ def sample(cfg: Config, examples: Sequence[base.Example]) -> dict[str, Any]:
       cfg.template.kind,
       cfg.num_workers,
       cfg.deadline_s,
+      max_chars=reward_pool.chars_of(cfg.sampling.max_len),
     ) as pool,
   ):
     loaded = folders.load_model(cfg.checkpoint)

@@ -97,6 +97,9 @@ def test_thought_is_what_its_tags_enclose():
   whole = '<think> 对 </think> <answer> wait </answer>'
   assert language.thought(whole) == '对'
   assert language.thought('<think> 对 wait') == '<think> 对 wait'
+  # The prompt may have begun the thought.
+  assert language.thought('I add </think> 答') == 'I add'
+  assert language.thought('<think> a </think> b </think> c') == ('a </think> b')
 
 
 def test_time_is_linear_in_hostile_text():

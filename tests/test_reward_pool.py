@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from rlzero.scoring import reward_pool
@@ -80,6 +81,10 @@ ACTIONS = {
   'truthy': lambda: 'yes',
   'number': lambda: 0.1,
   'none': lambda: None,
+  'one': lambda: 1,
+  'word': lambda: 'True',
+  'numpy': lambda: np.bool_(True),
+  'slow': lambda: time.sleep(0.4) is None,
   'right': lambda: True,
 }
 
@@ -187,6 +192,9 @@ def test_chat_has_accuracy_and_no_format():
     ('truthy', 'crash'),
     ('number', 'crash'),
     ('none', 'crash'),
+    ('one', 'crash'),
+    ('word', 'crash'),
+    ('numpy', 'ok'),
     ('frames', 'junk'),
     ('stdout', 'ok'),
     ('stdin', 'ok'),
@@ -203,11 +211,101 @@ def test_hostile_verifier_stops_nothing(pool, action, status):
   assert sum(added.values()) == 4 and added[status] == 1 + 3 * (status == 'ok')
 
 
+def test_each_job_of_a_batch_has_its_own_fate():
+  actions = ['right', 'slow', 'exit', 'slow', 'loop', 'raise', 'right'] * 4
+  with reward_pool.RewardPool(TASKS, 'short', 1, deadline_s=1.0) as pool:
+    verdicts = pool.score(
+      [reward_pool.Request('hostile', tagged(1), a) for a in actions]
+    )
+  expected = ['ok', 'ok', 'crash', 'ok', 'timeout', 'crash', 'ok'] * 4
+  assert [v.status for v in verdicts] == expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(Honest):
+  """Ends the worker in the job that follows one with target 'poison'."""
+
+  def verify(self, answer, target):
+    if os.environ.get('POISON'):
+      os._exit(1)
+    if target == 'poison':
+      os.environ['POISON'] = '1'
+    return super().verify(answer, '3')
+
+
+def test_a_ruined_worker_costs_no_later_completion():
+  targets = ['x', 'poison', 'x', 'x'] * 8
+  with reward_pool.RewardPool({'a': Poisoned()}, 'short', 1) as pool:
+    verdicts = pool.score(
+      [reward_pool.Request('a', tagged(3), t) for t in targets]
+    )
+  assert [v.accuracy for v in verdicts] == [1.0] * len(targets)
+
+
+def test_what_a_verifier_raises_is_said_once(capfd):
+  with reward_pool.RewardPool(TASKS, 'short', 1) as pool:
+    ask = [reward_pool.Request('hostile', tagged(1), 'raise')] * 10
+    pool.score(ask)
+    pool.score(ask)
+    pool.score([reward_pool.Request('hostile', tagged(1), 'one')])
+  said = capfd.readouterr().err
+  assert said.count("verifier of task 'hostile' raised ZeroDivisionError") == 1
+  assert said.count('None of 10 completions could be scored (10 crash)') == 1
+  assert said.count('verify gave 1, of type int; it must give True') == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged(Honest):
+  """Its part is what the target says."""
+
+  def parts(self, text, target):
+    return {'quality': float(target)}
+
+
+@pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
+def test_a_part_that_is_no_number_is_an_error(value, capfd):
+  with reward_pool.RewardPool({'a': Judged()}, 'short', 1) as pool:
+    (verdict,) = pool.score([reward_pool.Request('a', tagged(3), value)])
+  assert verdict.status == 'crash' and verdict.parts == {}
+  assert f"part 'quality' is {value}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'completion, stated',
+  [
+    ('<think> 3 </think> so it is 4', '4'),
+    ('<think> 3', None),
+    ('3 <think> hmm', None),
+    ('3 <think> hmm </think>', None),
+    ('<THINK> 3 </ think > 4', '4'),
+    ('I add: 3 </think> 4', '4'),
+    ('<think> a </think> 3 <think> b </think> 4', '4'),
+    ('<think> <answer> 3 </answer>', None),
+    ('so 3', '3'),
+  ],
+)
+@pytest.mark.parametrize('kind', ['chat', 'r1_zero'])
+def test_an_answer_in_the_thought_is_none(completion, stated, kind):
+  with reward_pool.RewardPool(TASKS, kind, 1) as pool:
+    (verdict,) = pool.score([reward_pool.Request('honest', completion, '3')])
+  assert verdict.answer == stated
+  assert verdict.correct == (stated == '3')
+  assert verdict.accuracy == float(verdict.correct and kind == 'chat')
+
+
+def test_the_longest_completion_follows_max_len():
+  text = '<think>' + ' wait' * 100_000 + '</think> <answer> 3 </answer>'
+  limit = reward_pool.chars_of(100_000)
+  with reward_pool.RewardPool(TASKS, 'r1_zero', 1, max_chars=limit) as pool:
+    (verdict,) = pool.score([reward_pool.Request('honest', text, '3')])
+  assert (verdict.accuracy, verdict.status) == (1.0, 'ok')
+
+
 def test_ten_megabytes_score_nothing(pool):
   right = tagged(3)
   long = '<think>' + 'junk ' * 2_000_000 + right.removeprefix('<think>')
   (verdict,) = pool.score([reward_pool.Request('honest', long, '3')])
-  assert verdict.status == 'junk' and verdict.correct
+  assert verdict.status == 'junk' and not verdict.correct
   assert (verdict.accuracy, verdict.format) == (0.0, 0.0)
 
 
@@ -224,7 +322,8 @@ def test_classes(pool):
 
 def test_classes_fall_back_on_text(pool):
   answers = ['loop', 'lo', 'loop', 'lo', 'la']
-  assert pool.classes('hostile', answers) == [0, 1, 0, 1, 2]
+  # Every comparison with 'loop' fails: it is at fault, and no other answer.
+  assert pool.classes('hostile', answers) == [0, 1, 0, 1, 1]
 
 
 def test_thousands_a_second(pool):

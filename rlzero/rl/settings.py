@@ -298,4 +298,5 @@ def make_reward_pool(cfg: Config) -> reward_pool.RewardPool:
     cfg.template.kind,
     cfg.num_workers,
     cfg.deadline_s,
+    max_chars=reward_pool.chars_of(cfg.max_len),
   )

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pickle
 import signal
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from multiprocessing import connection
 from typing import Any
 
@@ -32,6 +34,12 @@ STATUSES = ('ok', 'timeout', 'crash', 'junk')
 _START_S = 60.0  # for imports, which the deadline of a request leaves out
 _MAX_REPLY = 1 << 26  # bytes
 _MAX_MEMORY = 4 << 30  # bytes of address space
+_MAX_BATCH = 32  # jobs sent at once: a socket's round trip is a job's cost
+_BATCHES_PER_WORKER = 4  # at least, so that all workers end together
+_MAX_FAILURES = 2  # comparisons of an answer that may fail
+_MIN_SILENCE = 8  # completions of which none could be scored: say so
+_MAX_ERROR = 300  # characters of what a verifier raised
+_CHARS_PER_TOKEN = 16  # above the mean of any text that is worth a reward
 _LENGTH = struct.Struct('>I')
 
 
@@ -61,6 +69,11 @@ class Verdict:
   words: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
+def chars_of(max_len: int) -> int:
+  """Characters that a completion of at most `max_len` tokens may have."""
+  return max(20_000, _CHARS_PER_TOKEN * max_len)
+
+
 class RewardPool:
   """Workers that score completions; use it as a context manager.
 
@@ -86,8 +99,8 @@ class RewardPool:
       kind: of the template, one of `template.KINDS`.
       num_workers: processes.
       deadline_s: seconds that one completion may take.
-      max_chars: of a completion; of a longer one only the end is read, and
-        its rewards are 0.
+      max_chars: of a completion; a longer one is 'junk', is not read and
+        earns 0. `chars_of` gives the limit that goes with `max_len`.
 
     Raises:
       ValueError: a field out of range.
@@ -98,6 +111,8 @@ class RewardPool:
         f'and max_chars {max_chars}; each must be positive.'
       )
     self.counts = dict.fromkeys(STATUSES, 0)
+    self._warned: set[tuple[str, str]] = set()
+    self._warned_of_silence = False
     self._has_format = template.Template(kind).has_format
     self._deadline_s = deadline_s
     self._max_chars = max_chars
@@ -122,70 +137,125 @@ class RewardPool:
   def score(self, requests: Sequence[Request]) -> list[Verdict]:
     """Verdicts, in the order of the requests.
 
+    What a verifier raises is written to standard error, once for each task
+    and type of exception.
+
     Raises:
       ValueError: a task that the pool does not have.
       RuntimeError: a worker that cannot start.
     """
     self._check_tasks({r.task for r in requests})
-    too_long = [len(r.completion) > self._max_chars for r in requests]
-    replies = self._run(
-      [
-        ('score', r.task, r.completion[-self._max_chars :], r.target)
-        for r in requests
-      ]
-    )
+    short = [
+      i for i, r in enumerate(requests) if len(r.completion) <= self._max_chars
+    ]
+    replies: list[tuple[str, Any]] = [('junk', None)] * len(requests)
+    jobs = [('score', *dataclasses.astuple(requests[i])) for i in short]
+    for index, reply in zip(short, self._run(jobs), strict=True):
+      replies[index] = reply
     verdicts = []
-    for (status, reply), is_long in zip(replies, too_long, strict=True):
+    for request, (status, reply) in zip(requests, replies, strict=True):
       if status == 'ok':
-        well_formed, correct, answer, tries, reflections, parts, words = reply
-        verdicts.append(
-          Verdict(
-            accuracy=float(
-              correct and not is_long and (well_formed or not self._has_format)
-            ),
-            format=float(well_formed and not is_long and self._has_format),
-            correct=correct,
-            answer=answer,
-            tries=tries,
-            reflections=reflections,
-            status='junk' if is_long else 'ok',
-            parts={} if is_long else parts,
-            words=words,
-          )
-        )
+        verdict = self._verdict(reply)
       else:
-        verdicts.append(Verdict(0.0, 0.0, False, None, 0, 0, status))
-      self.counts[verdicts[-1].status] += 1
+        verdict = Verdict(0.0, 0.0, False, None, 0, 0, status)
+        if reply:
+          self._warn(request.task, reply)
+      verdicts.append(verdict)
+      self.counts[verdict.status] += 1
+    if len(verdicts) >= _MIN_SILENCE and not any(
+      v.status == 'ok' for v in verdicts
+    ):
+      self._warn_of_silence(verdicts)
     return verdicts
+
+  def _verdict(self, reply: Sequence[Any]) -> Verdict:
+    well_formed, correct, answer, tries, reflections, parts, words = reply
+    return Verdict(
+      accuracy=float(correct and (well_formed or not self._has_format)),
+      format=float(well_formed and self._has_format),
+      correct=correct,
+      answer=answer,
+      tries=tries,
+      reflections=reflections,
+      status='ok',
+      parts=parts,
+      words=words,
+    )
+
+  def _warn(self, task: str, error: str) -> None:
+    """Says what a verifier raised, once for each task and type."""
+    kind = task, error.partition(':')[0]
+    if kind not in self._warned:
+      self._warned.add(kind)
+      print(
+        f'The verifier of task {task!r} raised {error}. Such completions earn '
+        '0 and count in completion/unscored. This is said once for each type '
+        'of error.',
+        file=sys.stderr,
+        flush=True,
+      )
+
+  def _warn_of_silence(self, verdicts: Sequence[Verdict]) -> None:
+    if not self._warned_of_silence:
+      self._warned_of_silence = True
+      found = collections.Counter(v.status for v in verdicts)
+      print(
+        f'None of {len(verdicts)} completions could be scored ('
+        + ', '.join(f'{count} {status}' for status, count in found.items())
+        + '), so all of them earn 0. Check the verifier of the task, or raise '
+        'deadline_s if most are timeouts. This is said once.',
+        file=sys.stderr,
+        flush=True,
+      )
 
   def classes(self, task: str, answers: Sequence[str | None]) -> list[int]:
     """The class of each answer, equal ones alike; -1 for no answer.
 
     Classes are numbered by first appearance. Where the task cannot tell
-    within the deadline, answers are alike only if their texts are.
+    within the deadline, answers are alike only if their texts are; such an
+    answer is compared with no other, so that it costs little time.
 
     Raises:
       ValueError: a task that the pool does not have.
       RuntimeError: a worker that cannot start.
     """
     self._check_tasks({task})
-    found = {None: -1}
-    leaders = []  # the first answer of each class
-    for answer in answers:
-      if answer in found:
-        continue
-      found[answer] = len(leaders)
-      for index, leader in enumerate(leaders):
-        texts = [t[-self._max_chars :] for t in (leader, answer)]
-        ((status, alike),) = self._run([('same', task, *texts)])
+    texts = list(dict.fromkeys(a for a in answers if a is not None))
+    leaders: dict[str, str] = {}  # the first answer of the class of each
+    apart = {t for t in texts if len(t) > self._max_chars}
+    for place, leader in enumerate(texts):
+      if leader not in leaders:
+        leaders[leader] = leader
+        rest = [t for t in texts[place + 1 :] if t not in leaders]
+        if leader not in apart:
+          alike, failed = self._alike(task, leader, rest, apart)
+          leaders |= dict.fromkeys(alike, leader)
+          apart |= failed
+    numbers = {t: n for n, t in enumerate(dict.fromkeys(leaders.values()))}
+    return [-1 if a is None else numbers[leaders[a]] for a in answers]
+
+  def _alike(
+    self, task: str, leader: str, texts: Sequence[str], apart: AbstractSet[str]
+  ) -> tuple[list[str], set[str]]:
+    """The texts that are the same as the leader, and those that failed.
+
+    Texts that are `apart` are not compared. Where every comparison fails,
+    the leader is at fault, and no text is said to have failed.
+    """
+    alike, failed, num_compared = [], set(), 0
+    rest = [text for text in texts if text not in apart]
+    size = len(self._workers)
+    while rest and not _MAX_FAILURES <= len(failed) == num_compared:
+      chosen, rest = rest[:size], rest[size:]
+      size *= 2  # few at first, for a leader that always fails
+      replies = self._run([('same', task, leader, text) for text in chosen])
+      for text, (status, is_same) in zip(chosen, replies, strict=True):
+        num_compared += 1
         if status != 'ok':
-          break
-        if alike:
-          found[answer] = index
-          break
-      if found[answer] == len(leaders):
-        leaders.append(answer)
-    return [found[answer] for answer in answers]
+          failed.add(text)
+        elif is_same:
+          alike.append(text)
+    return alike, failed if len(failed) < num_compared else set()
 
   def _check_tasks(self, names: set[str]) -> None:
     if unknown := names - self._tasks:
@@ -204,7 +274,13 @@ class RewardPool:
 
   def _dispatch(self, jobs: Sequence[tuple]) -> list[tuple[str, Any]]:
     replies: list = [None] * len(jobs)
-    waiting = collections.deque(range(len(jobs)))
+    size = len(jobs) // (_BATCHES_PER_WORKER * len(self._workers))
+    size = min(max(size, 1), _MAX_BATCH)
+    waiting = collections.deque(
+      list(range(first, min(first + size, len(jobs))))
+      for first in range(0, len(jobs), size)
+    )
+    retried = set()
     num_left = len(jobs)
     while num_left:
       for worker in self._workers:
@@ -212,16 +288,25 @@ class RewardPool:
           worker.begin(waiting.popleft(), jobs)
       busy = [w for w in self._workers if not w.is_idle]
       patience_s = min(w.deadline for w in busy) - time.monotonic()
-      readable = connection.wait(busy, max(patience_s, 0.0))
+      connection.wait(busy, max(patience_s, 0.0))
       for worker in busy:
-        outcome = worker.poll(worker in readable)
-        if outcome is None:
+        for job, reply in worker.poll():
+          replies[job] = reply
+          num_left -= 1
+        if worker.failure is None:
           continue
-        replies[worker.job] = outcome
-        num_left -= 1
-        if not worker.is_idle:  # it did not answer, and is of no more use
-          worker.kill()
-          self._workers[self._workers.index(worker)] = self._start()
+        guilty, *rest = worker.batch
+        if rest:
+          waiting.appendleft(rest)
+        # An earlier job may have left the worker in ruins: ask once more.
+        if worker.may_be_ruined and guilty not in retried:
+          retried.add(guilty)
+          waiting.appendleft([guilty])
+        else:
+          replies[guilty] = worker.failure, None
+          num_left -= 1
+        worker.kill()
+        self._workers[self._workers.index(worker)] = self._start()
     return replies
 
   def _start(self) -> '_Worker':
@@ -229,21 +314,30 @@ class RewardPool:
 
 
 class _Worker:
-  """The parent's end of one worker."""
+  """The parent's end of one worker.
+
+  Attributes:
+    batch: jobs, by index, that it has not answered; the first is under way.
+    deadline: when the job under way, or the start, takes too long.
+    failure: status of the job under way if the worker is of no more use.
+    is_idle: whether it waits for jobs.
+  """
 
   def __init__(self, setup: bytes, deadline_s: float):
     self._deadline_s = deadline_s
     self._socket, theirs = socket.socketpair()
     with theirs:
       self._process = subprocess.Popen(
-        [sys.executable, '-m', 'rlzero.scoring.reward_pool'],
+        [sys.executable, '-m', __spec__.name],
         stdin=theirs,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
         start_new_session=True,  # so that its own children die with it
       )
     self._buffer = b''
-    self._serial = 0  # of the frame awaited; a stray old one is junk
-    self.job = None  # index, None while starting
+    self._serial = 0  # of the reply awaited; another one is junk
+    self._has_answered = False
+    self.batch: list[int] = []
+    self.failure: str | None = None
     self.is_idle = False
     self.deadline = time.monotonic() + _START_S
     self._send(setup)
@@ -251,37 +345,53 @@ class _Worker:
   def fileno(self) -> int:
     return self._socket.fileno()
 
-  def begin(self, job: int, jobs: Sequence[tuple]) -> None:
-    """Starts on a job; `poll` tells how it ended."""
-    self.job = job
+  @property
+  def may_be_ruined(self) -> bool:
+    """Whether an earlier job may be the cause of the failure."""
+    return self._has_answered and self.failure != 'timeout'
+
+  def begin(self, batch: list[int], jobs: Sequence[tuple]) -> None:
+    """Starts on jobs; `poll` tells how each of them ended."""
+    self.batch = batch
     self.is_idle = False
-    self._serial += 1
     self.deadline = time.monotonic() + self._deadline_s
-    self._send(pickle.dumps((self._serial, *jobs[job])))
+    self._serial += 1
+    self._send(pickle.dumps((self._serial, [jobs[job] for job in batch])))
 
-  def poll(self, readable: bool) -> tuple[str, Any] | None:
-    """The status and reply of the job, or None while it is not done.
+  def poll(self) -> list[tuple[int, tuple[str, Any]]]:
+    """The jobs done since the last call, with status and reply of each.
 
-    The worker is idle afterwards, unless it has to be killed.
+    Afterwards the worker is busy, idle, or has a `failure`.
     """
-    if readable:
-      try:
-        received = self._socket.recv(1 << 16)
-      except OSError:
-        received = b''
-      if not received:
-        return self._fail('crash')
-      self._buffer += received
-      if len(self._buffer) >= _LENGTH.size:
-        (length,) = _LENGTH.unpack_from(self._buffer)
-        end = _LENGTH.size + length
-        if length > _MAX_REPLY or len(self._buffer) > end:
-          return self._fail('junk')
-        if len(self._buffer) == end:
-          return self._accept(self._buffer[_LENGTH.size :])
-    if time.monotonic() > self.deadline:
-      return self._fail('timeout')
-    return None
+    done = []
+    is_open = self._receive()
+    while self.failure is None and (body := self._frame()) is not None:
+      reply = self._parse(body)
+      if reply is None:
+        self.failure = 'junk'
+      elif self.batch:
+        done.append((self.batch.pop(0), reply))
+        self._has_answered = True
+        self.deadline = time.monotonic() + self._deadline_s
+        self._serial += bool(self.batch)
+        self.is_idle = not self.batch
+      elif reply[0] == 'crash':
+        raise RuntimeError(f'A reward worker could not start: {reply[1]}.')
+      else:
+        self.is_idle = True
+    if self.is_idle:
+      # Bytes behind the last reply make the next one junk.
+      return done
+    if self.failure is None and not is_open:
+      self.failure = 'crash'
+    if self.failure is None and time.monotonic() > self.deadline:
+      self.failure = 'timeout'
+    if self.failure and not self.batch:
+      raise RuntimeError(
+        f'A reward worker could not start ({self.failure}); its standard '
+        'error may say why.'
+      )
+    return done
 
   def kill(self) -> None:
     """Ends the worker and what it started."""
@@ -296,26 +406,42 @@ class _Worker:
     with contextlib.suppress(OSError):
       self._socket.sendall(_LENGTH.pack(len(body)) + body)
 
-  def _accept(self, body: bytes) -> tuple[str, Any] | None:
+  def _receive(self) -> bool:
+    """Reads what has arrived; False if the worker is gone."""
+    self._socket.setblocking(False)
+    try:
+      while received := self._socket.recv(1 << 16):
+        self._buffer += received
+        if len(self._buffer) > _MAX_REPLY:
+          break
+    except BlockingIOError:
+      return True
+    except OSError:
+      return False
+    return bool(received)
+
+  def _frame(self) -> bytes | None:
+    """The next whole frame, taken from the buffer; b'' if it is too long."""
+    if len(self._buffer) < _LENGTH.size:
+      return None
+    (length,) = _LENGTH.unpack_from(self._buffer)
+    end = _LENGTH.size + length
+    if length > _MAX_REPLY:
+      return b''
+    if len(self._buffer) < end:
+      return None
+    body, self._buffer = self._buffer[_LENGTH.size : end], self._buffer[end:]
+    return body
+
+  def _parse(self, body: bytes) -> tuple[str, Any] | None:
+    """Status and reply of a frame; None if it is not the one awaited."""
     try:
       serial, status, reply = json.loads(body)
-    except ValueError:
-      return self._fail('junk')
-    if serial != self._serial or status not in ('ok', 'crash'):
-      return self._fail('junk')
-    self._buffer = b''
-    if self.job is None and status == 'crash':
-      raise RuntimeError(f'A reward worker could not start: {reply}.')
-    self.is_idle = True
-    return None if self.job is None else (status, reply)
-
-  def _fail(self, status: str) -> tuple[str, None]:
-    if self.job is None:
-      raise RuntimeError(
-        f'A reward worker could not start ({status}); its standard error may '
-        'say why.'
-      )
-    return status, None
+    except (ValueError, TypeError, RecursionError):
+      return None
+    if self.is_idle or serial != self._serial or status not in ('ok', 'crash'):
+      return None
+    return status, reply
 
 
 def _serve() -> None:
@@ -343,37 +469,37 @@ def _serve() -> None:
       if warm_up := getattr(task, 'warm_up', None):
         warm_up()
   except Exception as error:
-    _write(channel, [0, 'crash', f'{type(error).__name__}: {error}'])
+    _write(channel, json.dumps([0, 'crash', _describe(error)]))
     return
-  _write(channel, [0, 'ok', None])
+  _write(channel, json.dumps([0, 'ok', None]))
   os.dup2(null, 2)
   while True:
     signal.setitimer(signal.ITIMER_REAL, 0)
-    serial, verb, name, *texts = pickle.loads(_read(channel))
-    signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s)
-    try:
-      if verb == 'score':
-        reply = _score(tasks[name], has_format, *texts)
-      else:
-        reply = _true_or_false(tasks[name].same(*texts))
-    except BaseException:  # a verifier may even call sys.exit
-      _write(channel, [serial, 'crash', None])
-    else:
-      _write(channel, [serial, 'ok', reply])
+    first, jobs = pickle.loads(_read(channel))
+    for serial, (verb, name, *texts) in enumerate(jobs, first):
+      signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s)
+      try:
+        if verb == 'score':
+          reply = _score(tasks[name], has_format, *texts)
+        else:
+          reply = _true_or_false(tasks[name].same(*texts), 'same')
+        body = json.dumps([serial, 'ok', reply])
+      except BaseException as error:  # a verifier may even call sys.exit
+        body = json.dumps([serial, 'crash', _describe(error)])
+      _write(channel, body)
 
 
 def _score(
   task: base.Task, has_format: bool, completion: str, target: str
 ) -> tuple:
   parsed = template.parse(completion)
-  if has_format and parsed.well_formed:
-    stated = parsed.answer
-  else:
-    stated = task.extract(completion)
-  correct = stated is not None and _true_or_false(task.verify(stated, target))
+  stated = _stated(task, completion, parsed if has_format else None)
+  correct = stated is not None and _true_or_false(
+    task.verify(stated, target), 'verify'
+  )
   parts = {}
   if judge := getattr(task, 'parts', None):
-    parts = {n: float(v) for n, v in judge(completion, target).items()}
+    parts = {n: _finite(n, v) for n, v in judge(completion, target).items()}
   return (
     parsed.well_formed,
     correct,
@@ -385,11 +511,50 @@ def _score(
   )
 
 
-def _true_or_false(value: Any) -> bool:
+def _stated(
+  task: base.Task, completion: str, parsed: template.Parsed | None
+) -> str | None:
+  """The answer that is judged: never one of the thought.
+
+  Args:
+    task: of the completion.
+    completion: what the model wrote.
+    parsed: its tags, where the template has a format.
+  """
+  if parsed and parsed.well_formed:
+    stated = task.extract(parsed.answer)
+    return parsed.answer if stated is None else stated
+  behind = template.summary(completion)
+  return task.extract(behind) if behind else None
+
+
+def _true_or_false(value: Any, method: str) -> bool:
   # Anything else is true far too easily: a string, an array, a score of 0.1.
-  if not isinstance(value, bool):
-    raise TypeError(f'expected a bool, found {type(value).__name__}')
-  return value
+  if isinstance(value, bool):
+    return value
+  kind = type(value)
+  if kind.__module__ == 'numpy' and kind.__name__ in ('bool', 'bool_'):
+    return bool(value)
+  raise TypeError(
+    f'{method} gave {value!r:.40}, of type {kind.__name__}; it must give True '
+    'or False'
+  )
+
+
+def _finite(name: str, value: Any) -> float:
+  number = float(value)
+  if not math.isfinite(number):
+    raise ValueError(f'part {name!r} is {number}; it must be a finite number')
+  return number
+
+
+def _describe(error: BaseException) -> str:
+  """The exception in one printable line."""
+  try:
+    text = f'{type(error).__name__}: {error}'
+  except Exception:  # its own __str__ may raise
+    text = type(error).__name__
+  return ascii(text)[1:-1][:_MAX_ERROR]
 
 
 def _read(channel: socket.socket) -> bytes:
@@ -407,8 +572,8 @@ def _read_bytes(channel: socket.socket, size: int) -> bytes:
   return received
 
 
-def _write(channel: socket.socket, reply: list) -> None:
-  body = json.dumps(reply).encode()
+def _write(channel: socket.socket, text: str) -> None:
+  body = text.encode()
   channel.sendall(_LENGTH.pack(len(body)) + body)
 
 

@@ -84,6 +84,14 @@ def detect(text: str, default: Language = 'en') -> Language:
 
 
 def thought(completion: str) -> str:
-  """The chain of thought; all of a completion that has none in its tags."""
-  think = template.parse(completion).think
-  return completion if think is None else think
+  """The chain of thought; all of a completion that does not end one.
+
+  Where the prompt has begun the thought, it is what stands before </think>.
+  """
+  begin, finish = 0, None
+  for name, start, end in template.tags(completion):
+    if name == '</think>':
+      finish = start
+    elif name == '<think>' and not begin and finish is None:
+      begin = end
+  return completion if finish is None else completion[begin:finish].strip()

@@ -125,21 +125,29 @@ def parse(completion: str) -> Parsed:
   return Parsed(think, answer, well_formed)
 
 
+def tags(completion: str) -> list[tuple[str, int, int]]:
+  """Name, start and end of each tag in any spelling, such as '</think>'."""
+  return [
+    (''.join(tag.group().split()).casefold(), *tag.span())
+    for tag in _TAG.finditer(completion)
+  ]
+
+
 def summary(completion: str, prompt: str = '') -> str:
   """What follows the thought, as a user would read it.
 
-  All of a completion that does not think; nothing of one whose thought never
-  ends.
+  All of a completion that does not think; nothing of one whose last thought
+  never ends.
 
   Args:
     completion: what the model wrote.
     prompt: what it went on from; some chat templates begin the thought there.
   """
-  _, end, after = completion.rpartition('</think>')
-  if end:
-    return after.strip()
-  thinks = '<think>' in completion or prompt.rstrip().endswith('<think>')
-  return '' if thinks else completion.strip()
+  begin, thinks = 0, prompt.rstrip().endswith('<think>')
+  for name, _, end in tags(completion):
+    if name in ('<think>', '</think>'):
+      begin, thinks = end, name == '<think>'
+  return '' if thinks else completion[begin:].strip()
 
 
 def reflective_words(text: str) -> int:
