@@ -28,8 +28,10 @@ setuptools.setup(
     'jax>=0.10',
     'jaxtyping>=0.3',
     'jinja2>=3.1.6',  # the sandbox of earlier ones leaks
+    'latex2sympy2_extended>=1.11',  # math-verify's parser
     'math-verify>=0.9',
     'matplotlib>=3.9',
+    'mpmath>=1.3',
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.28',
@@ -38,6 +40,7 @@ setuptools.setup(
     'rich>=13.0',
     'safetensors>=0.5',
     'scipy>=1.14',
+    'sympy>=1.13',
     'tensorboardX>=2.6.2',
     'tensorflow-datasets>=4.9.9',
     'tokenizers>=0.21',
@@ -48,6 +51,7 @@ setuptools.setup(
     'tpu': ['jax[tpu]'],
     'test': [
       'beartype>=0.20',
+      'hypothesis>=6.100',
       'pytest>=8.0',
       'pytest-xdist>=3.6',
       'pyyaml>=6.0',

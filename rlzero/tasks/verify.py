@@ -1,172 +1,194 @@
-"""Whether two answers are mathematically the same, and where they stand.
+"""Whether two answers are mathematically the same.
 
-Numbers are compared exactly by a fast path of our own; expressions and LaTeX
-by the math-verify library, which is loaded at the first use. It may take for
-ever on a hostile answer: call it where a deadline is kept (`sandbox`).
+Answers are written in one notation (`notation`), read as what they are
+(`reading`), and compared part by part: numbers exactly (`numeric`), formulas
+by their values (`formulas`). docs/rewards.md tells what is equal and why.
 """
 
 import functools
-import logging
 import re
-from fractions import Fraction
+from collections.abc import Sequence
 
-MAX_CHARS = 500  # of an answer; a longer one is never equal to another
+from rlzero.tasks import answers, notation, numeric, reading, units
+from rlzero.tasks.answers import count_results, last_answer, last_number
+from rlzero.tasks.numeric import MAX_CHARS, number, only_number
 
-# The comma form first, or 1,000 would be read as 1.
-_DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)'
-_DECIMAL = rf'(?:{_DIGITS}(?:\.\d+)?|\.\d+)'
-# A sign belongs to the number unless it stands between two operands.
-_NUMBER = re.compile(rf'(?:(?<![\w)}}.])[-+])?{_DECIMAL}(?:/{_DECIMAL})?')
-_FRACTION = re.compile(r'\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}')
-_PI = re.compile(r'(?<![a-zA-Z\\])pi(?![a-zA-Z])')
-_TEXT = re.compile(r'\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}')
-_BOXED = re.compile(r'\\(?:boxed|fbox)\s*\{')
-_STATED = re.compile(r'(?:\banswer\s*(?:is\b|:)|\banswer\s*=)(.*)', re.I)
-_RESULT = re.compile(rf'=\s*\$?\s*[-+]?{_DECIMAL}')
-# Words after a number are taken for its unit, unless they are a function.
-_UNIT = re.compile(
-  r'(?<=\d)\s*(?!\s*(?:sin|cos|tan|log|exp|sqrt)\b)[A-Za-z]{3,}[A-Za-z ]*$'
-)
-_WORD = re.compile(
-  r'(?<![\\A-Za-z])(?!(?:sqrt|sin|cos|tan|log|exp)\b)[A-Za-z]{3,}'
-)
+__all__ = [
+  'MAX_CHARS',
+  'Formulas',
+  'Numbers',
+  'count_results',
+  'equal',
+  'last_answer',
+  'last_number',
+  'number',
+  'only_number',
+  'warm_up',
+]
+
+_WORDS = re.compile(r"[A-Za-z][A-Za-z\s'.:-]*[A-Za-z]")
 
 
+@functools.lru_cache(maxsize=8192)
 def equal(first: str, second: str) -> bool:
   """Whether two answers are equal; symmetric.
 
   Numbers are equal if they are exactly so: 1/2 and 0.5, 1,000 and 1000. A
-  dollar or percent sign and a unit after a number are left out, so 50% is 50
-  and not 0.5. Text is equal if its words are.
+  currency or percent sign and a unit are left out where the other answer has
+  none, so 50% is 50 and not 0.5. Text is equal if its words are.
   """
   if max(len(first), len(second)) > MAX_CHARS:
     return False
-  first, second = _clean(first), _clean(second)
+  first, second = notation.tidy(first), notation.tidy(second)
   if not first or not second:
     return False
-  if first.casefold() == second.casefold():
+  if _literal(first) == _literal(second) != '':
     return True
-  numbers = number(first), number(second)
-  if None not in numbers:
-    return numbers[0] == numbers[1]
-  # math-verify reads words as products of letters, and 'listen' would be
-  # 'silent'; it also adds numbers that only stand side by side.
-  if any(_WORD.search(t) or re.search(r'\d\s+\d', t) for t in (first, second)):
-    return False
-  return _compare(*sorted((first, second)))
-
-
-def number(text: str) -> Fraction | None:
-  """The value of a text that is a number and nothing else, or None."""
-  if len(text) > MAX_CHARS:
-    return None
-  text = _clean(text)
-  return _value(text) if _NUMBER.fullmatch(text) else None
-
-
-def only_number(text: str) -> Fraction | None:
-  """The value of the one number in a text, or None if there is not one.
-
-  An answer that hedges ('3 or 4') or leaves the sum to the verifier ('1+2')
-  holds two.
-  """
-  if len(text) > MAX_CHARS:
-    return None
-  found = _NUMBER.findall(_clean(text))
-  return _value(found[0]) if len(found) == 1 else None
-
-
-def last_number(text: str) -> str | None:
-  """The last number in a text, as it is written there."""
-  found = _NUMBER.findall(_FRACTION.sub(r'\1/\2', text))
-  return found[-1] if found else None
-
-
-def last_answer(text: str, numeric: bool = True) -> str | None:
-  r"""The last answer stated in a text, or None.
-
-  The last \boxed{}; else what follows the last <answer>; else the last
-  number if `numeric`, otherwise what follows the last 'answer is', or the
-  last line.
-  """
-  stated = _last_boxed(text)
-  if stated is None and '<answer>' in text:
-    stated = text.rsplit('<answer>', 1)[1].split('</answer>')[0]
-  if numeric:
-    return last_number(text if stated is None else stated)
-  if stated is None:
-    lines = text.strip().splitlines() or ['']
-    found = _STATED.findall(text)
-    stated = found[-1] if found else lines[-1]
-  return stated.strip().rstrip('.') or None
-
-
-def count_results(text: str) -> int:
-  """How often a text states a result, '= number': the tries at a sum."""
-  return len(_RESULT.findall(text))
+  return _same(reading.read(first), reading.read(second))
 
 
 def warm_up() -> None:
-  """Loads math-verify, so that no deadline has to include it."""
+  """Loads the parser, so that no deadline has to include it."""
   equal('x + 1', '1 + x')
 
 
-def _clean(text: str) -> str:
-  """An answer without the signs, boxes and units around its value."""
-  stated = _last_boxed(text)
-  text = text if stated is None else stated
-  text = _FRACTION.sub(r'\1/\2', _TEXT.sub(r' \1', text)).replace('{,}', ',')
-  for mark in ('\\$', '\\%', '\\(', '\\)', '\\[', '\\]', '$', '%', '\\!'):
-    text = text.replace(mark, '')
-  text = ' '.join(text.split()).rstrip('. ')
-  return _UNIT.sub('', text)
+def _same(first: reading.Tree, second: reading.Tree) -> bool:
+  if first == second:
+    return True
+  match first, second:
+    case reading.Leaf(), reading.Leaf():
+      return _same_leaf(first, second)
+    case reading.Items(), reading.Items():
+      if first.brackets or second.brackets:
+        return first.brackets == second.brackets and _same_each(
+          first.items, second.items
+        )
+      return _same_list(first.items, second.items)
+    case reading.Matrix(), reading.Matrix():
+      return (
+        first.kind == second.kind
+        and len(first.rows) == len(second.rows)
+        and all(map(_same_each, first.rows, second.rows))
+      )
+    case reading.Named(), reading.Named():
+      if _literal(first.name) == _literal(second.name):
+        if _same(first.value, second.value):
+          return True
+      return _same_relation(first, second)
+    case reading.Items(brackets=''), reading.Leaf():
+      other = reading.as_list(second)
+      return other is not None and _same(first, other)
+    case reading.Leaf(), reading.Items(brackets=''):
+      return _same(second, first)
+    case reading.Relation(), _:
+      return _same_relation(first, second)
+    case _, reading.Relation():
+      return _same_relation(second, first)
+    case reading.Named(), _:
+      return _same(first.value, second)
+    case _, reading.Named():
+      return _same(first, second.value)
+  return False
 
 
-def _value(text: str) -> Fraction | None:
-  above, _, below = text.replace(',', '').partition('/')
-  below = Fraction(below or 1)
-  return Fraction(above) / below if below else None
+def _same_each(
+  first: Sequence[reading.Tree], second: Sequence[reading.Tree]
+) -> bool:
+  return len(first) == len(second) and all(map(_same, first, second))
 
 
-def _last_boxed(text: str) -> str | None:
-  starts = list(_BOXED.finditer(text))
-  if not starts:
-    return None
-  start, depth = starts[-1].end(), 1
-  for i in range(start, len(text)):
-    depth += {'{': 1, '}': -1}.get(text[i], 0)
-    if not depth:
-      return text[start:i]
-  return None
+def _same_list(
+  first: Sequence[reading.Tree], second: Sequence[reading.Tree]
+) -> bool:
+  """Whether both hold the same answers; the order tells nothing.
 
-
-@functools.lru_cache(maxsize=4096)
-def _compare(first: str, second: str) -> bool:
-  # Its warning that no alarm is set is of no use: the caller has a deadline,
-  # and an alarm would not work in threads.
-  logging.getLogger('math_verify').setLevel(logging.ERROR)
-  import math_verify
-
-  parsed = [
-    math_verify.parse(
-      '\\boxed{' + _PI.sub(r'\\pi', text) + '}',
-      fallback_mode='no_fallback',
-      parsing_timeout=None,
-    )
-    for text in (first, second)
+  It does where one gives names that the other does not: 1, 2 for x = 1, y = 2.
+  """
+  names = [
+    {getattr(item, 'name', None) for item in items} for items in (first, second)
   ]
-  # It is lenient to the answer and not to the target; either order will do.
-  return any(
-    math_verify.verify(*pair, timeout_seconds=None)
-    for pair in (parsed, parsed[::-1])
-  )
+  if {None} in names and any(len(n - {None}) > 1 for n in names):
+    return _same_each(first, second)
+  left = list(second)
+  for item in first:
+    found = next((i for i, one in enumerate(left) if _same(item, one)), None)
+    if found is None:
+      return False
+    del left[found]
+  return not left
+
+
+def _same_leaf(first: reading.Leaf, second: reading.Leaf) -> bool:
+  if units.conflict(first.unit, second.unit):
+    return False
+  if not first.text or not second.text:
+    return False
+  if _literal(first.text) == _literal(second.text):
+    return True
+  exact = numeric.exact(first.text), numeric.exact(second.text)
+  if None not in exact:
+    return exact[0] == exact[1]
+  # The letters of words are no factors: listen is not silent.
+  if all(_WORDS.fullmatch(_literal(leaf.text)) for leaf in (first, second)):
+    return False
+  from rlzero.tasks import formulas
+
+  found = _values(first.text), _values(second.text)
+  return None not in found and formulas.same(*found)
+
+
+def _values(text: str):
+  from rlzero.tasks import formulas
+
+  exact = numeric.exact(text)
+  if exact is not None:
+    return (exact,) * formulas.NUM_POINTS
+  return formulas.values(text)
+
+
+def _same_relation(first: reading.Tree, second: reading.Tree) -> bool:
+  """Whether one equation or inequality is a multiple of the other.
+
+  A solution, x = 5, is not: else 2x = 10 would do, the question itself.
+  """
+  from rlzero.tasks import formulas
+
+  relations = reading.as_relation(first), reading.as_relation(second)
+  if None in relations or relations[0].sign != relations[1].sign:
+    return False
+  sides = []
+  for relation in relations:
+    left, right = _values(relation.left), _values(relation.right)
+    if left is None or right is None:
+      return False
+    is_solution = reading.is_name(relation.left) and len(set(right)) == 1
+    if is_solution and relation.sign == '=':
+      return False
+    sides.append(formulas.values(f'({relation.left})-({relation.right})'))
+  if None in sides:
+    return False
+  factor = formulas.factor(*sides)
+  if factor is None:
+    return False
+  return relations[0].sign == '=' or (factor.imag == 0 and factor.real > 0)
+
+
+def _literal(text: str) -> str:
+  """A text by which words are compared: no case, no spaces but between words.
+
+  The case of a formula's letters stays: R is no r.
+  """
+  text = re.sub(r'\\text\{([^{}]*)\}', r'\1', text)
+  text = re.sub(r'(?<![A-Za-z\d]) | (?![A-Za-z\d])', '', text).strip()
+  text = text.rstrip('.')
+  return text.casefold() if _WORDS.fullmatch(text) or len(text) == 1 else text
 
 
 class Formulas:
   """Judging of tasks whose answers are compared as mathematics."""
 
   def extract(self, text: str) -> str | None:
-    return last_answer(text, numeric=False)
+    return answers.last_answer(text, numeric=False)
 
   def verify(self, answer: str, target: str) -> bool:
     return equal(answer, target)
@@ -178,7 +200,7 @@ class Formulas:
     return count_results(text)
 
   def warm_up(self) -> None:
-    """Loads math-verify."""
+    """Loads the parser of formulas."""
     warm_up()
 
 
@@ -186,7 +208,7 @@ class Numbers(Formulas):
   """Judging of tasks whose answers are one number."""
 
   def extract(self, text: str) -> str | None:
-    return last_answer(text)
+    return answers.last_answer(text)
 
   def verify(self, answer: str, target: str) -> bool:
     """Whether the answer holds one number, and it is the target's."""

@@ -5,10 +5,9 @@ split 'test' alone.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 
-from rlzero.tasks import base, verify
+from rlzero.tasks import base, letters, verify
 from rlzero.tasks.datasets import hub
 
 _AIME = {
@@ -16,12 +15,6 @@ _AIME = {
   2025: ('opencompass/AIME2025', ('aime2025-I*.jsonl',), 'question'),
 }
 _LETTERS = 'ABCD'
-_LETTER = re.compile(
-  r'\\boxed\{\s*(?:\\text\s*\{)?\s*\(?([A-D])\)?\s*\}?\s*\}'
-  r'|<answer>\s*\(?([A-D])\b'
-  r'|\banswer\s*(?:is|:)?\s*:?\s*\**\s*\(?([A-D])\b(?!\')',
-  re.IGNORECASE,
-)
 _CHOICE = (
   'Answer the following multiple choice question. The last line of your '
   "response should be of the form 'Answer: LETTER', where LETTER is one of "
@@ -115,18 +108,17 @@ class GPQADiamond:
 
   def extract(self, text: str) -> str | None:
     """The letter of the last answer stated."""
-    found = _LETTER.findall(text)
-    return next(filter(None, found[-1])).upper() if found else None
+    return letters.choice(text, _LETTERS)
 
   def verify(self, answer: str, target: str) -> bool:
-    letter = answer.strip().strip('().').upper()
-    return (letter if letter in set(_LETTERS) else None) == target
+    return letters.choice(answer, _LETTERS) == target
 
   def same(self, first: str, second: str) -> bool:
-    return first.strip().upper() == second.strip().upper()
+    chosen = [letters.choice(text, _LETTERS) for text in (first, second)]
+    return first == second if None in chosen else chosen[0] == chosen[1]
 
   def count_tries(self, text: str) -> int:
-    return len(_LETTER.findall(text))
+    return letters.count(text, _LETTERS)
 
 
 def _multiple_choice(rows: Iterable[hub.Row]) -> Iterator[base.Example]:

@@ -1,0 +1,133 @@
+r"""Where a text states its answer.
+
+A box wins, then what <answer> tags hold, then 'the answer is' and '####', then
+the last number or the last line. What follows a stated answer is talk.
+"""
+
+import re
+
+from rlzero.tasks import notation, units
+from rlzero.tasks.numeric import DECIMAL, number, only_number
+
+_STATED = re.compile(
+  r'(?:\banswer\s*(?:\*\*|__|\$)?\s*(?:is\b|:|=)|^\s*####)(?P<said>[^\n]*)'
+  r'|^[\s#*_]*(?:final\s+)?answer[\s#*_:]*$(?P<below>)',
+  re.I | re.M,
+)
+_RESULT = re.compile(rf'=\s*\$?\s*[-+]?{DECIMAL}')
+_BETWEEN = re.compile(
+  r'(?:\s|\$|\\[()\[\]]|,|;|\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\}'
+  r'|\b[A-Za-z](?:_\{?\w\}?)?\s*=)*'
+)
+_NUMBER = re.compile(rf'(?:(?<![\w)}}.])[-+])?{DECIMAL}(?:/{DECIMAL})?')
+# Where the answer ends and talk begins.
+_TALK = re.compile(
+  r'(?<!\bMr)(?<!\bDr)(?<!\bSt)(?:(?<!\b[A-Za-z])[.!?](?=\s|$)'
+  r'|[.!?](?=\s+[A-Z][a-z]|\s*$))'
+  r'|\s*,?\s*\(?\b(?:because|since|therefore|hence|thus)\b'
+  r'|\s*,\s*(?:as|so|which|where|for|when|but|if|not|with|giving|obtained'
+  r'|approximately)\b|;\s+(?:this|it|that|note|check|since|as|the|we|see)\b'
+  r'|\s+[-–—]\s+(?=[A-Za-z]{2})|\s*—'
+)
+_FRACTION = re.compile(r'\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}')
+
+
+def last_answer(text: str, numeric: bool = True) -> str | None:
+  r"""The last answer stated in a text, or None.
+
+  The last \boxed{}, with those that stand next to it; else what follows the
+  last <answer>; else what follows the last 'answer is' or '####'; else the
+  last number if `numeric`, otherwise the last line.
+  """
+  if (stated := last_boxes(text)) is None and '<answer>' in text:
+    stated = text.rsplit('<answer>', 1)[1].split('</answer>')[0]
+    if said := _after_words(stated):
+      stated = said
+  elif stated is None:
+    stated = _after_words(text)
+    if numeric and stated is not None and not re.search(r'\d', stated):
+      stated = None  # 'the answer is clear'
+  if numeric:
+    return last_number(text) if stated is None else _one_number(stated)
+  if stated is None:
+    stated = (text.strip().splitlines() or [''])[-1]
+  return stated.strip().rstrip('.').strip() or None
+
+
+def last_number(text: str) -> str | None:
+  r"""The last number in a text, as it is written there.
+
+  With what makes it another number, if anything does: \sqrt{5} and 5! are not
+  5, so they are given whole.
+  """
+  text = _FRACTION.sub(r'\1/\2', text)
+  found = list(_NUMBER.finditer(text))
+  if not found:
+    return None
+  start, end = found[-1].span()
+  while start and text[start - 1] not in ' \n\t=:,;$':
+    start -= 1
+  while end < len(text) and text[end] not in ' \n\t=:,;$':
+    end += 1
+  before = re.search(r'([A-Za-z]+)\s*$', text[:start])
+  after = re.match(r'\s*([A-Za-z]+)', text[end:])
+  if before and not units.is_harmless(before[1]):
+    start = before.start()
+  if after and not units.is_harmless(after[1]):
+    end += after.end()
+  return _one_number(text[start:end], found[-1][0])
+
+
+def count_results(text: str) -> int:
+  """How often a text states a result, '= number': the tries at a sum."""
+  return len(_RESULT.findall(text))
+
+
+def _one_number(stated: str, written: str | None = None) -> str | None:
+  """The number as it is written, if it is all that is stated; else all."""
+  stated = stated.strip()
+  value = only_number(stated)
+  if value is None:
+    return stated or None
+  shown = [_FRACTION.sub(r'\1/\2', stated)]
+  candidates = [written] if written else _NUMBER.findall(shown[0])
+  for one in candidates:
+    if number(one) == value:
+      return one
+  return stated
+
+
+def last_boxes(text: str) -> str | None:
+  """The content of the last box, and of those with only 'and' between."""
+  boxes = notation.boxes(text)
+  if not boxes:
+    return None
+  contents = [boxes[-1][2]]
+  for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
+    if not _BETWEEN.fullmatch(text[before[1] : after[0]]):
+      break
+    if before[2].strip() != contents[0].strip():
+      contents.insert(0, before[2])
+  return ' and '.join(contents)
+
+
+def _after_words(text: str) -> str | None:
+  """What follows the last 'answer is', to the end of the statement."""
+  for found in reversed(list(_STATED.finditer(text))):
+    said = re.sub(r'^\s*(?:\*+|_+)(?=[\s:])', '', found['said'] or '')
+    if not said.strip(' *_:'):
+      said = (text[found.end() :].strip().splitlines() or [''])[0]
+    if said := _after_words(said) or _statement(said):
+      return said
+  return None
+
+
+def _statement(said: str) -> str:
+  """The first sentence, without the marks of bold type."""
+  said = said.strip().lstrip(':').strip()
+  if bold := re.match(r'(\*\*|__)(.+?)\1', said):
+    return bold[2].strip().rstrip('.')
+  talk = _TALK.search(said)
+  if talk and talk.start():
+    said = said[: talk.start()]
+  return said.strip().rstrip('*').strip()
