@@ -102,7 +102,8 @@ def run(cfg: Config) -> None:
       sharding.device_put_params(transformer.AXES, loaded.params),
       cfg.num_steps or order.num_steps(cfg.num_epochs),
       lambda step, params: supervised.pack(
-        cfg, [demonstrations.piece(example) for example in batch(step, params)]
+        cfg,
+        [demonstrations.pack_item(example) for example in batch(step, params)],
       ),
       the_loss,
       frozen,
@@ -183,7 +184,7 @@ def loss(
   teacher: ModelConfig,
   direction: Literal['forward', 'reverse'],
   params: Params,
-  rows: packing.Packed,
+  rows: packing.PackedBatch,
   frozen: Params,
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
   """Summed KL at the tokens of completions, in nats.

@@ -174,7 +174,7 @@ def encode(
   return Judgement(prompt, sequences, float(label))
 
 
-def piece(judgement: Judgement) -> packing.Piece:
+def pack_item(judgement: Judgement) -> packing.PackItem:
   """For packing: a pair stays in one row."""
   lengths = [len(s) for s in judgement.sequences]
   sign = np.zeros(sum(lengths), np.float32)
@@ -182,7 +182,7 @@ def piece(judgement: Judgement) -> packing.Piece:
   end = lengths[0] - 1
   sign[end] = 2 * judgement.label - 1
   other[end] = sum(lengths[1:])
-  return packing.Piece(judgement.sequences, Marks(sign, other))
+  return packing.PackItem(judgement.sequences, Marks(sign, other))
 
 
 def fresh(model: ModelConfig) -> Params:
@@ -191,7 +191,10 @@ def fresh(model: ModelConfig) -> Params:
 
 
 def loss(
-  model: ModelConfig, params: Params, rows: packing.Packed, frozen: Any = ()
+  model: ModelConfig,
+  params: Params,
+  rows: packing.PackedBatch,
+  frozen: Any = (),
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
   """Summed -log sigmoid of the margins, in nats.
 
@@ -234,7 +237,7 @@ def _held_out(cfg: Config, judgement: Judgement) -> bool:
 
 def _packed(cfg: Config, judgements: Sequence[Judgement]):
   longest = (2 if cfg.kind == 'pairwise' else 1) * cfg.max_len
-  return supervised.pack(cfg, [piece(j) for j in judgements], longest)
+  return supervised.pack(cfg, [pack_item(j) for j in judgements], longest)
 
 
 def _write(cfg, model, params, tokenizer, measured) -> None:

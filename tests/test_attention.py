@@ -36,7 +36,7 @@ LATENT = dataclasses.replace(
 OBJECTIVE = Objective(max_len=128, kl_coef=0.1)
 
 
-def _rows() -> packing.Rows:
+def _rows() -> packing.RolloutBatch:
   """Completions of two prompts, some of which share a row of 128 tokens."""
   rng = np.random.default_rng(0)
   lengths = [50, 40, 128, 35, 120, 110]  # four rows, hardly a token empty
@@ -44,7 +44,7 @@ def _rows() -> packing.Rows:
   def draw(size):
     return rng.integers(1, 31, size)
 
-  return packing.Rows(
+  return packing.RolloutBatch(
     # With a beginning in common, which is shared under `short_shared_prefixes`.
     prompts=[[5, 9, *draw(7).tolist()], [5, 9, *draw(12).tolist()]],
     prompt_index=np.array([0, 0, 0, 1, 1, 1]),
@@ -55,7 +55,7 @@ def _rows() -> packing.Rows:
   )
 
 
-def _micro() -> packing.Micro:
+def _micro() -> packing.Microbatch:
   ((_, micro),) = packing.microbatches(_rows(), np.arange(6), 512, 128, ways=2)
   assert micro.prompts.shared_prefix.ids.tolist() == [[5, 9]] * 2
   assert np.any(micro.prompts.which > 0)

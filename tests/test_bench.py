@@ -149,7 +149,7 @@ def test_skipping_changes_the_time_alone():
     cfg = _config(kl_coef=0.0, skip_constant_groups=skips)
     loop = step.Loop(cfg, loaded, pool=None)
     tokens = [np.array([5, 6, 7], np.int32)] * 8
-    rows = packing.Rows(
+    rows = packing.RolloutBatch(
       prompts=[[3, 4], [4, 5, 6]],
       prompt_index=np.repeat([0, 1], 4),
       completions=tokens,

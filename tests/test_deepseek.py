@@ -82,7 +82,7 @@ def test_routes_of_the_rollout_are_taken_in_the_update(params, tmp_path):
     completions, _ = generate(seed=5, finished=kept.completions)
   for one, other in zip(completions, drawn, strict=True):
     np.testing.assert_array_equal(one.routes, other.routes)
-  rows = packing.Rows(
+  rows = packing.RolloutBatch(
     prompts=[p.tokens for p in prompts],
     prompt_index=np.repeat(np.arange(2), 4),
     completions=[c.tokens for c in completions],

@@ -73,7 +73,7 @@ def make_rows(objective, seed=0, shortest=1, longest=9, shared_prefix=()):
     [np.float32(rng.normal(-2.5, 0.7, len(c))) for c in completions]
     for _ in range(2)
   )
-  return packing.Rows(
+  return packing.RolloutBatch(
     prompts=[
       [*shared_prefix, *rng.integers(2, 13, n).tolist()] for n in (2, 5, 3)
     ],
@@ -170,8 +170,9 @@ def test_microbatches_change_nothing(params, micro_tokens):
   whole, totals = make_learner(GRPO, 1000).gradient(params, rows)
   parts, same = make_learner(GRPO, micro_tokens).gradient(params, rows)
   assert distance(parts, whole) < 1e-6
-  assert same.computed >= totals.computed  # padding: all that the cut changes
-  same = same._replace(computed=totals.computed)
+  # Padding is all that the cut changes.
+  assert same.padded_tokens >= totals.padded_tokens
+  same = same._replace(padded_tokens=totals.padded_tokens)
   np.testing.assert_allclose(same[:-1], totals[:-1], rtol=1e-5)
 
 
@@ -329,7 +330,7 @@ def test_learns_to_stop_after_three_tokens():
     )
     rewards = np.float32([len(c.tokens) == 3 for c in completions])
     advantages = losses.group_advantages(jnp.asarray(rewards.reshape(8, 8)))
-    return rewards.mean(), packing.Rows(
+    return rewards.mean(), packing.RolloutBatch(
       prompts=[p.tokens for p in prompts],
       prompt_index=np.repeat(np.arange(8), 8),
       completions=[c.tokens for c in completions],
@@ -354,7 +355,7 @@ def test_learns_to_stop_after_three_tokens():
         np.testing.assert_allclose(old, same, atol=1e-5)
         assert np.abs(old - other).max() > 1e-3
     state, metrics = update.update(state, rows)
-    assert metrics['policy/old_difference_mean'] < 1e-6
+    assert metrics['policy/old_mismatch_mean'] < 1e-6
   assert means[0] < 0.3
   assert np.mean(means[-5:]) > 0.9
   assert update._accumulate._cache_size() <= 8  # 2 sizes of rows, 4 of prompts

@@ -12,7 +12,7 @@ from rlzero.train import packing
 
 def make_rows(rng, lengths, group_size, prompt_lens):
   size = len(lengths)
-  return packing.Rows(
+  return packing.RolloutBatch(
     prompts=[rng.integers(2, 99, n).tolist() for n in prompt_lens],
     prompt_index=np.repeat(np.arange(len(prompt_lens)), group_size),
     completions=[rng.integers(2, 99, n) for n in lengths],

@@ -62,19 +62,19 @@ def the_loss(params, rows, frozen=()):
 
 
 def packed(some, micro_tokens=64, ways=1):
-  pieces = [reward_model.piece(j) for j in some]
-  return [m for _, m in packing.pack(pieces, micro_tokens, 32, ways)]
+  items = [reward_model.pack_item(j) for j in some]
+  return [m for _, m in packing.pack(items, micro_tokens, 32, ways)]
 
 
 def test_marks_by_hand():
   # Better: 3 tokens, worse: 2. The better one's end is token 2, 2 before the
   # worse one's.
   pair = Judgement('p', (np.array([2, 3, EOS]), np.array([2, EOS])), 1.0)
-  sign, other = reward_model.piece(pair).extras
+  sign, other = reward_model.pack_item(pair).extras
   assert sign.tolist() == [0, 0, 1, 0, 0]
   assert other.tolist() == [0, 0, 2, 0, 0]
   bad = Judgement('p', (np.array([2, EOS]),), 0.0)
-  sign, other = reward_model.piece(bad).extras
+  sign, other = reward_model.pack_item(bad).extras
   assert sign.tolist() == [0, -1] and other.tolist() == [0, 0]
 
 

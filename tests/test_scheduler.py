@@ -382,7 +382,7 @@ def test_logprobs_are_those_of_the_learner(params, temperature, by_slots):
     completions, _ = generate(
       params, prompts, num_slots=16, temperature=temperature, **SHORT
     )
-  rows = packing.Rows(
+  rows = packing.RolloutBatch(
     prompts=[p.tokens for p in prompts],
     prompt_index=np.repeat(np.arange(12), GROUP),
     completions=[c.tokens for c in completions],

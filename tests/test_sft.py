@@ -112,8 +112,8 @@ def one_at_a_time(params, examples):
 
 
 def packed(examples, micro_tokens=128, ways=1):
-  pieces = [demonstrations.piece(e) for e in examples]
-  return [m for _, m in packing.pack(pieces, micro_tokens, 24, ways)]
+  items = [demonstrations.pack_item(e) for e in examples]
+  return [m for _, m in packing.pack(items, micro_tokens, 24, ways)]
 
 
 def the_loss(params, rows, frozen=()):
@@ -126,7 +126,7 @@ def test_prompt_is_read_and_completion_learned():
   example = demonstrations.encode(tokenizer(), Template('plain'), record)
   assert example.ids.tolist() == [2, 3, 4, EOS]
   assert example.completion.tolist() == [4, EOS]
-  assert demonstrations.piece(example).extras.tolist() == [0, 0, 1, 1]
+  assert demonstrations.pack_item(example).extras.tolist() == [0, 0, 1, 1]
   # A completion that brings its EOS along gets no second one.
   record = 'here', {'prompt': 'a b', 'completion': 'c <eos>'}
   again = demonstrations.encode(tokenizer(), Template('plain'), record)

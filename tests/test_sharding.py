@@ -147,7 +147,7 @@ def test_completions_on_a_mesh_are_those_without(config, mesh):
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
-def test_parameters_laid_out_anew_are_the_same_and_their_bytes_counted():
+def test_resharded_parameters_are_the_same_and_their_bytes_counted():
   params = params_of(EVEN)
   with sharding.use(sharding.Mesh(fsdp=8)):
     before = sharding.device_put_params(transformer.AXES, params)

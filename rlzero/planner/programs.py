@@ -83,7 +83,7 @@ class Run:
     )
     return engine.abstract(self.model, num_slots, capacity, self.cfg.max_len)
 
-  def micro(self, micro_tokens: int) -> packing.Micro:
+  def micro(self, micro_tokens: int) -> packing.Microbatch:
     """The first microbatch where every completion is as long as may be."""
     rows = self._longest()
     return next(
@@ -117,21 +117,21 @@ class Run:
     cfg = dataclasses.replace(self.cfg, num_slots=num_slots)
     return cfg.sampling(cfg.temperature, 1.0)
 
-  def _longest(self) -> packing.Rows:
+  def _longest(self) -> packing.RolloutBatch:
     cfg = self.cfg
     return rows_of(
       np.full((cfg.num_prompts, cfg.group_size), cfg.max_len), self.prompt_len
     )
 
 
-def rows_of(lengths: np.ndarray, prompt_len: int) -> packing.Rows:
+def rows_of(lengths: np.ndarray, prompt_len: int) -> packing.RolloutBatch:
   """Completions of these lengths, [P, G], with nothing in them."""
   flat = lengths.reshape(-1)
 
   def of_length(value):
     return [np.broadcast_to(value, (n,)) for n in flat]
 
-  return packing.Rows(
+  return packing.RolloutBatch(
     # Each of another token, since a plan counts on nothing that is shared.
     prompts=[[i] * prompt_len for i in range(len(lengths))],
     prompt_index=np.repeat(np.arange(len(lengths)), lengths.shape[1]),

@@ -39,16 +39,16 @@ class Totals(NamedTuple):
   entropy: Float[Array, '']
   clipped: Float[Array, '']
   tokens: Float[Array, '']
-  computed: Float[Array, '']  # tokens of any kind, padding included
-  difference: Float[Array, '']  # sum of |learner - old| log-prob
-  difference_max: Float[Array, '']
+  padded_tokens: Float[Array, '']  # tokens of any kind, padding included
+  mismatch: Float[Array, '']  # sum of |learner - old| log-prob
+  mismatch_max: Float[Array, '']
   # Tokens, of prompts too, that each expert got; () in a model without.
   loads: Float[Array, 'L E'] | tuple[()] = ()
 
   def __add__(self, other: 'Totals') -> 'Totals':
     sums = jax.tree.map(jnp.add, self, other)
-    largest = jnp.maximum(self.difference_max, other.difference_max)
-    return sums._replace(difference_max=largest)
+    largest = jnp.maximum(self.mismatch_max, other.mismatch_max)
+    return sums._replace(mismatch_max=largest)
 
 
 class Learner:
@@ -93,7 +93,7 @@ class Learner:
     self._apply = jax.jit(
       functools.partial(_apply, transform, balance_speed), donate_argnums=0
     )
-    self._score = jax.jit(
+    self._logprobs = jax.jit(
       functools.partial(_logprobs, config, objective.temperature)
     )
 
@@ -106,7 +106,7 @@ class Learner:
     return TrainState(params, self._transform.init(params))
 
   def update(
-    self, state: TrainState, rows: packing.Rows
+    self, state: TrainState, rows: packing.RolloutBatch
   ) -> tuple[TrainState, dict[str, float]]:
     """One optimiser step on the rows; `state` is donated.
 
@@ -130,14 +130,15 @@ class Learner:
       'policy/kl': float(totals.kl) / tokens,
       'policy/entropy': float(totals.entropy) / tokens,
       'policy/clip_fraction': float(totals.clipped) / tokens,
-      'policy/old_difference_mean': float(totals.difference) / tokens,
-      'policy/old_difference_max': float(totals.difference_max),
-      'update/useful_over_computed': real / max(float(totals.computed), 1.0),
+      'policy/old_mismatch_mean': float(totals.mismatch) / tokens,
+      'policy/old_mismatch_max': float(totals.mismatch_max),
+      'update/useful_over_computed': real
+      / max(float(totals.padded_tokens), 1.0),
       **_balance(totals.loads),
     }
 
   def gradient(
-    self, params: Params, rows: packing.Rows
+    self, params: Params, rows: packing.RolloutBatch
   ) -> tuple[Params, Totals]:
     """Sum over the rows of the loss's gradient; not yet divided."""
     chosen = self._chosen(rows)
@@ -174,7 +175,7 @@ class Learner:
     )
 
   def lower(
-    self, state: TrainState, rows: packing.Rows
+    self, state: TrainState, rows: packing.RolloutBatch
   ) -> dict[str, jax.stages.Lowered]:
     """The programs of an update, to be looked at.
 
@@ -194,7 +195,7 @@ class Learner:
     micro = _place(micro, sharding.abstract)
     one = jax.ShapeDtypeStruct((), np.float32)
     return {
-      'reference': self._score.lower(params, micro),
+      'reference': self._logprobs.lower(params, micro),
       'update': self._accumulate.lower(params, carry, micro),
       'apply': self._apply.lower(state, *carry, one),
     }
@@ -205,7 +206,7 @@ class Learner:
     return params, (params, totals)
 
   def lower_all(
-    self, params: Params, rows: packing.Rows, name: str
+    self, params: Params, rows: packing.RolloutBatch, name: str
   ) -> list[jax.stages.Lowered]:
     """The program for each shape that microbatches of such rows may have.
 
@@ -220,21 +221,23 @@ class Learner:
       for micro in self._shapes(rows, ways=sharding.axis_size('B'))
     ]
     if name == 'reference':
-      return [self._score.lower(params, micro) for micro in micros]
+      return [self._logprobs.lower(params, micro) for micro in micros]
     return [self._accumulate.lower(params, carry, micro) for micro in micros]
 
-  def _chosen(self, rows: packing.Rows) -> np.ndarray:
+  def _chosen(self, rows: packing.RolloutBatch) -> np.ndarray:
     chosen = np.arange(len(rows.completions))
     return chosen[rows.advantages != 0] if self._skips else chosen
 
-  def logprobs(self, params: Params, rows: packing.Rows) -> list[np.ndarray]:
+  def logprobs(
+    self, params: Params, rows: packing.RolloutBatch
+  ) -> list[np.ndarray]:
     """Log-probs of every completion's tokens under other parameters."""
     out: list[Any] = [None] * len(rows.completions)
     everything = np.arange(len(out))
     ways = sharding.axis_size('B')
     # The host cuts the next microbatch while the device works on this one.
     ahead = [
-      (places, self._score(params, _place(micro)))
+      (places, self._logprobs(params, _place(micro)))
       for places, micro in self._cut(rows, everything, ways=ways)
     ]
     for places, logprobs in ahead:
@@ -266,12 +269,14 @@ def _empty_each(config, params, device):
 def _added(carry: tuple[Params, Totals]) -> tuple[Params, Totals]:
   """Sums over the devices; a mean of means would weigh short rows more."""
   grads, totals = carry
-  largest = jax.lax.pmax(totals.difference_max, 'devices')
+  largest = jax.lax.pmax(totals.mismatch_max, 'devices')
   grads, totals = jax.lax.psum((grads, totals), 'devices')
-  return grads, totals._replace(difference_max=largest)
+  return grads, totals._replace(mismatch_max=largest)
 
 
-def _place(micro: packing.Micro, place=sharding.device_put) -> packing.Micro:
+def _place(
+  micro: packing.Microbatch, place=sharding.device_put
+) -> packing.Microbatch:
   """A microbatch on the devices, its rows cut over them."""
   prompts = micro.prompts
   return micro._replace(
@@ -313,7 +318,7 @@ def _logprobs(config, temperature, params, micro):
 
 def _loss(config, objective, params, micro):
   """Minus the summed objective of the rows (arXiv 2501.12948, eq. 1)."""
-  before, head, routing = _predicted(config, params, micro)
+  before, head_weight, routing = _predicted(config, params, micro)
   extras = (
     micro.lengths,
     micro.old_logprobs,
@@ -325,11 +330,11 @@ def _loss(config, objective, params, micro):
     objective.temperature,
     CHUNK,
     before,
-    head,
+    head_weight,
     micro.tokens.ids,
     extras,
   )
-  computed = sum(
+  padded_tokens = sum(
     tokens.ids.size
     for tokens in (
       micro.tokens,
@@ -339,7 +344,8 @@ def _loss(config, objective, params, micro):
     if tokens is not None
   )
   return -value, totals._replace(
-    computed=jnp.float32(computed), loads=routing.loads if routing else ()
+    padded_tokens=jnp.float32(padded_tokens),
+    loads=routing.loads if routing else (),
   )
 
 
@@ -361,16 +367,16 @@ def _terms(objective, logprobs, entropy, extras):
     objective.max_len,
   )
   value = jnp.sum(weights * (gain - objective.kl_coef * kl))
-  difference = jnp.abs(logprobs - old_logprobs)
+  mismatch = jnp.abs(logprobs - old_logprobs)
   return value, Totals(
     objective=value,
     kl=jnp.sum(mask * kl),
     entropy=jnp.sum(mask * entropy),
     clipped=jnp.sum(mask * (gain < ratio * advantages)),
     tokens=jnp.sum(mask),
-    computed=jnp.zeros(()),  # of the whole microbatch
-    difference=jnp.sum(mask * difference),
-    difference_max=jnp.max(difference),
+    padded_tokens=jnp.zeros(()),  # of the whole microbatch
+    mismatch=jnp.sum(mask * mismatch),
+    mismatch_max=jnp.max(mismatch),
   )
 
 

@@ -32,7 +32,7 @@ _SCORED = 256  # completions a host scores before they are written down
 class Experience:
   """What a rollout leaves for its updates."""
 
-  minibatches: list[packing.Rows]  # not used yet, in their order
+  minibatches: list[packing.RolloutBatch]  # not used yet, in their order
   metrics: dict[str, float]  # metrics of the rollout, in the row of each update
   records: list[dict[str, Any]]  # a completion each: text, verdict, reward
 
@@ -128,7 +128,7 @@ class Loop:
     advantages = np.asarray(
       losses.group_advantages(groups, cfg.objective.normalize_std)
     ).reshape(-1)
-    rows = packing.Rows(
+    rows = packing.RolloutBatch(
       prompts=[p.tokens for p in prompts],
       prompt_index=np.repeat(np.arange(len(prompts)), cfg.group_size),
       completions=[c.tokens for c in completions],
@@ -208,8 +208,8 @@ class Loop:
     self.state, row = self.learner.update(self.state, rows)
     clock.lap('update')
     difference = {
-      'policy/sampler_learner_mean': row.pop('policy/old_difference_mean'),
-      'policy/sampler_learner_max': row.pop('policy/old_difference_max'),
+      'policy/sampler_learner_mean': row.pop('policy/old_mismatch_mean'),
+      'policy/sampler_learner_max': row.pop('policy/old_mismatch_max'),
     }
     metrics = experience.metrics
     if self.step % cfg.steps_per_rollout == 0:
@@ -348,14 +348,16 @@ class _Clock:
     self._last = now
 
 
-def _subset(rows: packing.Rows, chosen, group_size: int) -> packing.Rows:
+def _subset(
+  rows: packing.RolloutBatch, chosen, group_size: int
+) -> packing.RolloutBatch:
   """The groups of the chosen prompts."""
   places = (chosen[:, None] * group_size + np.arange(group_size)).reshape(-1)
 
   def pick(values):
     return None if values is None else [values[p] for p in places]
 
-  return packing.Rows(
+  return packing.RolloutBatch(
     prompts=[rows.prompts[c] for c in chosen],
     prompt_index=np.repeat(np.arange(len(chosen)), group_size),
     completions=pick(rows.completions),

@@ -330,7 +330,7 @@ def device_put_params(axes: Mapping[str, str], params: Params) -> Params:
 
 
 def moved_bytes(before: Params, after: Params) -> int:
-  """Bytes that the devices did not hold before arrays were laid out anew."""
+  """Bytes that the devices did not hold before arrays were resharded."""
 
   def volume(index, shape, other=None):
     size = 1

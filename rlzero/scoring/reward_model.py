@@ -59,7 +59,7 @@ class RewardModel:
     Raises:
       ValueError: one that is longer than the model takes.
     """
-    pieces = []
+    items = []
     for record in completions:
       ids = sequence(
         self._tokenizer,
@@ -73,16 +73,16 @@ class RewardModel:
           f'A prompt and its completion have {ids.size} tokens, but the reward '
           f'model takes {self._model.max_position}; lower max_len.'
         )
-      pieces.append(packing.Piece((ids,), ()))
-    out = np.zeros(len(pieces), np.float32)
+      items.append(packing.PackItem((ids,), ()))
+    out = np.zeros(len(items), np.float32)
     for places, packed in packing.pack(
-      pieces, _MICRO_TOKENS, self._model.max_position, sharding.axis_size('B')
+      items, _MICRO_TOKENS, self._model.max_position, sharding.axis_size('B')
     ):
       found = hosts.fetch(
         self._scores(self._params, supervised.place(packed).tokens)
       )
       for i, row, start in places:
-        out[i] = found[row, start + len(pieces[i].sequences[0]) - 1]
+        out[i] = found[row, start + len(items[i].sequences[0]) - 1]
     return out
 
 

@@ -114,14 +114,17 @@ def join(
   return Example(np.array([*prompt, *ids], np.int32), len(prompt))
 
 
-def piece(example: Example) -> packing.Piece:
+def pack_item(example: Example) -> packing.PackItem:
   """For packing: 1 where a token is to be learned."""
   mask = np.arange(example.ids.size) >= example.prompt_len
-  return packing.Piece((example.ids,), mask.astype(np.float32))
+  return packing.PackItem((example.ids,), mask.astype(np.float32))
 
 
 def loss(
-  model: ModelConfig, params: Params, rows: packing.Packed, frozen: Any = ()
+  model: ModelConfig,
+  params: Params,
+  rows: packing.PackedBatch,
+  frozen: Any = (),
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
   """Summed cross-entropy of the tokens that are learned, in nats."""
   del frozen

@@ -26,7 +26,7 @@ _SHARES = 1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16  # of the most rows
 _EMPTY = 6  # at most one row of so many is there only to fill up
 
 
-class Rows(NamedTuple):
+class RolloutBatch(NamedTuple):
   """Completions on the host, as the update wants them; whole groups."""
 
   prompts: Sequence[Sequence[int]]  # P token lists
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
   routes: Sequence[np.ndarray] | None = None
 
 
-class Micro(NamedTuple):
+class Microbatch(NamedTuple):
   """A microbatch of packed rows; padding has length 0."""
 
   tokens: Tokens  # [B, T], a segment for each completion
@@ -52,22 +52,22 @@ class Micro(NamedTuple):
   routes: Int[Array, 'L B T C'] | None = None  # -1: the router chooses
 
 
-class Piece(NamedTuple):
+class PackItem(NamedTuple):
   """Whole sequences that stay together in a row, one after the other."""
 
   sequences: Sequence[np.ndarray]  # token ids of each
   extras: Any  # pytree of [n], what else each of their n tokens carries
 
 
-class Packed(NamedTuple):
-  """A microbatch of packed pieces."""
+class PackedBatch(NamedTuple):
+  """A microbatch of packed items."""
 
   tokens: Tokens  # [B, T], a segment for each sequence
   extras: Any  # pytree of [B, T]; padding has zeros
 
 
-class Place(NamedTuple):
-  """Where a completion, or a piece, stands in a microbatch."""
+class Placement(NamedTuple):
+  """Where a completion, or an item, stands in a microbatch."""
 
   completion: int  # its index among all
   row: int
@@ -75,12 +75,12 @@ class Place(NamedTuple):
 
 
 def microbatches(
-  rows: Rows,
+  rows: RolloutBatch,
   chosen: np.ndarray,
   micro_tokens: int,
   max_len: int,
   ways: int = 1,
-) -> Iterator[tuple[list[Place], Micro]]:
+) -> Iterator[tuple[list[Placement], Microbatch]]:
   """Cuts the chosen completions into packed microbatches.
 
   Args:
@@ -109,24 +109,24 @@ def microbatches(
 
 
 def pack(
-  pieces: Sequence[Piece], micro_tokens: int, max_len: int, ways: int = 1
-) -> Iterator[tuple[list[Place], Packed]]:
-  """Cuts pieces into packed microbatches; arguments as of `microbatches`."""
-  sizes = [sum(map(len, p.sequences)) for p in pieces]
+  items: Sequence[PackItem], micro_tokens: int, max_len: int, ways: int = 1
+) -> Iterator[tuple[list[Placement], PackedBatch]]:
+  """Cuts items into packed microbatches; arguments as of `microbatches`."""
+  sizes = [sum(map(len, p.sequences)) for p in items]
   lengths = np.array(sizes)
   widths = np.array([_width(n, max_len) for n in sizes])
   order = np.lexsort((-lengths, -widths))
-  alike = np.zeros(len(pieces), int)  # as if all continued one prompt
+  alike = np.zeros(len(items), int)  # as if all continued one prompt
   while order.size:
     width = int(widths[order[0]])
     sizes = row_sizes(micro_tokens, width, ways)
     places, order, size = _fill_some(order, lengths, alike, width, sizes)
-    yield places, _packed(pieces, places, size, width)
+    yield places, _packed(items, places, size, width)
 
 
 def shapes(
-  rows: Rows, micro_tokens: int, max_len: int, ways: int = 1
-) -> Iterator[Micro]:
+  rows: RolloutBatch, micro_tokens: int, max_len: int, ways: int = 1
+) -> Iterator[Microbatch]:
   """An empty microbatch of each shape that `microbatches` may yield.
 
   For as many completions and prompts, and as long ones; arguments as there.
@@ -146,13 +146,15 @@ def row_sizes(micro_tokens: int, width: int, ways: int = 1) -> list[int]:
   return sorted({padding.round_up(n, ways) for n in sizes}, reverse=True)
 
 
-def side_by_side(micros: Iterable[Micro], number: int) -> Iterator[Micro]:
+def side_by_side(
+  micros: Iterable[Microbatch], number: int
+) -> Iterator[Microbatch]:
   """Stacks `number` microbatches of one shape, in order; empty ones fill up.
 
   Yields:
     microbatches with an axis before their own, for as many devices.
   """
-  waiting: dict[Any, list[Micro]] = {}
+  waiting: dict[Any, list[Microbatch]] = {}
 
   def stacked(group):
     empty = jax.tree.map(np.zeros_like, group[0])
@@ -224,7 +226,7 @@ def _fill(order, lengths, prompt_index, width, most):
     if row == len(used):
       used.append(0)
       prompts.append(set())
-    places.append(Place(int(i), row, used[row]))
+    places.append(Placement(int(i), row, used[row]))
     used[row] += int(lengths[i])
     prompts[row].add(prompt)
   return places, np.array(left, order.dtype)
@@ -238,14 +240,14 @@ def _prompt_sizes(num_rows: int, num_prompts: int, ways: int) -> list[int]:
   return sorted({padding.round_up(min(n, most), ways) for n in wanted})
 
 
-def _packed(pieces, places, num_rows, width) -> Packed:
+def _packed(items, places, num_rows, width) -> PackedBatch:
   shape = num_rows, width
   ids, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
-  extras = jax.tree.map(lambda x: np.zeros(shape, x.dtype), pieces[0].extras)
+  extras = jax.tree.map(lambda x: np.zeros(shape, x.dtype), items[0].extras)
   segment = 0
   for i, row, start in places:
-    piece, end = pieces[i], start
-    for sequence in piece.sequences:
+    item, end = items[i], start
+    for sequence in item.sequences:
       segment += 1
       at = row, slice(end, end + len(sequence))
       ids[at] = sequence
@@ -253,13 +255,13 @@ def _packed(pieces, places, num_rows, width) -> Packed:
       segments[at] = segment
       end += len(sequence)
     for whole, own in zip(
-      jax.tree.leaves(extras), jax.tree.leaves(piece.extras), strict=True
+      jax.tree.leaves(extras), jax.tree.leaves(item.extras), strict=True
     ):
       whole[row, start:end] = own
-  return Packed(Tokens(ids, positions, segments), extras)
+  return PackedBatch(Tokens(ids, positions, segments), extras)
 
 
-def _empty(rows, used, num_rows, num_prompts, width, ways) -> Micro:
+def _empty(rows, used, num_rows, num_prompts, width, ways) -> Microbatch:
   """Rows of padding alone, beside the prompts with the indices `used`."""
   shape = num_rows, width
   prefix_len = padding.shared_prefix_len(rows.prompts)
@@ -270,7 +272,7 @@ def _empty(rows, used, num_rows, num_prompts, width, ways) -> Micro:
   if rows.routes is not None:
     num_layers, _, num_chosen = rows.routes[0].shape
     routes = np.full((num_layers, *shape, num_chosen), -1, np.int32)
-  return Micro(
+  return Microbatch(
     tokens=Tokens(*ints[:3]),
     prompts=Prompts(
       padding.pad(
@@ -293,7 +295,7 @@ def _empty(rows, used, num_rows, num_prompts, width, ways) -> Micro:
   )
 
 
-def _micro(rows, places, num_rows, width, ways) -> Micro:
+def _micro(rows, places, num_rows, width, ways) -> Microbatch:
   chosen = [p.completion for p in places]
   used, local = np.unique(rows.prompt_index[chosen], return_inverse=True)
   num_prompts = min(

@@ -216,22 +216,22 @@ def order(cfg: Config, sizes: Sequence[int]) -> Order:
 
 
 def pack(
-  cfg: Config, pieces: Sequence[packing.Piece], max_len: int | None = None
-) -> Iterable[packing.Packed]:
-  """Packed microbatches of the pieces, on the devices.
+  cfg: Config, items: Sequence[packing.PackItem], max_len: int | None = None
+) -> Iterable[packing.PackedBatch]:
+  """Packed microbatches of the items, on the devices.
 
   Args:
     cfg: says how many tokens a microbatch has.
-    pieces: what is packed.
-    max_len: of a piece, in tokens; cfg's by default.
+    items: what is packed.
+    max_len: of an item, in tokens; cfg's by default.
   """
   for _, packed in packing.pack(
-    pieces, cfg.micro_tokens, max_len or cfg.max_len, sharding.axis_size('B')
+    items, cfg.micro_tokens, max_len or cfg.max_len, sharding.axis_size('B')
   ):
     yield place(packed)
 
 
-def place(packed: packing.Packed) -> packing.Packed:
+def place(packed: packing.PackedBatch) -> packing.PackedBatch:
   """A microbatch on the devices, its rows cut over them."""
   return jax.tree.map(lambda x: sharding.device_put(x, 'BT'), packed)
 
@@ -290,7 +290,7 @@ def fit(
     params: on the devices, cut as they shall be; they are given away.
     num_steps: updates.
     batch: (step, parameters) -> the step's microbatches, on the devices; rows
-      are `packing.Packed`.
+      are `packing.PackedBatch`.
     loss: of a microbatch.
     frozen: what else the loss wants, without a gradient.
     axes: of the parameters.
