@@ -25,7 +25,7 @@ from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import config, metrics, sharding
+from rlzero.runtime import config, metrics, saved_config, sharding
 from rlzero.tasks.datasets import records
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import demonstrations, folders, packing, supervised
@@ -73,7 +73,7 @@ def run(cfg: Config) -> None:
   Raises:
     ValueError: input that cannot be used, or a loss that is not finite.
   """
-  config.check_resume_compatible(cfg, cfg.workdir)
+  saved_config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
     loaded = folders.load_model(cfg.checkpoint)
     model, tokenizer = cfg.model(loaded.config), loaded.tokenizer
@@ -94,7 +94,7 @@ def run(cfg: Config) -> None:
         del params
         return [examples[i] for i in order.batch(step)]
 
-    config.save_resolved(cfg, cfg.workdir)
+    saved_config.save(cfg, cfg.workdir)
     folders.write_description(cfg.workdir, model, tokenizer)
     params = supervised.fit(
       cfg,

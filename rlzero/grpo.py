@@ -20,7 +20,7 @@ The settings are here; `rl/step.py` is the step, `rl/loop.py` the run around it.
 from rlzero import report
 from rlzero.rl import loop, settings
 from rlzero.rl.settings import Config
-from rlzero.runtime import config, hosts, sharding
+from rlzero.runtime import config, hosts, saved_config, sharding
 from rlzero.tasks.datasets import stream
 
 SEVERAL_HOSTS = True  # may run it together
@@ -37,7 +37,7 @@ def run(cfg: Config) -> None:
     [scenario.share for scenario in cfg.scenarios],
     cfg.seed,
   )
-  config.check_resume_compatible(cfg, cfg.workdir)
+  saved_config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
     loaded = settings.load_start(cfg)
     if cfg.model and cfg.computed(cfg.model) != cfg.computed(loaded.config):
@@ -47,7 +47,7 @@ def run(cfg: Config) -> None:
         'or none.'
       )
     if hosts.is_first():
-      config.save_resolved(cfg, cfg.workdir)
+      saved_config.save(cfg, cfg.workdir)
     hosts.print_once(settings.table(cfg, prompt_stream.num_examples))
     loop.Run(cfg, loaded, pool, prompt_stream).go()
   if hosts.is_first():

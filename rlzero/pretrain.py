@@ -26,7 +26,7 @@ from jax import numpy as jnp
 
 from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import config, lifecycle, metrics
+from rlzero.runtime import config, lifecycle, metrics, saved_config
 from rlzero.runtime.fields import mutable_on_resume
 from rlzero.tasks import countdown
 from rlzero.text.tokenizer import Tokenizer
@@ -63,8 +63,8 @@ class Config:
 
 def run(cfg: Config) -> None:
   """Trains from its start, or resumes from its last checkpoint."""
-  config.check_resume_compatible(cfg, cfg.workdir)
-  config.save_resolved(cfg, cfg.workdir)
+  saved_config.check_resume_compatible(cfg, cfg.workdir)
+  saved_config.save(cfg, cfg.workdir)
   tokenizer = Tokenizer.word_level(cfg.corpus.words, '<eos>', '<pad>')
   if tokenizer.vocab_size > cfg.model.vocab_size:
     raise ValueError(

@@ -29,7 +29,7 @@ import numpy as np
 from rlzero.evaluation import contamination, measure
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import config, metrics, sharding
+from rlzero.runtime import config, metrics, saved_config, sharding
 from rlzero.runtime.fields import mutable_on_resume
 from rlzero.scoring import grade, reward_pool, rewards
 from rlzero.tasks import base, countdown
@@ -95,7 +95,7 @@ def run(cfg: Config) -> None:
   Raises:
     ValueError: input that cannot be used, or nothing that can be kept.
   """
-  config.check_resume_compatible(cfg, cfg.workdir)
+  saved_config.check_resume_compatible(cfg, cfg.workdir)
   index = contamination.Index(
     (e for task in cfg.against for e in task.examples('test')), cfg.num_words
   )
@@ -107,7 +107,7 @@ def run(cfg: Config) -> None:
       f'{cfg.task.name!r} share {cfg.num_words} words with an evaluation set; '
       'choose another split or task.'
     )
-  config.save_resolved(cfg, cfg.workdir)
+  saved_config.save(cfg, cfg.workdir)
   source = sample(cfg, examples)
   records = [r for n in range(_num_parts(cfg, examples)) for r in _read(cfg, n)]
   kept, reasons = choose(cfg, records, index)

@@ -30,7 +30,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import config, metrics, sharding
+from rlzero.runtime import config, metrics, saved_config, sharding
 from rlzero.scoring import reward_model
 from rlzero.tasks import base
 from rlzero.tasks.datasets import records
@@ -97,7 +97,7 @@ def run(cfg: Config) -> None:
   Raises:
     ValueError: input that cannot be used, or a loss that is not finite.
   """
-  config.check_resume_compatible(cfg, cfg.workdir)
+  saved_config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
     loaded = folders.load_model(cfg.checkpoint)
     model = cfg.model(loaded.config)
@@ -115,7 +115,7 @@ def run(cfg: Config) -> None:
       )
     order = supervised.order(cfg, [len(some) for some in taught])
     judgements = list(itertools.chain(*taught))
-    config.save_resolved(cfg, cfg.workdir)
+    saved_config.save(cfg, cfg.workdir)
     params = {
       **sharding.device_put_params(reward_model.AXES, loaded.params),
       'score': sharding.device_put_params(reward_model.AXES, fresh(model)),

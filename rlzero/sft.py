@@ -18,7 +18,7 @@ import dataclasses
 import functools
 
 from rlzero.models import transformer
-from rlzero.runtime import config, sharding
+from rlzero.runtime import config, saved_config, sharding
 from rlzero.train import demonstrations, folders, supervised
 
 
@@ -33,13 +33,13 @@ def run(cfg: Config) -> None:
   Raises:
     ValueError: input that cannot be used, or a loss that is not finite.
   """
-  config.check_resume_compatible(cfg, cfg.workdir)
+  saved_config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
     loaded = folders.load_model(cfg.checkpoint)
     model = cfg.model(loaded.config)
     examples, order = demonstrations.load(cfg, loaded.tokenizer)
     num_steps = cfg.num_steps or order.num_steps(cfg.num_epochs)
-    config.save_resolved(cfg, cfg.workdir)
+    saved_config.save(cfg, cfg.workdir)
     folders.write_description(cfg.workdir, model, loaded.tokenizer)
     params = supervised.fit(
       cfg,

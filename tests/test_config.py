@@ -9,7 +9,7 @@ import gin
 import pytest
 
 import rlzero
-from rlzero.runtime import config
+from rlzero.runtime import config, saved_config
 from rlzero.runtime.config import UserError, build
 
 _STAGE = '''
@@ -387,13 +387,13 @@ def test_resolved_builds_the_same_again(stage, write):
     a/parts.Inner.deeper = @b/parts.Inner()
   """)
   cfg = build(stage, [file, '--kl_coef=1e-5'])
-  again = write(config.resolved(cfg), 'again.gin', head='')
+  again = write(saved_config.to_gin(cfg), 'again.gin', head='')
   assert build(stage, [again]) == cfg
 
 
 def test_saved_beside_the_run(stage, tmp_path):
   cfg = build(stage, ['--num_steps=3'])
-  config.save_resolved(cfg, str(tmp_path / 'a' / 'b'))
+  saved_config.save(cfg, str(tmp_path / 'a' / 'b'))
   saved = json.loads((tmp_path / 'a' / 'b' / 'config.json').read_text())
   assert saved['num_steps'] == 3 and saved['widths'] == [1, 2]
 
@@ -404,13 +404,13 @@ def test_a_workdir_keeps_its_configuration(stage, write, tmp_path):
     parts.Inner.size = 1
   """)
   workdir = str(tmp_path / 'run')
-  config.check_resume_compatible(stage.Config(), workdir)
-  config.save_resolved(build(stage, [file]), workdir)
-  config.check_resume_compatible(
+  saved_config.check_resume_compatible(stage.Config(), workdir)
+  saved_config.save(build(stage, [file]), workdir)
+  saved_config.check_resume_compatible(
     build(stage, [file, f'--workdir={workdir}']), workdir
   )
   with pytest.raises(UserError) as info:
-    config.check_resume_compatible(
+    saved_config.check_resume_compatible(
       build(stage, [file, '--num_steps=3', '--gin.parts.Inner.size=2']),
       workdir,
     )
@@ -422,7 +422,7 @@ def test_a_workdir_keeps_its_configuration(stage, write, tmp_path):
 def test_unwritable_workdir(stage, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot be written to'):
-    config.save_resolved(stage.Config(), str(tmp_path / 'file' / 'run'))
+    saved_config.save(stage.Config(), str(tmp_path / 'file' / 'run'))
 
 
 def test_main(stage, capsys, monkeypatch):

@@ -17,7 +17,14 @@ from test_learner import distance
 from rlzero import grpo, sft
 from rlzero.benchmarks.host_steps import CONFIG
 from rlzero.rl import settings, step
-from rlzero.runtime import config, hosts, lifecycle, metrics, sharding
+from rlzero.runtime import (
+  config,
+  hosts,
+  lifecycle,
+  metrics,
+  saved_config,
+  sharding,
+)
 from rlzero.train import checkpoint, folders
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -101,7 +108,7 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path):
     final_problems=1,
     final_samples=2,
   )
-  (tmp_path / 'run.gin').write_text(config.resolved(cfg))
+  (tmp_path / 'run.gin').write_text(saved_config.to_gin(cfg))
 
   def start(name):
     flags = f'--gin_file={tmp_path}/run.gin', f'--workdir={tmp_path / name}'

@@ -15,7 +15,7 @@ from test_transformer import noisy
 
 from rlzero import sft
 from rlzero.models import transformer
-from rlzero.runtime import config, lifecycle, metrics, sharding
+from rlzero.runtime import config, lifecycle, metrics, saved_config, sharding
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
@@ -332,8 +332,8 @@ records.Source.rename = {{'q': 'prompt'}}
     [f'--gin_file={gin}', f'--checkpoint={base}', f'--workdir={tmp_path}/run'],
   )
   assert [s.num_examples for s in cfg.data] == [0, 3]
-  config.save_resolved(cfg, cfg.workdir)
-  config.check_resume_compatible(cfg, cfg.workdir)
+  saved_config.save(cfg, cfg.workdir)
+  saved_config.check_resume_compatible(cfg, cfg.workdir)
   plain = config.build(
     sft, [f'--checkpoint={base}', f'--workdir={tmp_path}', f'--data={data}']
   )

@@ -14,7 +14,13 @@ from rlzero.evaluation import measure
 from rlzero.rl import learner
 from rlzero.rl.step import Experience, Loop
 from rlzero.rollout import journal
-from rlzero.runtime import config, hosts, lifecycle, metrics, provenance
+from rlzero.runtime import (
+  hosts,
+  lifecycle,
+  metrics,
+  provenance,
+  saved_config,
+)
 from rlzero.scoring import rewards
 from rlzero.train import checkpoint, folders
 
@@ -130,7 +136,7 @@ class Run:
     if not used:
       self.header = {
         'step': first,
-        'config': journal.digest(config.resume_key(cfg)),
+        'config': journal.digest(saved_config.resume_key(cfg)),
         'policy': checkpoint.fingerprint(loop.state.params),
         'prompts': journal.digest(
           [(draw, example.uid, example.question) for draw, example in sampled]

@@ -1,78 +1,37 @@
 """The only door to gin: gin files and flags in, one frozen Config out.
 
-gin's parser reads the files; the statements are carried out here, because
-gin's own registry keeps neither file nor line, is global, and drops mistyped
-macros in silence. The language is gin with dynamic registration, where
+The language is gin's, as `bindings` reads it. Flags of every stage:
+`--gin_file=FILE` (repeatable), `--gin.SELECTOR=VALUE`, `--help`,
+`--name=value` for a field of the stage's own Config, `--field.name=value` for
+a field of what a field holds, the short flags that its `SHORT_FLAGS` declares
+for such fields, and those of `lifecycle.join_hosts` where several hosts work
+together.
 
-  * what is configured is a dataclass, referred to as `@module.Class()`; a
-    reference without parentheses hands over a function as it is;
-  * `include` stands before the first binding of its file and a file is
-    included once, so that a file's own bindings always win; a later
-    `--gin_file` wins over an earlier one, and flags win over files;
-  * a macro or a binding that nothing refers to is an error.
-
-Flags of every stage: `--gin_file=FILE` (repeatable), `--gin.SELECTOR=VALUE`,
-`--help`, `--name=value` for a field of the stage's own Config, and those of
-`lifecycle.join_hosts` where several hosts work together.
+A binding of a class sets the fields of every `@module.Class()`. Where no
+reference to the class stands, it sets those of the default value of that
+class: `optim.Optimizer.b2 = 0.99` alone changes the default optimiser.
 """
 
-import ast
 import dataclasses
-import difflib
-import importlib
-import inspect
-import json
 import os
 import re
 import sys
-import textwrap
-import tokenize
 import types
 import typing
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from gin import config_parser
+from rlzero.runtime import cli_help, gin_values, lifecycle, naming
+from rlzero.runtime.bindings import (
+  Binding,
+  Bindings,
+  Macro,
+  Reference,
+  resolve,
+)
+from rlzero.runtime.naming import UserError
 
-from rlzero.runtime import lifecycle
-
-_TEXT, _JSON = 'config.gin', 'config.json'  # their names in a workdir
-
-
-class UserError(ValueError):
-  """Something the user can put right, told in one sentence."""
-
-
-class _Reference(NamedTuple):
-  name: str  # with its scope: 'held_out/countdown.Countdown'
-  call: bool
-
-
-class _Macro(NamedTuple):
-  name: str
-
-
-class _Binding(NamedTuple):
-  value: Any
-  where: str  # 'file:line', or the flag
-  names: dict[str, Any]  # what the file it stands in has imported
-
-
-class _FlagNames(dict):
-  """What flags may name: the imports of every file, and all of rlzero."""
-
-  def __missing__(self, name: str) -> Any:
-    return _child(importlib.import_module('rlzero'), name)
-
-
-class _Delegate(config_parser.ParserDelegate):
-  """Lets references stand as they are until every file has been read."""
-
-  def configurable_reference(self, scoped_configurable_name, evaluate):
-    return _Reference(scoped_configurable_name, evaluate)
-
-  def macro(self, macro_name):
-    return _Macro(macro_name)
+_Path = tuple[str, ...]  # names of fields, from the stage's Config
 
 
 def build(stage: types.ModuleType, argv: Sequence[str]) -> Any:
@@ -86,29 +45,25 @@ def build(stage: types.ModuleType, argv: Sequence[str]) -> Any:
     UserError: anything unknown, unused, missing, of the wrong type or out of
       range, with the field, its value and where it was set.
   """
-  source = _Source(stage)
-  hints = typing.get_type_hints(stage.Config)
-  settings = []
+  source = Bindings(stage)
+  set_later = []  # a file may import what a flag before it names
   for flag in argv:
     key, equals, text = flag.partition('=')
     name = key.removeprefix('--')
     if key == '--gin_file' and equals:
       source.read_file(text, flag)
     elif key.startswith('--gin.') and equals:
-      settings.append((name.removeprefix('gin.'), text, flag))
-    elif key.startswith('--') and name in hints:
-      text = _quoted(text, hints[name]) if equals else 'True'
-      settings.append((f'{_label(stage.Config)}.{name}', text, flag))
+      selector = name.removeprefix('gin.')
+      set_later.append((source.read_flag, selector, text, flag))
+    elif key.startswith('--'):
+      path, hint = _field_of(stage, name, flag)
+      text = gin_values.quote(text, hint) if equals else 'True'
+      set_later.append((source.read_path, path, text, flag))
     else:
-      known = ['--gin_file', '--help', *lifecycle.HOST_FLAGS]
-      known += [f'--{name}' for name in hints]
-      raise UserError(
-        f'{flag!r} is not a flag of {stage.__name__}{_near(key, known)}; '
-        'flags are written --name=value, and --help lists them.'
-      )
-  for setting in settings:
-    source.read_flag(*setting)
-  return source.config()
+      raise _unknown_flag(stage, flag)
+  for read, *arguments in set_later:
+    read(*arguments)
+  return _Builder(source).config()
 
 
 def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
@@ -118,7 +73,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
   `python -m` runs is a second copy of it:
 
       if __name__ == '__main__':
-        from rlzero import config, grpo
+        from rlzero import grpo
         config.main(grpo)
 
   Args:
@@ -138,7 +93,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     lifecycle.refuse_hosts(argv, stage.__name__)
   argv = lifecycle.join_hosts(argv)
   if '--help' in argv:
-    print(_help(stage))
+    print(cli_help.text(stage))
     return
   try:
     with lifecycle.exit_on_sigterm():
@@ -155,264 +110,233 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     sys.exit(2)
 
 
-def resolved(cfg: Any) -> str:
-  """Every field of a configuration, as gin text that builds it again."""
-  lines, modules, _ = _render(cfg)
-  return '\n'.join(
-    [
-      'from __gin__ import dynamic_registration',
-      *(f'import {module}' for module in sorted(modules)),
-      '',
-      *(f'{key} = {text}' for key, text in lines.items()),
-      '',
-    ]
+def _field_of(
+  stage: types.ModuleType, name: str, flag: str
+) -> tuple[_Path, Any]:
+  """The path of the field that a flag names, and the field's type."""
+  cls = stage.Config
+  hints = typing.get_type_hints(cls)
+  if name not in hints:
+    name = naming.short_flags(cls).get(name, name)
+  *parents, last = path = tuple(name.split('.'))
+  for parent in parents:
+    default = {f.name: f for f in dataclasses.fields(cls)}.get(parent)
+    cls = default and naming.nested_type(
+      hints[parent], naming.default_of(default)
+    )
+    if cls is None:
+      raise _unknown_flag(stage, flag)
+    hints = typing.get_type_hints(cls)
+  if last not in {f.name for f in dataclasses.fields(cls) if f.init}:
+    raise _unknown_flag(stage, flag)
+  return path, hints[last]
+
+
+def _unknown_flag(stage: types.ModuleType, flag: str) -> UserError:
+  key = flag.partition('=')[0]
+  own = [f.name for f in dataclasses.fields(stage.Config)]
+  known = ['--gin_file', '--help', *lifecycle.HOST_FLAGS]
+  known += [f'--{n}' for n in (*own, *naming.short_flags(stage.Config))]
+  deeper = [
+    f'--{".".join(path)}'
+    for path, _ in cli_help.nested_fields(stage.Config)
+    if path[-1] == key.removeprefix('--')
+  ]
+  hint = naming.near(key, known)
+  if deeper:
+    hint = f' (do you mean {" or ".join(deeper)}?)'
+  return UserError(
+    f'{flag!r} is not a flag of {stage.__name__}{hint}; flags are written '
+    '--name=value, and --help lists them.'
   )
 
 
-def save_resolved(cfg: Any, workdir: str) -> None:
-  """Writes `config.gin`, and the same as `config.json`, into a workdir.
+class _Builder:
+  """Makes the Config that the bindings describe."""
 
-  Raises:
-    UserError: the workdir cannot be made or written to.
-  """
-  as_json = json.dumps(dataclasses.asdict(cfg), indent=2, default=_full_name)
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    for name, text in ((_TEXT, resolved(cfg)), (_JSON, as_json + '\n')):
-      path = os.path.join(workdir, name)
-      with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        file.write(text)
-      os.replace(path + '.tmp', path)
-  except OSError as error:
-    raise UserError(
-      f'The workdir {workdir!r} cannot be written to ({error.strerror}); '
-      'choose another with --workdir=DIR.'
-    ) from error
-
-
-def check_resume_compatible(cfg: Any, workdir: str) -> None:
-  """Refuses a workdir that was begun with another configuration.
-
-  A workdir without a saved configuration passes. Fields declared with
-  `fields.mutable_on_resume()` may differ, and all that
-  is nested in them.
-
-  Raises:
-    UserError: names the fields that differ, with both values.
-  """
-  path = os.path.join(workdir, _TEXT)
-  if not os.path.exists(path):
-    return
-  with open(path, encoding='utf-8') as file:
-    saved = dict(
-      line.rstrip('\n').split(' = ', 1) for line in file if ' = ' in line
-    )
-  lines, _, mutable = _render(cfg)
-  differ = [
-    f'{key} is {lines.get(key, "absent")} now and '
-    f'{saved.get(key, "absent")} there'
-    for key in {**lines, **saved}
-    if key not in mutable and lines.get(key) != saved.get(key)
-  ]
-  if differ:
-    more = f', and {len(differ) - 5} more' if len(differ) > 5 else ''
-    raise UserError(
-      f'The workdir {workdir!r} holds a run with another configuration: '
-      f'{", ".join(differ[:5])}{more}; set these back, or choose another '
-      'with --workdir=DIR.'
-    )
-
-
-def resume_key(cfg: Any) -> dict[str, str]:
-  """The bindings that a run may not change when it resumes."""
-  lines, _, mutable = _render(cfg)
-  return {key: text for key, text in lines.items() if key not in mutable}
-
-
-class _Source:
-  """What the files and the flags of one build say, and its evaluation."""
-
-  def __init__(self, stage: types.ModuleType):
-    self._stage = stage
-    self._macros: dict[str, _Binding] = {}
-    self._fields: dict[tuple[str, type], dict[str, _Binding]] = {}
-    self._read: set[str] = set()  # real paths of the files
-    self._flag_names = _FlagNames({stage.__name__.rpartition('.')[2]: stage})
-    # A value that a later one overrides counts as used all the same: a flag
-    # that swaps the task must not make errors of the old task's bindings.
-    self._used_macros: dict[str, str] = {}  # to where
-    self._used_classes: set[type] = {stage.Config}
-    self._used_scopes: set[str] = set()
-
-  def read_file(self, path: str, by: str) -> None:
-    self._read.add(os.path.realpath(path))
-    try:
-      with open(path, encoding='utf-8', errors='replace') as file:
-        statements = list(config_parser.ConfigParser(file, _Delegate()))
-    except OSError as error:
-      raise UserError(
-        f'The gin file {path!r} ({by}) cannot be read ({error.strerror}); '
-        'paths are relative to the current folder, or to the including file.'
-      ) from error
-    except (SyntaxError, tokenize.TokenError) as error:
-      line = getattr(error, 'lineno', None) or error.args[1][0]
-      raise UserError(
-        f'{path}:{line} is not gin syntax: {_brief(error)}'
-      ) from error
-    names: dict[str, Any] = {}
-    seen: dict[Any, str] = {}
-    for statement in statements:
-      where = f'{path}:{statement.location.line_num}'
-      match statement:
-        case config_parser.ImportStatement():
-          if statement.module != '__gin__.dynamic_registration':
-            name, target = _import(statement, where)
-            names[name] = self._flag_names[name] = target
-        case config_parser.IncludeStatement(filename=name):
-          if seen:
-            raise UserError(
-              f'{where} includes {name!r} after a binding, which it might '
-              'undo; move the include above the bindings.'
-            )
-          beside = os.path.join(os.path.dirname(path), name)
-          included = beside if os.path.exists(beside) else name
-          if os.path.realpath(included) not in self._read:
-            self.read_file(included, where)
-        case config_parser.BindingStatement():
-          key = self._bind(statement, where, names)
-          if key in seen:
-            raise UserError(
-              f'{where} sets {key[-1]} a second time, after {seen[key]}; '
-              'keep one of the two.'
-            )
-          seen[key] = where
-
-  def read_flag(self, key: str, text: str, flag: str) -> None:
-    try:
-      parser = config_parser.ConfigParser(f'{key} = {text}', _Delegate())
-      for statement in parser:
-        self._bind(statement, flag, self._flag_names)
-    except (SyntaxError, tokenize.TokenError) as error:
-      raise UserError(
-        f'{flag!r} is not gin syntax: {_brief(error)} (a string needs quotes '
-        'inside those of the shell: --gin.x.y=\'"text"\').'
-      ) from error
-
-  def _bind(self, statement, where: str, names: dict[str, Any]) -> tuple:
-    """Notes a binding and returns its key, with a readable name last."""
-    scope, selector, field, value, _ = statement
-    binding = _Binding(value, where, names)
-    self._note_uses(value, binding)
-    if not field:
-      name = f'{scope}/{selector}' if scope else selector
-      self._macros[name] = binding
-      return 'macro', name
-    target = _resolve(selector, binding)
-    if not _is_dataclass(target):
-      raise UserError(
-        f'{selector}.{field} ({where}) sets a field of something that is not '
-        'a dataclass; only dataclasses are configured.'
-      )
-    known = [f.name for f in dataclasses.fields(target) if f.init]
-    if field not in known:
-      raise UserError(
-        f'{selector}.{field} ({where}) is not a field of '
-        f'{_full_name(target)}{_near(field, known)}; --help lists them.'
-      )
-    self._fields.setdefault((scope, target), {})[field] = binding
-    return scope, target, f'{selector}.{field}'
-
-  def _note_uses(self, value: Any, binding: _Binding) -> None:
-    match value:
-      case _Macro(name):
-        self._used_macros[name] = binding.where
-      case _Reference(name, call):
-        scope, _, selector = name.rpartition('/')
-        target = _resolve(selector, binding)
-        if call != _is_dataclass(target):
-          raise UserError(
-            f'@{name}{"()" * call} ({binding.where}) should be '
-            f'@{name}{"()" * (not call)}: dataclasses are called, anything '
-            'else is handed over as it is.'
-          )
-        if call:
-          self._used_classes.add(target)
-          self._used_scopes.add(scope)
-      case list() | tuple():
-        for item in value:
-          self._note_uses(item, binding)
-      case dict():
-        self._note_uses([*value, *value.values()], binding)
+  def __init__(self, source: Bindings):
+    self._source = source
+    self._places: dict[_Path, str] = {}  # of what was set, where
+    # Default values that bindings of their class have changed: to who has them.
+    self._changed: dict[type, set[str]] = {}
+    self._applied: set[tuple[str, type]] = set()
+    self._applied_paths: set[_Path] = set()
 
   def config(self) -> Any:
-    for name, where in self._used_macros.items():
-      if name not in self._macros:
-        raise UserError(
-          f'The macro %{name} ({where}) is set nowhere'
-          f'{_near(name, self._macros)}; add a line {name} = ...'
-        )
-    for name, binding in self._macros.items():
-      if name not in self._used_macros:
-        raise UserError(
-          f'The macro {name} ({binding.where}) is used nowhere'
-          f'{_near(name, self._used_macros)}; write %{name} where it is '
-          'meant, or remove it.'
-        )
-    for (scope, target), fields in self._fields.items():
-      prefix = f'{scope}/' if scope else ''
-      if target not in self._used_classes or not any(
-        f'{used}/'.startswith(prefix) for used in self._used_scopes | {''}
-      ):
-        name, binding = next(iter(fields.items()))
-        raise UserError(
-          f'{prefix}{_label(target)}.{name} ({binding.where}) has no effect; '
-          f'give @{prefix}{_label(target)}() to a field, or remove it.'
-        )
+    source = self._source
+    _check_macros(source)
+    self._check_classes(referenced=True)
     try:
-      return self._construct(self._stage.Config, [], 'the command line')
+      built = self._construct(source.stage.Config, [], 'the command line', ())
     except RecursionError:
       raise UserError(
-        f'The configuration of {self._stage.__name__} refers to itself; look '
+        f'The configuration of {source.stage.__name__} refers to itself; look '
         'for a macro or a reference that leads back to its own start.'
       ) from None
+    self._check_classes(referenced=False)
+    self._check_paths()
+    return built
 
-  def _construct(self, cls: type, scope: list[str], where: str) -> Any:
-    label = _label(cls)
-    bindings: dict[str, _Binding] = {}
+  def _check_classes(self, referenced: bool) -> None:
+    """Refuses bindings of classes that have changed nothing.
+
+    Args:
+      referenced: check those whose class a reference names, or the others.
+    """
+    source = self._source
+    scopes = [f'{scope}/' for scope in source.used_scopes | {''}]
+    for (scope, target), fields in source.fields.items():
+      if (target in source.used_classes) != referenced:
+        continue
+      prefix = f'{scope}/' if scope else ''
+      if referenced:
+        used = any(name.startswith(prefix) for name in scopes)
+      else:
+        used = (scope, target) in self._applied
+      if not used:
+        name, binding = next(iter(fields.items()))
+        label = f'{prefix}{naming.label(target)}'
+        raise UserError(
+          f'{label}.{name} ({binding.where}) has no effect; give @{label}() to '
+          'a field, or remove it.'
+        )
+
+  def _check_paths(self) -> None:
+    """Refuses flags of fields that nothing has, and ambiguous bindings."""
+    source = self._source
+    for path, binding in source.paths.items():
+      if path not in self._applied_paths:
+        raise UserError(
+          f'{binding.where} sets {".".join(path)}, but {path[0]} holds nothing '
+          'with such a field; give it a value that has one.'
+        )
+    for target, owners in self._changed.items():
+      if len(owners) > 1:
+        binding = next(iter(source.fields['', target].values()))
+        raise UserError(
+          f'{naming.label(target)} ({binding.where}) may mean '
+          f'{" or ".join(sorted(owners))}; give @{naming.label(target)}() to '
+          'the one that is meant.'
+        )
+
+  def _bound(
+    self, cls: type, scope: list[str], path: _Path | None
+  ) -> dict[str, Binding]:
+    """The bindings of an object's fields: by its class, then by its path."""
+    found: dict[str, Binding] = {}
     for depth in range(len(scope) + 1):
-      bindings |= self._fields.get(('/'.join(scope[:depth]), cls), {})
-    fields = [f for f in dataclasses.fields(cls) if f.init]
-    missing = [
-      f.name
-      for f in fields
-      if f.name not in bindings
-      and f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-      raise UserError(
-        f'{label}.{missing[0]} has no value and no default ({where}); set it '
-        f'in a gin file or with --gin.{label}.{missing[0]}=VALUE.'
-      )
+      found |= self._source.fields.get(('/'.join(scope[:depth]), cls), {})
+    if path is None:
+      return found
+    for place, binding in self._source.paths.items():
+      if place[:-1] != path or place[-1] not in _init_fields(cls):
+        continue
+      self._applied_paths.add(place)
+      other = found.get(place[-1])
+      if other and other.where.startswith('--'):
+        raise UserError(
+          f'{other.where} and {binding.where} both set {".".join(place)}; '
+          'give one of the two.'
+        )
+      found[place[-1]] = binding
+    return found
+
+  def _construct(
+    self, cls: type, scope: list[str], where: str, path: _Path | None
+  ) -> Any:
+    """An object of a class that a reference names."""
+    bindings = self._bound(cls, scope, path)
+    for name, field in _init_fields(cls).items():
+      if name not in bindings and (
+        field.default is field.default_factory is dataclasses.MISSING
+      ):
+        raise UserError(
+          f'{naming.label(cls)}.{name} has no value and no default ({where}); '
+          f'set it in a gin file or with --gin.{naming.label(cls)}.{name}'
+          '=VALUE.'
+        )
+    values = self._values(cls, bindings, scope, path)
+    for name, field in _init_fields(cls).items():
+      default = naming.default_of(field)
+      if name not in values and naming.is_settings(default):
+        owner = f'{naming.label(cls)}.{name}'
+        inner = None if path is None else (*path, name)
+        values[name] = self._rebuilt(default, scope, inner, owner)
+    return self._made(cls, values, bindings, where, path)
+
+  def _rebuilt(
+    self, default: Any, scope: list[str], path: _Path | None, owner: str
+  ) -> Any:
+    """A default value with what bindings of its class or path change in it."""
+    cls = type(default)
+    if cls in self._source.used_classes:  # bindings are those of references
+      bindings = {
+        place[-1]: binding
+        for place, binding in self._source.paths.items()
+        if place[:-1] == path and place[-1] in _init_fields(cls)
+      }
+      self._applied_paths |= {(*(path or ()), name) for name in bindings}
+    else:
+      bindings = self._bound(cls, scope, path)
+      keys = {('/'.join(scope[:depth]), cls) for depth in range(len(scope) + 1)}
+      keys &= self._source.fields.keys()
+      self._applied |= keys
+      if ('', cls) in keys:
+        self._changed.setdefault(cls, set()).add(owner)
+    values = self._values(cls, bindings, scope, path)
+    for name in _init_fields(cls):
+      value = getattr(default, name)
+      if name not in values and naming.is_settings(value):
+        inner = None if path is None else (*path, name)
+        new = self._rebuilt(value, scope, inner, f'{naming.label(cls)}.{name}')
+        if new is not value:
+          values[name] = new
+    if not values:
+      return default
+    kept = {name: getattr(default, name) for name in _init_fields(cls)}
+    return self._made(cls, kept | values, bindings, 'default', path)
+
+  def _values(
+    self,
+    cls: type,
+    bindings: Mapping[str, Binding],
+    scope: list[str],
+    path: _Path | None,
+  ) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     values = {}
     for name, binding in bindings.items():
-      value = self._evaluate(binding.value, binding, scope)
+      inner = None if path is None else (*path, name)
+      if inner:
+        self._places[inner] = binding.where
+      value = self._evaluate(binding.value, binding, scope, inner)
       try:
-        values[name] = _conform(value, hints[name])
+        values[name] = gin_values.conform(value, hints[name])
       except TypeError as error:
         raise UserError(
-          f'{label}.{name} is {value!r} ({binding.where}); its type must be '
-          f'{_show(hints[name])}.'
+          f'{naming.label(cls)}.{name} is {value!r} ({binding.where}); its '
+          f'type must be {naming.show_type(hints[name])}.'
         ) from error
+    return values
+
+  def _made(
+    self,
+    cls: type,
+    values: dict[str, Any],
+    bindings: Mapping[str, Binding],
+    where: str,
+    path: _Path | None,
+  ) -> Any:
+    """`cls(**values)`, whose errors say where what they name was set."""
     try:
       return cls(**values)
     except UserError:
       raise
     except ValueError as error:
-      text = str(error)
+      text, label = str(error), naming.label(cls)
       # 'Config.num_steps is 0' becomes 'grpo.Config.num_steps is 0'.
       first = re.match(rf'(?:[\w.]*\b{cls.__name__}\.)?(\w+)', text)
-      known = {f.name for f in fields}
+      known = _init_fields(cls)
       if first and first[1] in known:
         text = f'{label}.{text[first.start(1) :]}'
       else:
@@ -422,262 +346,56 @@ class _Source:
         for name in dict.fromkeys(re.findall(r'\w+', text))
         if name in known
       ]
+      set_at += [
+        f'{".".join(place[len(path) :])}: {at}'
+        for place, at in self._places.items()
+        if path is not None
+        and len(place) > len(path) + 1
+        and place[: len(path)] == path
+        and '.'.join(place[len(path) :]) in text
+      ]
       raise UserError(f'{text} ({", ".join(set_at) or where})') from error
 
-  def _evaluate(self, value: Any, binding: _Binding, scope: list[str]) -> Any:
+  def _evaluate(
+    self, value: Any, binding: Binding, scope: list[str], path: _Path | None
+  ) -> Any:
+    def inside(item: Any) -> Any:
+      return self._evaluate(item, binding, scope, None)
+
     match value:
-      case _Macro(name):
-        macro = self._macros[name]
-        return self._evaluate(macro.value, macro, scope)
-      case _Reference(name, call):
+      case Macro(name):
+        macro = self._source.macros[name]
+        return self._evaluate(macro.value, macro, scope, path)
+      case Reference(name, call):
         own, _, selector = name.rpartition('/')
-        target = _resolve(selector, binding)
+        target = resolve(selector, binding)
         if not call:
           return target
         own = own.split('/') if own else scope
-        return self._construct(target, own, binding.where)
+        return self._construct(target, own, binding.where, path)
       case list() | tuple():
-        return type(value)(self._evaluate(v, binding, scope) for v in value)
+        return type(value)(map(inside, value))
       case dict():
-        return {
-          self._evaluate(k, binding, scope): self._evaluate(v, binding, scope)
-          for k, v in value.items()
-        }
+        return {inside(k): inside(v) for k, v in value.items()}
     return value
 
 
-def _import(statement, where: str) -> tuple[str, Any]:
-  name = statement.bound_name()
-  try:
-    if statement.is_from:
-      parent, _, child = statement.module.rpartition('.')
-      return name, _child(importlib.import_module(parent), child)
-    module = importlib.import_module(statement.module)
-    return name, module if statement.alias else sys.modules[name]
-  except ImportError as error:
-    raise UserError(
-      f'{where} cannot import {statement.module}: {_brief(error)}.'
-    ) from error
-
-
-def _resolve(selector: str, binding: _Binding) -> Any:
-  """What `module.Class` means among the imports at that place."""
-  target: Any = binding.names
-  for part in selector.split('.'):
-    known = target if isinstance(target, dict) else dir(target)
-    try:
-      target = (
-        target[part] if isinstance(target, dict) else _child(target, part)
-      )
-    except (KeyError, ImportError, AttributeError) as error:
+def _check_macros(source: Bindings) -> None:
+  """Refuses a macro that is set nowhere, or used nowhere."""
+  for name, where in source.used_macros.items():
+    if name not in source.macros:
       raise UserError(
-        f'{selector} ({binding.where}): {part!r} is '
-        f'{"not imported" if known is binding.names else "unknown"}'
-        f'{_near(part, known)}; name it as module.Class, after an import of '
-        'its module in the same gin file.'
-      ) from error
-  return target
-
-
-def _child(parent: Any, name: str) -> Any:
-  """An attribute, or a submodule that nobody has imported yet."""
-  if isinstance(parent, types.ModuleType) and not hasattr(parent, name):
-    return importlib.import_module(f'{parent.__name__}.{name}')
-  return getattr(parent, name)
-
-
-def _conform(value: Any, hint: Any) -> Any:
-  """`value` as its annotation wants it: ints as floats, lists as tuples.
-
-  Raises:
-    TypeError: the annotation does not allow it.
-  """
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if hint is Any:
-    return value
-  if origin in (typing.Union, types.UnionType):
-    for arg in args:
-      try:
-        return _conform(value, arg)
-      except TypeError:
-        pass
-  elif origin is typing.Literal:
-    if any(type(value) is type(arg) and value == arg for arg in args):
-      return value
-  elif origin is tuple and isinstance(value, (list, tuple)):
-    if args[-1:] == (...,):
-      args = args[:1] * len(value)
-    if len(value) == len(args):
-      return tuple(map(_conform, value, args))
-  elif origin is dict and isinstance(value, dict):
-    return {
-      _conform(k, args[0]): _conform(v, args[1]) for k, v in value.items()
-    }
-  elif origin is not None:
-    if isinstance(value, origin):  # a Callable[...], a type[...]
-      return value
-  elif hint is float and type(value) is int:
-    return float(value)
-  elif getattr(hint, '_is_protocol', False):
-    members = [name for name in vars(hint) if not name.startswith('_')]
-    if all(hasattr(value, name) for name in members):
-      return value
-  elif isinstance(value, hint):
-    # True is an int to Python, but num_steps = True is a mistake.
-    if not (isinstance(value, bool) and hint in (int, float)):
-      return value
-  raise TypeError
-
-
-def _render(cfg: Any) -> tuple[dict[str, str], set[str], set[str]]:
-  """A configuration as gin bindings.
-
-  Returns:
-    Bindings {'module.Class.field': gin text}, nested ones under a scope named
-    by their place; the modules to import; the bindings that may change.
-  """
-  lines: dict[str, str] = {}
-  modules: set[str] = set()
-  mutable: set[str] = set()
-
-  def named(target: Any) -> str:
-    name = _full_name(target)
-    modules.add(name.removesuffix(f'.{target.__qualname__}'))
-    return name
-
-  def rendered(value: Any, scope: str, free: bool) -> str:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-      prefix = f'{scope}/' if scope else ''
-      name = named(type(value))
-      for f in dataclasses.fields(value):
-        if f.init:
-          key = f'{prefix}{name}.{f.name}'
-          lines[key] = ''  # keeps its place before what is nested in it
-          field_free = free or f.metadata.get('mutable_on_resume', False)
-          if field_free:
-            mutable.add(key)
-          lines[key] = rendered(
-            getattr(value, f.name), prefix + f.name, field_free
-          )
-      return f'@{prefix}{name}()'
-    if isinstance(value, (list, tuple)):
-      items = [rendered(v, f'{scope}_{i}', free) for i, v in enumerate(value)]
-      if isinstance(value, list):
-        return f'[{", ".join(items)}]'
-      return f'({", ".join(items)}{"," * (len(items) == 1)})'
-    if isinstance(value, dict):
-      items = [
-        f'{key!r}: {rendered(v, f"{scope}_{i}", free)}'
-        for i, (key, v) in enumerate(value.items())
-      ]
-      return f'{{{", ".join(items)}}}'
-    return f'@{named(value)}' if callable(value) else repr(value)
-
-  rendered(cfg, '', False)
-  return lines, modules, mutable
-
-
-def _quoted(text: str, hint: Any) -> str:
-  """The text after `--name=` as gin text: strings come without quotes."""
-  options = typing.get_args(hint) or (hint,)
-  if typing.get_origin(hint) in (dict, list, tuple):  # of these, not one
-    options = (hint,)
-  if text == 'None' and types.NoneType in options:
-    return text
-  if str in options or text in options:  # the second for a Literal
-    return repr(text)
-  if bool in options and text.lower() in ('true', 'false'):
-    return text.capitalize()
-  try:
-    ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    # Quoted, a word in place of a number is refused as such by its type.
-    return text if text.startswith(('@', '%')) else repr(text)
-  return text
-
-
-def _help(stage: types.ModuleType) -> str:
-  several = getattr(stage, 'SEVERAL_HOSTS', False)
-  lines = [
-    f'python -m {stage.__name__} [--gin_file=FILE ...] '
-    '[--gin.SELECTOR=VALUE ...] [--name=value ...]',
-    *(
-      [f'on several hosts: {" ".join(lifecycle.HOST_FLAGS)}'] if several else []
-    ),
-    '',
-    (inspect.getdoc(stage) or '').partition('\n')[0],
-    '',
-    f'--name is a field of {_label(stage.Config)}; fields of the others are '
-    'set with --gin. or in a gin file. RLZERO_TRACEBACK=1 shows the '
-    'traceback of an error.',
-  ]
-  classes = [stage.Config]
-  for cls in classes:  # grows by the dataclasses that its fields hold
-    hints = typing.get_type_hints(cls)
-    comments = _comments(cls)
-    lines += ['', _label(cls)]
-    for f in dataclasses.fields(cls):
-      default = f.default
-      if f.default_factory is not dataclasses.MISSING:
-        default = f.default_factory()
-      required = default is dataclasses.MISSING
-      lines.append(
-        f'  {"--" * (cls is stage.Config)}{f.name}: {_show(hints[f.name])}'
-        f'{" (required)" if required else f" = {default!r}"}'
-        f'{"  # " * (f.name in comments)}{comments.get(f.name, "")}'
+        f'The macro %{name} ({where}) is set nowhere'
+        f'{naming.near(name, source.macros)}; add a line {name} = ...'
       )
-      for hint in (hints[f.name], *typing.get_args(hints[f.name])):
-        if _is_dataclass(hint) and hint not in classes:
-          classes.append(hint)
-  return '\n'.join(lines)
+  for name, binding in source.macros.items():
+    if name not in source.used_macros:
+      raise UserError(
+        f'The macro {name} ({binding.where}) is used nowhere'
+        f'{naming.near(name, source.used_macros)}; write %{name} where it is '
+        'meant, or remove it.'
+      )
 
 
-def _comments(cls: type) -> dict[str, str]:
-  """The comment beside, or else right above, each field of a dataclass."""
-  comments: dict[str, str] = {}
-  for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
-    source = textwrap.dedent(inspect.getsource(base))
-    lines = source.splitlines()
-    for node in ast.parse(source).body[0].body:
-      if isinstance(node, ast.AnnAssign):
-        # Offsets count bytes, and a default may hold more than ASCII.
-        beside = lines[node.end_lineno - 1].encode()[node.end_col_offset :]
-        above = lines[node.lineno - 2].strip()
-        if b'#' in beside:
-          comments[node.target.id] = beside.decode().strip(' #')
-        elif above.startswith('#'):
-          comments[node.target.id] = above.strip(' #')
-  return comments
-
-
-def _is_dataclass(target: Any) -> bool:
-  return isinstance(target, type) and dataclasses.is_dataclass(target)
-
-
-def _full_name(target: Any) -> str:
-  # A stage's Config may be declared elsewhere; its own attribute alone counts,
-  # or a class that inherits from it would answer to the same name.
-  own = vars(target).get('GIN_NAME')
-  return own or f'{target.__module__}.{target.__qualname__}'
-
-
-def _label(cls: type) -> str:
-  """`grpo.Config`: the shortest name that a gin file would use."""
-  return '.'.join(
-    _full_name(cls).split('.')[-1 - cls.__qualname__.count('.') - 1 :]
-  )
-
-
-def _show(hint: Any) -> str:
-  plain = isinstance(hint, type) and not typing.get_args(hint)
-  return hint.__name__ if plain else str(hint).replace('typing.', '')
-
-
-def _near(name: str, known: Collection[str]) -> str:
-  close = difflib.get_close_matches(name, known, n=1)
-  return f' (did you mean {close[0]!r}?)' if close else ''
-
-
-def _brief(error: Exception) -> str:
-  """The last line of a message; gin puts the point there."""
-  return str(error.args[0]).strip().splitlines()[-1].strip().rstrip('.')
+def _init_fields(cls: type) -> dict[str, dataclasses.Field]:
+  return {f.name: f for f in dataclasses.fields(cls) if f.init}

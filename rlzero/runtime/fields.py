@@ -1,7 +1,19 @@
-"""Declares fields of settings: which may change when a run resumes."""
+"""Declares fields of settings: what may change on resume, and their ranges.
+
+A dataclass of settings checks itself in `__post_init__`:
+
+    fields.check(self, num_steps=at_least(1), top_p=above(0).at_most(1))
+
+`check` also refuses NaN, infinities, and True or False in every field whose
+annotation is a number, whether a range is given for it or not.
+"""
 
 import dataclasses
-from typing import Any
+import math
+import typing
+from typing import Any, NamedTuple
+
+from rlzero.runtime import naming
 
 
 def mutable_on_resume(default: Any = dataclasses.MISSING) -> Any:
@@ -9,3 +21,89 @@ def mutable_on_resume(default: Any = dataclasses.MISSING) -> Any:
   return dataclasses.field(
     default=default, metadata={'mutable_on_resume': True}
   )
+
+
+def grows_on_resume(default: Any = dataclasses.MISSING) -> Any:
+  """Declares a number that may be larger when a run resumes."""
+  return dataclasses.field(default=default, metadata={'grows_on_resume': True})
+
+
+class Range(NamedTuple):
+  """The numbers that a field takes."""
+
+  low: float = -math.inf
+  high: float = math.inf
+  with_low: bool = True  # whether `low` itself is allowed
+  with_high: bool = True
+  why: str = ''  # ends the message
+
+  def at_most(self, high: float) -> 'Range':
+    return self._replace(high=high, with_high=True)
+
+  def below(self, high: float) -> 'Range':
+    return self._replace(high=high, with_high=False)
+
+  def because(self, why: str) -> 'Range':
+    return self._replace(why=why)
+
+  def holds(self, value: float) -> bool:
+    above = value >= self.low if self.with_low else value > self.low
+    under = value <= self.high if self.with_high else value < self.high
+    return math.isfinite(value) and above and under
+
+  def __str__(self) -> str:
+    bounds = []
+    if self.low > -math.inf:
+      bounds.append(f'{"at least" if self.with_low else "above"} {self.low}')
+    if self.high < math.inf:
+      bounds.append(f'{"at most" if self.with_high else "below"} {self.high}')
+    return ' and '.join(bounds) or 'a finite number'
+
+
+def at_least(low: float) -> Range:
+  """`low` or more."""
+  return Range(low=low)
+
+
+def above(low: float) -> Range:
+  """More than `low`."""
+  return Range(low=low, with_low=False)
+
+
+def check(settings: Any, **ranges: Range) -> None:
+  """Checks the numbers of a dataclass of settings.
+
+  Args:
+    settings: an instance of a dataclass.
+    **ranges: by the names of fields; where a field holds several numbers,
+      each must be in the range. None is not checked.
+
+  Raises:
+    ValueError: one that is not finite, no number, or out of its range; names
+      the field, its value and what is allowed.
+  """
+  name = naming.label(type(settings))
+  hints = typing.get_type_hints(type(settings))
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    allowed = ranges.get(field.name)
+    if allowed is None and hints[field.name] not in (
+      int,
+      float,
+      int | None,
+      float | None,
+    ):
+      continue
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+      if number is None:
+        continue
+      if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise ValueError(
+          f'{name}.{field.name} is {value!r}; it must be a number.'
+        )
+      if not (allowed or Range()).holds(number):
+        why = f' ({allowed.why})' if allowed and allowed.why else ''
+        raise ValueError(
+          f'{name}.{field.name} is {value}; it must be '
+          f'{allowed or Range()}{why}.'
+        )

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 
-from rlzero.runtime import config
+from rlzero.runtime import config, saved_config
 from rlzero.runtime.fields import mutable_on_resume
 from rlzero.tasks import countdown
 
@@ -31,8 +31,8 @@ class Config:
 
 def run(cfg: Config) -> None:
   """Writes the pairs of all training problems that have any."""
-  config.check_resume_compatible(cfg, cfg.workdir)
-  config.save_resolved(cfg, cfg.workdir)
+  saved_config.check_resume_compatible(cfg, cfg.workdir)
+  saved_config.save(cfg, cfg.workdir)
   pairs = [
     {'prompt': example.question, 'chosen': first, 'rejected': last}
     for example in cfg.task.examples('train')

@@ -1,0 +1,181 @@
+"""Settings inside settings: by class, by path and by short flag."""
+
+import dataclasses
+import sys
+from typing import ClassVar
+
+import pytest
+
+from rlzero.runtime import cli_help, config, fields, saved_config
+from rlzero.runtime.config import UserError
+from rlzero.runtime.fields import above, at_least
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rate:
+  peak: float = 0.1  # of the schedule
+  warmup: int = 0
+
+  def __post_init__(self):
+    fields.check(self, peak=above(0).below(1), warmup=at_least(0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw:
+  top: float = 1.0
+  slots: int = fields.mutable_on_resume(4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Settings."""
+
+  SHORT_FLAGS: ClassVar[dict[str, str]] = {
+    'peak': 'rate.peak',
+    'slots': 'draw.slots',
+  }
+
+  workdir: str = fields.mutable_on_resume('')
+  steps: int = fields.grows_on_resume(5)
+  rate: Rate = Rate(peak=0.2, warmup=3)  # how fast
+  draw: Draw = Draw()
+  other: Rate | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Twice(Config):
+  second: Rate = Rate()
+
+
+@pytest.fixture
+def stage():
+  return sys.modules[__name__]
+
+
+def run(cfg):
+  raise AssertionError('nothing is to be run')
+
+
+_HEAD = (
+  'from __gin__ import dynamic_registration\nimport test_nested_settings\n'
+)
+
+
+def _file(tmp_path, text):
+  path = tmp_path / 'run.gin'
+  path.write_text(_HEAD + text)
+  return f'--gin_file={path}'
+
+
+def _refused(stage, *argv):
+  with pytest.raises(UserError) as info:
+    config.build(stage, argv)
+  return str(info.value)
+
+
+def test_a_binding_of_a_class_changes_the_default_of_that_class(
+  stage, tmp_path
+):
+  file = _file(tmp_path, 'test_nested_settings.Rate.peak = 0.5\n')
+  assert config.build(stage, [file]).rate == Rate(peak=0.5, warmup=3)
+
+
+def test_a_reference_starts_from_the_class_and_takes_the_bindings(
+  stage, tmp_path
+):
+  file = _file(
+    tmp_path,
+    'test_nested_settings.Config.other = @test_nested_settings.Rate()\n'
+    'test_nested_settings.Rate.peak = 0.5\n',
+  )
+  cfg = config.build(stage, [file])
+  assert cfg.other == Rate(peak=0.5) and cfg.rate == Rate(peak=0.2, warmup=3)
+
+
+@pytest.mark.parametrize(
+  'flags, expected',
+  [
+    (['--peak=0.5'], Config(rate=Rate(peak=0.5, warmup=3))),
+    (['--rate.warmup=7'], Config(rate=Rate(peak=0.2, warmup=7))),
+    (['--slots=9', '--steps=2'], Config(steps=2, draw=Draw(slots=9))),
+    (
+      ['--gin.test_nested_settings.Rate.warmup=1', '--peak=0.5'],
+      Config(rate=Rate(peak=0.5, warmup=1)),
+    ),
+  ],
+)
+def test_flags_reach_into_default_values(stage, flags, expected):
+  assert config.build(stage, flags) == expected
+
+
+def test_flags_reach_into_references_and_win_over_files(stage, tmp_path):
+  file = _file(
+    tmp_path,
+    'test_nested_settings.Config.rate = @test_nested_settings.Rate()\n'
+    'test_nested_settings.Rate.peak = 0.5\n',
+  )
+  cfg = config.build(stage, ['--peak=0.25', file, '--rate.warmup=2'])
+  assert cfg.rate == Rate(peak=0.25, warmup=2)
+
+
+@pytest.mark.parametrize(
+  'flags, parts',
+  [
+    (
+      ['--peak=-1'],
+      ['Rate.peak is -1.0', 'above 0 and below 1', '(peak: --peak=-1)'],
+    ),
+    (['--peak=nan'], ['Rate.peak is', 'float', '--peak=nan']),
+    (['--peak=1e999'], ['Rate.peak is inf', '--peak=1e999']),
+    (['--rate.warmup=True'], ['Rate.warmup is True', 'int']),
+    (['--warmup=3'], ["'--warmup=3'", '--rate.warmup', '--other.warmup']),
+    (['--rate.pek=3'], ["'--rate.pek=3'"]),
+    (['--other.peak=0.5'], ['--other.peak=0.5', 'other holds nothing']),
+    (
+      ['--peak=0.5', '--gin.test_nested_settings.Rate.peak=0.6'],
+      ['both set rate.peak'],
+    ),
+    (
+      ['--gin.test_nested_settings.Config.peak=0.5'],
+      ['it is test_nested_settings.Rate.peak', 'rate.peak'],
+    ),
+  ],
+)
+def test_refused(stage, flags, parts):
+  message = _refused(stage, *flags)
+  for part in parts:
+    assert part in message
+
+
+def test_a_binding_that_two_defaults_could_take_is_refused(stage, monkeypatch):
+  monkeypatch.setattr(stage, 'Config', Twice)
+  message = _refused(stage, '--gin.test_nested_settings.Rate.peak=0.5')
+  assert 'Twice.rate or' in message and 'Twice.second' in message
+  cfg = config.build(stage, ['--second.peak=0.5'])
+  assert cfg == Twice(second=Rate(peak=0.5))
+
+
+def test_what_is_saved_builds_the_same_again(stage, tmp_path):
+  cfg = config.build(stage, ['--peak=0.5', '--slots=9'])
+  path = tmp_path / 'again.gin'
+  path.write_text(saved_config.to_gin(cfg))
+  assert config.build(stage, [f'--gin_file={path}']) == cfg
+
+
+def test_every_setting_is_listed_with_flag_and_comment(stage):
+  found = {s.field: s for s in cli_help.list_settings(stage)}
+  assert found['rate.peak'].flag == '--peak'
+  assert found['rate.peak'].default == '0.2'
+  assert found['rate.peak'].comment == 'of the schedule'
+  assert found['rate'].comment == 'how fast'
+  assert found['other.warmup'].flag == '--other.warmup'
+  assert found['draw.slots'].type == 'int'
+  page = cli_help.text(stage)
+  assert '  --peak is --rate.peak' in page.splitlines()
+
+
+def test_modules_that_flags_name_are_found_in_the_package(stage):
+  message = _refused(stage, '--gin.optim.Optimizer.b2=0.9')
+  assert 'optim.Optimizer.b2' in message and 'no effect' in message
+  message = _refused(stage, '--gin.config.ModelConfig.width=1')
+  assert 'rlzero.models.config or rlzero.runtime.config' in message
