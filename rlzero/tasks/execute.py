@@ -1,63 +1,48 @@
-"""Runs programs that a model wrote against tests.
+"""Judges programs that a model wrote, by tests.
 
-Each run is a process of its own with limits of time, memory and output, in a
-network namespace without a network where the kernel allows one, and under an
-audit hook that refuses sockets, processes, native libraries and writing. The
-expected output never reaches it. That stops accidents and easy cheats; it is
-no wall against someone who means harm.
+Programs run in the sandbox of `isolation`. What is expected of them never
+enters it: input goes in, output comes out, and the comparison is made here.
 """
 
 import decimal
+import enum
+import functools
+import importlib.util
 import json
 import os
-import re
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
-from typing import NamedTuple
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rlzero.tasks import fences, harness, isolation
 
 DEADLINE_S = 300.0  # for all tests of a program together
 _MAX_OUTPUT = 64 << 20  # bytes
-_BLOCK = re.compile(r'```(?:python3?|py)?[ \t]*\n(.*?)```', re.DOTALL)
-_NUMBERS = 1000  # tokens of a line that are compared as numbers
+_OVERHEAD = 64 << 20  # bytes of address space that an interpreter takes
+_STACK = 256 << 20  # bytes
+_COMPILERS = ('g++', 'clang++', 'c++')
+# Its own memory and time: they are not the program's.
+_COMPILING = isolation.Limits(wall_s=60, memory=4 << 30, processes=True)
 
-_GUARD = r"""
-import os, resource, sys
-path, function, memory, seconds, size = sys.argv[1:]
-for kind, most in (
-  (resource.RLIMIT_AS, int(memory)), (resource.RLIMIT_CPU, int(seconds)),
-  (resource.RLIMIT_FSIZE, int(size)), (resource.RLIMIT_CORE, 0)):
-  resource.setrlimit(kind, (most, most))
-import builtins, json, runpy
-try:
-  import ctypes
-  ctypes.CDLL(None).unshare(0x10000000 | 0x40000000)  # user, network
-except Exception:
-  pass
-write = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
-def hook(event, args):
-  if event.startswith(('socket.', 'subprocess.', 'ctypes.dlopen', 'os.fork',
-      'os.exec', 'os.spawn', 'os.posix_spawn', 'os.system', 'os.kill',
-      'os.remove', 'os.rename', 'os.rmdir', 'os.truncate', 'os.chmod',
-      'os.link', 'os.symlink', 'os.mkdir', 'shutil.', 'pty.')):
-    raise ImportError(event + ' is not allowed')
-  if event == 'open' and isinstance(args[2], int) and args[2] & write:
-    raise PermissionError('writing is not allowed')
-sys.setrecursionlimit(100_000)
-sys.argv = [path]
-if function:
-  calls, out = json.load(sys.stdin), os.dup(1)
-  os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-sys.addaudithook(hook)
-names = runpy.run_path(path, run_name='solution' if function else '__main__')
-if function:
-  call = getattr(names['Solution'](), function) if 'Solution' in names else (
-    names[function])
-  reply = json.dumps([call(*arguments) for arguments in calls])
-  sys.stdout.flush()
-  os.write(out, reply.encode())
-"""
+program = fences.program
+
+
+class Verdict(enum.StrEnum):
+  """How a program did."""
+
+  ACCEPTED = 'accepted'
+  WRONG = 'wrong'  # an answer
+  TIME = 'time'  # more than it may take
+  MEMORY = 'memory'  # more than it may take
+  CRASH = 'crash'  # it failed, or is no program
+  REFUSED = 'refused'  # it was not run; the reason says why
+
+
+class Judgement(NamedTuple):
+  """A verdict, and the reason in a few words."""
+
+  verdict: Verdict
+  reason: str
 
 
 class Test(NamedTuple):
@@ -71,82 +56,93 @@ class Test(NamedTuple):
   output: str
 
 
-def program(text: str) -> str | None:
-  """The last block of Python in a completion, or None."""
-  found = _BLOCK.findall(text)
-  return found[-1] if found else None
-
-
-def passes(
+def judge(
   source: str,
   tests: Sequence[Test],
   function: str = '',
   limit_s: float = 6.0,
   memory: int = 1 << 30,
-) -> bool:
-  """Whether a program passes all tests; it stops at the first that fails.
+  *,
+  language: str = 'python',
+  using: str | None = None,
+  allow_unsandboxed: bool = False,
+) -> Judgement:
+  """Runs a program against tests and stops at the first that fails.
 
   Args:
-    source: Python.
+    source: the program.
     tests: at least one.
     function: of the program, or of its class Solution, that is called; empty
       for a program that reads standard input and writes standard output.
     limit_s: seconds a test.
-    memory: bytes of address space.
+    memory: bytes.
+    language: 'python' or 'cpp'.
+    using: one of `isolation.MECHANISMS` instead of the first that works.
+    allow_unsandboxed: run it with limits alone where no mechanism works.
 
   Raises:
-    ValueError: no tests.
+    ValueError: no tests, an unknown language, or a function in C++.
   """
   if not tests:
     raise ValueError('A program without tests cannot be judged; give one.')
-  with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, 'program.py')
-    with open(path, 'w', encoding='utf-8') as file:
-      file.write(source)
-    if not function:
-      return all(
-        _same_text(_run(path, '', t.input, limit_s, memory), t.output)
-        for t in tests
-      )
-    calls = [[json.loads(v) for v in t.input.splitlines()] for t in tests]
-    wanted = [json.loads(test.output) for test in tests]
-    # All calls in one process: starting it costs more than most of them.
-    found = _run(
-      path, function, json.dumps(calls), limit_s * len(tests), memory
+  if language not in fences.LANGUAGES or (function and language != 'python'):
+    raise ValueError(
+      f'A program in {language!r} with function {function!r} cannot be judged; '
+      f'the languages are {", ".join(fences.LANGUAGES)}, and functions are '
+      'called in Python alone.'
     )
-    try:
-      return found is not None and json.loads(found) == wanted
-    except ValueError:
-      return False
+  how = {'using': using, 'allow_unsandboxed': allow_unsandboxed}
+  code = source.encode(errors='replace')
+  if language == 'cpp':
+    compiled = _compiled(code, how)
+    if isinstance(compiled, Judgement):
+      return compiled
+    command, files = ['program'], {'program': compiled}
+  else:
+    command = [isolation.PYTHON, '-s', '-S', '-B', 'harness.py', 'program.py']
+    command += [function, str(limit_s)]
+    files = {'harness.py': _harness(), 'program.py': code}
+    if b'numpy' in code:
+      how['readable'] = _packages()
+  limits = dict(
+    wall_s=limit_s, memory=memory + _OVERHEAD, stack=min(_STACK, memory)
+  )
+  if function:
+    return _judge_function(command, files, tests, limits, how)
+  for test in tests:
+    result = isolation.run(
+      command,
+      test.input.encode(errors='replace'),
+      isolation.Limits(**limits, output=_room(test.output)),
+      files=files,
+      **how,
+    )
+    if result.status != 'ok':
+      return _failed(result)
+    if not same_text(result.output.decode(errors='replace'), test.output):
+      return Judgement(Verdict.WRONG, 'The output is another one.')
+  return Judgement(Verdict.ACCEPTED, '')
 
 
-def _run(
-  path: str, function: str, given: str, limit_s: float, memory: int
-) -> str | None:
-  """What the program writes, or None if it fails."""
-  limits = map(str, (memory, int(limit_s) + 1, _MAX_OUTPUT))
-  with tempfile.TemporaryFile() as output:
-    try:
-      done = subprocess.run(
-        [sys.executable, '-I', '-c', _GUARD, path, function, *limits],
-        input=given.encode(),
-        stdout=output,
-        stderr=subprocess.DEVNULL,
-        cwd=os.path.dirname(path),
-        env={'PATH': os.defpath, 'PYTHONHASHSEED': '0'},
-        timeout=limit_s,
-      )
-    except subprocess.TimeoutExpired:
-      return None
-    output.seek(0)
-    written = output.read(_MAX_OUTPUT)
-  return None if done.returncode else written.decode(errors='replace')
+def run(
+  source: str, tests: Sequence[Test], *args: Any, **named: Any
+) -> Verdict:
+  """The verdict of `judge`, which takes the same arguments."""
+  return judge(source, tests, *args, **named).verdict
 
 
-def _same_text(found: str | None, wanted: str) -> bool:
-  """Line by line, without the space around; numbers by their value."""
-  if found is None:
-    return False
+def passes(
+  source: str, tests: Sequence[Test], *args: Any, **named: Any
+) -> bool:
+  """Whether `judge`, which takes the same arguments, accepts a program."""
+  return run(source, tests, *args, **named) == Verdict.ACCEPTED
+
+
+def same_text(found: str, wanted: str) -> bool:
+  """Whether an output is the expected one, as LiveCodeBench compares them.
+
+  Line by line, without the space around; numbers by their exact value.
+  """
   lines = [text.strip().splitlines() for text in (found, wanted)]
   return len(lines[0]) == len(lines[1]) and all(
     _same_line(a.split(), b.split()) for a, b in zip(*lines, strict=True)
@@ -156,7 +152,7 @@ def _same_text(found: str | None, wanted: str) -> bool:
 def _same_line(found: list[str], wanted: list[str]) -> bool:
   if found == wanted:
     return True
-  if len(found) != len(wanted) or len(found) > _NUMBERS:
+  if len(found) != len(wanted):
     return False
   try:
     return all(
@@ -165,3 +161,110 @@ def _same_line(found: list[str], wanted: list[str]) -> bool:
     )
   except decimal.InvalidOperation:
     return False
+
+
+def _judge_function(
+  command: Sequence[str],
+  files: Mapping[str, bytes],
+  tests: Sequence[Test],
+  limits: dict[str, Any],
+  how: Mapping[str, Any],
+) -> Judgement:
+  # All calls in one process: starting it costs more than most of them.
+  calls = [
+    [json.loads(v) for v in test.input.split('\n') if v.strip()]
+    for test in tests
+  ]
+  wanted = [json.loads(test.output) for test in tests]
+  limits['wall_s'] *= len(tests)
+  result = isolation.run(
+    command,
+    ''.join(json.dumps(call) + '\n' for call in calls).encode(),
+    isolation.Limits(**limits, output=_room(*(t.output for t in tests))),
+    files=files,
+    **how,
+  )
+  if result.status == 'refused':
+    return _failed(result)
+  # A line that is not ended is not a reply.
+  *replies, _ = result.output.split(b'\n')
+  for reply, value in zip(replies, wanted, strict=False):
+    if not _is_reply(reply, value):
+      return Judgement(Verdict.WRONG, 'A value is another one.')
+  if result.status != 'ok':
+    return _failed(result)
+  if len(replies) != len(wanted):
+    return Judgement(
+      Verdict.CRASH,
+      f'{len(replies)} values came of {len(wanted)} calls: it ended too early '
+      'or wrote where it should not.',
+    )
+  return Judgement(Verdict.ACCEPTED, '')
+
+
+def _is_reply(reply: bytes, value: Any) -> bool:
+  try:
+    return json.loads(reply) == [value]
+  except (ValueError, RecursionError):
+    return False
+
+
+def _failed(result: isolation.Result) -> Judgement:
+  status = 'crash' if result.status == 'output' else result.status
+  return Judgement(Verdict(status), result.reason)
+
+
+def _room(*outputs: str) -> int:
+  """Bytes that a program may write: a right one needs no more."""
+  return min(_MAX_OUTPUT, (1 << 20) + 16 * sum(map(len, outputs)))
+
+
+@functools.cache
+def _harness() -> bytes:
+  with open(harness.__file__, 'rb') as file:
+    return file.read()
+
+
+@functools.cache
+def _packages() -> tuple[str, ...]:
+  """Folders of NumPy, which programs may import."""
+  spec = importlib.util.find_spec('numpy')
+  folder = os.path.dirname(spec.origin)
+  libraries = os.path.join(os.path.dirname(folder), 'numpy.libs')
+  return folder, *([libraries] if os.path.isdir(libraries) else [])
+
+
+def _compiler() -> str | None:
+  """A C++ compiler of the system, the only ones that the sandbox shows."""
+  return next(
+    filter(None, (shutil.which(n, path='/usr/bin:/bin') for n in _COMPILERS)),
+    None,
+  )
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(source: bytes, using: str | None, allow: bool) -> isolation.Result:
+  script = f'{_compiler()} -O2 -std=gnu++17 -x c++ - -o program && cat program'
+  return isolation.run(
+    ['/bin/sh', '-c', script],
+    source,
+    _COMPILING,
+    using=using,
+    allow_unsandboxed=allow,
+  )
+
+
+def _compiled(source: bytes, how: Mapping[str, Any]) -> bytes | Judgement:
+  """The executable, or why there is none."""
+  if not _compiler():
+    return Judgement(
+      Verdict.REFUSED,
+      'There is no C++ compiler in /usr/bin; install one (apt-get install '
+      'g++), or ask for programs in Python.',
+    )
+  result = _compile(source, how['using'], how['allow_unsandboxed'])
+  if result.status == 'ok':
+    return result.output
+  if result.status == 'refused':
+    return _failed(result)
+  return Judgement(Verdict.CRASH, f'It does not compile: {result.reason}')

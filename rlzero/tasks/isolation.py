@@ -75,7 +75,8 @@ def run(
     stdin: all that it can read from standard input.
     limits: on what it uses.
     files: names and contents of files that it can read and execute.
-    readable: further files and folders of ours that it can read.
+    readable: further files and folders of ours that it can read; each stands
+      among the files too, under its own name.
     using: one of MECHANISMS instead of the first that works.
     allow_unsandboxed: run it, where no mechanism works, with limits alone.
 
@@ -97,6 +98,8 @@ def run(
       with open(path, 'wb') as file:
         file.write(content)
       os.chmod(path, 0o755)
+    for path in readable:
+      os.symlink(path, os.path.join(folder, os.path.basename(path)))
     inside = _FILES if found == 'bubblewrap' else folder
     command = [
       os.path.join(inside, a) if a in (files or {}) else a for a in command

@@ -187,7 +187,9 @@ class _Watch:
     output = bytes(self._output)
     errors = self._errors.decode(errors='replace')
     wall_s = time.monotonic() - self._start
-    if self._over == 'time' or code == 128 + signal.SIGXCPU:
+    # SIGALRM is from a limit that the command has set itself.
+    ended_by_time = (128 + signal.SIGXCPU, 128 + signal.SIGALRM)
+    if self._over == 'time' or code in ended_by_time:
       return Result(
         'time', output, f'It took more than {self._limits.wall_s:g} s.'
       )

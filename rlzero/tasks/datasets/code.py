@@ -5,47 +5,85 @@ Answers are Python programs, run against the problem's tests; see `execute`.
 
 import base64
 import dataclasses
-import io
 import json
-import pickle
+import pickletools
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from rlzero.tasks import base, execute
+from rlzero.tasks import base, execute, fences, isolation
 from rlzero.tasks.datasets import hub
 
 _STDIN = (
-  'Write a Python program that solves the problem. It reads standard input '
-  'and writes standard output. Enclose the program in ```python and ```.'
+  'Write a {name} program that solves the problem. It reads standard input '
+  'and writes standard output. Enclose the program in ```{fence} and ```.'
 )
 _FUNCTION = (
   'Complete the Python code so that it solves the problem. Enclose the whole '
   'program in ```python and ```.\n\n```python\n{starter}\n```'
 )
+_NAMES = {'python': 'Python', 'cpp': 'C++'}
+# What the pickle of a string is made of.
+_PLAIN_STEPS = frozenset(
+  ('PROTO', 'FRAME', 'MEMOIZE', 'BINPUT', 'PUT', 'LONG_BINPUT', 'STOP')
+  + ('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8')
+)
+_MAX_TESTS = 1 << 30  # bytes of a problem's private tests
 
 
 @dataclasses.dataclass(frozen=True)
 class _Programs:
-  """What tasks of programs have in common: their judge."""
+  """The judge that tasks of programs share."""
 
   data_dir: str = '~/tensorflow_datasets'  # folder of TFDS datasets
+  # Run programs with limits alone where no sandbox works; see `isolation`.
+  allow_unsandboxed: bool = dataclasses.field(default=False, kw_only=True)
+  # One of fences.LANGUAGES.
+  language: str = dataclasses.field(default='python', kw_only=True)
+
+  def __post_init__(self):
+    if self.language not in fences.LANGUAGES:
+      raise ValueError(
+        f'{type(self).__name__}.language is {self.language!r}; choose one of '
+        f'{", ".join(fences.LANGUAGES)}.'
+      )
+
+  def warm_up(self) -> None:
+    """Finds the sandbox before the first program does.
+
+    Raises:
+      RuntimeError: there is none, and that is not allowed.
+    """
+    isolation.describe(self.allow_unsandboxed)
 
   def extract(self, text: str) -> str | None:
-    return execute.program(text)
+    return execute.program(text, self.language)
 
   def verify(self, answer: str, target: str) -> bool:
     """Whether the program passes every test."""
+    return self.outcome(answer, target) == execute.Verdict.ACCEPTED
+
+  def outcome(self, answer: str, target: str) -> str:
+    """How the program did: one of `execute.Verdict`.
+
+    Args:
+      answer: the program, fenced or not.
+      target: of the example.
+    """
     facts = json.loads(target)
     tests = [execute.Test(*test) for test in facts['tests']]
     if private := facts.get('private'):
       tests += _tests(_unpacked(private))
-    return execute.passes(
-      answer,
+    source = fences.stated(answer, self.language)
+    if source is None:
+      return execute.Verdict.CRASH
+    return execute.run(
+      source,
       tests,
       facts['function'],
       facts['limit_s'],
       facts['memory'],
+      language=self.language,
+      allow_unsandboxed=self.allow_unsandboxed,
     )
 
   def same(self, first: str, second: str) -> bool:
@@ -53,7 +91,8 @@ class _Programs:
     return first.strip() == second.strip()
 
   def count_tries(self, text: str) -> int:
-    return text.count('```python')
+    names = fences.LANGUAGES[self.language]
+    return sum(block.language in names for block in fences.blocks(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +105,14 @@ class LiveCodeBench(_Programs):
   first: str = '2024-08'  # month
   last: str = '2025-01'  # month
   name: str = 'livecodebench'
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.language != 'python':
+      raise ValueError(
+        f'LiveCodeBench.language is {self.language!r}, but its starters are '
+        "Python; set it to 'python'."
+      )
 
   def examples(self, split: str) -> list[base.Example]:
     """The problems; `hub.examples` says what may go wrong."""
@@ -85,7 +132,7 @@ class LiveCodeBench(_Programs):
         continue
       starter = hub.column(row, 'starter_code')
       facts = json.loads(hub.column(row, 'metadata') or '{}')
-      ask = _FUNCTION.format(starter=starter) if starter else _STDIN
+      ask = _FUNCTION.format(starter=starter) if starter else _ask()
       yield base.Example(
         str(hub.column(row, 'question_id')),
         f'{hub.column(row, "question_content")}\n\n{ask}',
@@ -110,7 +157,7 @@ class Codeforces(_Programs):
   interactive, or whose tests are not complete.
   """
 
-  time_scale: float = 3.0  # Python's limit over the problem's
+  time_scale: float = 3.0  # Python's limit over the problem's; not that of C++
   name: str = 'codeforces'
 
   def examples(self, split: str) -> list[base.Example]:
@@ -149,20 +196,25 @@ class Codeforces(_Programs):
         parts.append(f'Example\n{shown["input"]}\n->\n{shown["output"]}')
       if note := hub.column(row, 'note'):
         parts.append(f'Note\n{note}')
+      scale = self.time_scale if self.language == 'python' else 1.0
       seconds = float(hub.column(row, 'time_limit') or 2)
       yield base.Example(
         str(hub.column(row, 'id')),
-        '\n\n'.join([*parts, _STDIN]),
+        '\n\n'.join([*parts, _ask(self.language)]),
         json.dumps(
           {
             'tests': [(test['input'], test['output']) for test in tests],
             'function': '',
-            'limit_s': self.time_scale * seconds,
+            'limit_s': scale * seconds,
             'memory': int(hub.column(row, 'memory_limit') or 256) << 20,
             'rating': int(hub.column(row, 'rating')),
           }
         ),
       )
+
+
+def _ask(language: str = 'python') -> str:
+  return _STDIN.format(name=_NAMES[language], fence=language)
 
 
 def _tests(text: str) -> list[execute.Test]:
@@ -171,15 +223,33 @@ def _tests(text: str) -> list[execute.Test]:
 
 
 def _unpacked(text: str) -> str:
-  """JSON that may be pickled, compressed and in base64."""
+  """JSON that may be in a pickle, compressed and in base64.
+
+  The pickle is not loaded: its one string is read.
+
+  Raises:
+    ValueError: it is not of that kind, or too large.
+  """
   if text.lstrip().startswith('['):
     return text
-  found = _Plain(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load()
-  return found if isinstance(found, str) else json.dumps(found)
-
-
-class _Plain(pickle.Unpickler):
-  """Reads a pickle of plain values; one that names a class may be harmful."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    raise pickle.UnpicklingError(f'{module}.{name} is not a plain value.')
+  opened = zlib.decompressobj()
+  plain = opened.decompress(base64.b64decode(text), _MAX_TESTS)
+  if not opened.eof:
+    raise ValueError(
+      f'Private tests have more than {_MAX_TESTS} bytes or end too early; '
+      'download the data set again.'
+    )
+  steps = [(code.name, value) for code, value, _ in pickletools.genops(plain)]
+  strings = [
+    value
+    for name, value in steps
+    if name.endswith('UNICODE') or name.endswith('UNICODE8')
+  ]
+  others = {name for name, _ in steps} - _PLAIN_STEPS
+  if others or len(strings) != 1:
+    raise ValueError(
+      'Private tests are a pickle of something else than one string '
+      f'({", ".join(sorted(others)) or len(strings)}); such a pickle may be '
+      'harmful. Download the data set from its own address.'
+    )
+  return strings[0]
