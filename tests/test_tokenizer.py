@@ -229,6 +229,16 @@ def test_end_of_turn_also_ends_and_pads_by_default():
     ({'token_type': None}, 'lacks tokenizer.ggml.token_type'),
     ({'eos_token_id': None}, 'no end-of-sequence token'),
     ({'eos_token_id': 99999}, 'names 99999 as a special token'),
+    ({'bos_token_id': -1}, 'names -1 as a special token'),
+    ({'eot_token_id': 'end'}, "names 'end' as a special token"),
+    ({'merges': ['x y z']}, "m.gguf has the merge 'x y z', but a merge is two"),
+    ({'merges': ['xy']}, "m.gguf has the merge 'xy'"),
+    ({'merges': ['x y']}, "m.gguf has the merge 'x y'"),
+    ({'merges': ['é ü']}, "m.gguf has the merge 'é ü'"),
+    ({'merges': [3]}, 'm.gguf has tokenizer.ggml.merges of another type'),
+    ({'token_type': [1]}, 'm.gguf has 264 tokens, but 1 entries in token'),
+    ({'tokens': ['a', 'a'], 'token_type': [1, 1]}, "has the token 'a' twice"),
+    ({'bos_token_id': None, 'add_bos_token': True}, 'has add_bos_token, but'),
   ],
 )
 def test_gguf_tokenizer_that_cannot_be_built(changes, message):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import struct
 
 import gguf
 import jax
@@ -362,6 +363,44 @@ def test_truncated_safetensors(folder, length):
     hf.read_folder(folder)
 
 
+def test_header_that_is_longer_than_any(folder):
+  path = folder / 'model.safetensors'
+  path.write_bytes((1 << 60).to_bytes(8, 'little') + path.read_bytes()[8:])
+  with pytest.raises(
+    weights.WeightsError, match=r'model.safetensors is damaged or cut short'
+  ):
+    hf.read_folder(folder)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    '../model.safetensors',
+    'a/../../model.safetensors',
+    '/etc/model.safetensors',
+    '..\\model.safetensors',
+    'pytorch_model.bin',
+    'model.safetensors\0.bin',
+    None,
+    {'file': 'model.safetensors'},
+  ],
+)
+def test_index_that_leads_out_of_its_folder(folder, name):
+  inner = folder / 'inner'
+  inner.mkdir()
+  (inner / 'config.json').write_bytes((folder / 'config.json').read_bytes())
+  index = inner / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': {'model.norm.weight': name}}))
+  with pytest.raises(
+    weights.WeightsError, match='index.json has model.norm.weight in .*, but'
+  ):
+    hf.read_folder(inner)
+  for wrong in ({}, [], None):
+    index.write_text(json.dumps({'weight_map': wrong}))
+    with pytest.raises(weights.WeightsError, match='has no weight_map'):
+      hf.read_folder(inner)
+
+
 def test_missing_files(folder):
   (folder / 'model.safetensors').unlink()
   with pytest.raises(FileNotFoundError, match='holds neither model.safetens'):
@@ -383,6 +422,32 @@ def test_missing_files(folder):
     ({'rope_scaling': {'type': 'linear'}}, "rope_type 'linear' without factor"),
     ({'rope_parameters': {'rope_type': 'longrope'}}, "rope_type = 'longrope'"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'without low_f'),
+    ({'rope_scaling': {'factor': 8.0}}, 'by factor without a type'),
+    (
+      {'rope_parameters': {'factor': 8, 'rope_theta': 1.0}},
+      'by factor without',
+    ),
+    ({'rope_scaling': {'type': None, 'factor': 8.0}}, 'by factor without a t'),
+    (
+      {'rope_scaling': {'original_max_position_embeddings': 64}},
+      'by original_max_position_embeddings without a type',
+    ),
+    (
+      {'rope_scaling': {'type': 'linear', 'rope_type': 'yarn', 'factor': 2.0}},
+      "a rotary embedding of the types 'linear' and 'yarn'",
+    ),
+    (
+      {
+        'rope_parameters': {'rope_theta': 1e4},
+        'rope_scaling': {'type': 'linear', 'factor': 4.0},
+      },
+      'which are not the same stretch',
+    ),
+    ({'rope_scaling': 8.0}, 'rope_scaling = 8.0, but an object or null'),
+    ({'rope_scaling': {'type': 'linear', 'factor': '8'}}, "factor = '8'"),
+    ({'rope_scaling': {'type': 'linear', 'factor': 0.5}}, 'factor is 0.5'),
+    ({'rope_theta': 0}, 'rope_theta = 0.0, but a number above 0'),
+    ({'rope_theta': True}, 'rope_theta = True, but a number'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor = 0.5'),
     ({'model_type': 'qwen2', 'use_sliding_window': True}, 'use_sliding_w'),
     ({'layer_types': ['sliding_attention']}, 'layer_types'),
@@ -638,6 +703,9 @@ def test_quantised_gguf_is_close(tmp_path):
   [
     ('mamba', {}, "architecture 'mamba', but only gemma3, llama"),
     ('llama', {'rope.scaling.type': 'yarn'}, "rope.scaling.type = 'yarn'"),
+    ('llama', {'rope.scaling.factor': 8}, 'scaling.factor without a type'),
+    ('gemma3', {'rope.scaling.factor': 8}, 'scaling.factor without a type'),
+    ('qwen2', {'rope.scale_linear': 4}, 'rope.scale_linear without a type'),
     ('llama', {'rope.dimension_count': 4}, 'rope.dimension_count = 4'),
     ('llama', {'expert_count': 8}, 'llama.expert_count = 8'),
     ('llama', {'block_count': 'two'}, "block_count = 'two', but a whole num"),
@@ -679,6 +747,33 @@ def test_truncated_gguf(share, tmp_path):
   data = path.read_bytes()
   path.write_bytes(data[: int(share * len(data))])
   with pytest.raises(weights.WeightsError, match='damaged or cut short'):
+    weights.load(path)
+
+
+@pytest.mark.parametrize(
+  'head, message',
+  [
+    (struct.pack('<QQ', 0, 1 << 60), 'its head goes to byte'),
+    (struct.pack('<QQ', 1 << 60, 0), 'its head goes to byte'),
+    (struct.pack('<QQQ', 0, 1, 1 << 62), 'its head goes to byte'),
+    (  # an array of 2^60 numbers, which would take no bytes at the end
+      struct.pack('<QQQcIIQ', 0, 1, 1, b'k', 9, 4, 1 << 60),
+      'an array has 1152921504606846976 entries',
+    ),
+    (struct.pack('<QQQcIIQ', 0, 1, 1, b'k', 9, 99, 1), 'a value is of type 99'),
+    (
+      struct.pack('<QQQcI', 0, 1, 1, b'k', 9) + struct.pack('<IQ', 9, 1) * 5,
+      'a value is of type 9',
+    ),
+    (struct.pack('<QQQcI', 0, 1, 1, b'k', 8), 'its head goes to byte'),
+  ],
+)
+def test_gguf_whose_head_promises_too_much(head, message, tmp_path):
+  path = tmp_path / 'm.gguf'
+  path.write_bytes(b'GGUF' + struct.pack('<I', 3) + head)
+  with pytest.raises(
+    weights.WeightsError, match=f'damaged or cut short .{message}'
+  ):
     weights.load(path)
 
 
@@ -751,6 +846,17 @@ def test_gemmas_as_the_hub_has_them():
     )
   with pytest.raises(weights.WeightsError, match='final_logit_softcapping'):
     mapping.model_config_from_hf({**text, 'final_logit_softcapping': 30.0})
+  for stretch, message in (
+    ({'rope_scaling': {'factor': 8.0}}, 'by factor without a type'),
+    ({'rope_parameters': {'full_attention': {'factor': 8.0}}}, 'by factor wi'),
+    ({'rope_parameters': {'sliding_attention': {'factor': 8.0}}}, 'by factor'),
+    (
+      {'rope_parameters': {'rope_type': 'linear', 'factor': 8.0}},
+      'rope_type, factor, but only sliding_attention and full_attention',
+    ),
+  ):
+    with pytest.raises(weights.WeightsError, match=message):
+      mapping.model_config_from_hf({**text, 'rope_scaling': None, **stretch})
 
 
 def test_tokenizer_that_is_too_large_for_the_embedding(folder):

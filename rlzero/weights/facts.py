@@ -1,5 +1,6 @@
 """What a config.json or the head of a GGUF file says, read with checks."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ class Facts:
     """
     value = self.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool):
-      raise self._unusable(key, value, 'a whole number')
+      raise self.unusable(key, value, 'a whole number')
     return value
 
   def number(self, key: str, default: float | None = None) -> float:
@@ -45,8 +46,12 @@ class Facts:
       WeightsError: it is missing and has no default, or is something else.
     """
     value = self.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-      raise self._unusable(key, value, 'a number')
+    if (
+      not isinstance(value, (int, float))
+      or isinstance(value, bool)
+      or not math.isfinite(value)
+    ):
+      raise self.unusable(key, value, 'a number')
     return float(value)
 
   def only(self, key: str, wanted: Any, value: Any = None) -> None:
@@ -72,7 +77,8 @@ class Facts:
       f'{"are" if many else "is"} implemented; choose another model.'
     )
 
-  def _unusable(self, key: str, value: Any, kind: str) -> WeightsError:
+  def unusable(self, key: str, value: Any, kind: str) -> WeightsError:
+    """The error that says what is there and what kind of value is needed."""
     return WeightsError(
       f'{self.source} has {self._prefix}{key} = {value!r}, but {kind} is '
       "needed; restore the model's own file."

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.weights import gguf_tokenizer, mapping
+from rlzero.weights import gguf_head, gguf_tokenizer, mapping
 from rlzero.weights.facts import WeightsError
 from rlzero.weights.families import llama
 from rlzero.weights.rows import Index, Stored
@@ -34,6 +34,7 @@ def open_gguf(
       f'{path} does not exist; give the path of a .gguf file.'
     )
   try:
+    gguf_head.check(path)
     reader = gguf.GGUFReader(path)
     metadata = {k: field.contents() for k, field in reader.fields.items()}
   except Exception as error:  # what is raised depends on where the cut is

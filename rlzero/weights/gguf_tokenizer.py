@@ -5,7 +5,8 @@ merges: of all neighbours the pair with the best score of the whole is joined
 first. What no piece covers is spelled in bytes, <0x00> to <0xFF>.
 """
 
-from collections.abc import Mapping, Sequence
+import collections
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -16,7 +17,6 @@ from tokenizers import (
   models,
   normalizers,
   pre_tokenizers,
-  processors,
 )
 
 from rlzero.text.tokenizer import Tokenizer
@@ -65,13 +65,31 @@ def read(
       "('gpt2') and SentencePiece ('llama') are built from GGUF; use the "
       "model's Hugging Face folder instead."
     )
-  for key in ('tokens', 'token_type', 'merges' if kind == 'gpt2' else 'scores'):
-    if not get(key):
+  needed = {'tokens': str, 'token_type': int}
+  needed |= {'merges': str} if kind == 'gpt2' else {'scores': (int, float)}
+  for key, type_ in needed.items():
+    found = get(key)
+    if not found:
       raise ValueError(
         f'{source} lacks tokenizer.ggml.{key}; convert the model again, '
         'vocabulary included.'
       )
+    if not all(isinstance(one, type_) for one in found):
+      raise ValueError(
+        f'{source} has tokenizer.ggml.{key} of another type than it should '
+        'be; convert the model again.'
+      )
+    if key != 'merges' and len(found) != len(get('tokens')):
+      raise ValueError(
+        f'{source} has {len(get("tokens"))} tokens, but {len(found)} entries '
+        f'in tokenizer.ggml.{key}; convert the model again.'
+      )
   tokens = get('tokens')
+  if twice := [t for t, n in collections.Counter(tokens).items() if n > 1]:
+    raise ValueError(
+      f'{source} has the token {twice[0]!r} twice; convert the model again.'
+    )
+  bos, unknown = (_id(get, f'{k}_token_id', source) for k in ('bos', 'unknown'))
   if kind == 'llama':  # a run of spaces is spelled as it is looked up
     tokens = [t if t.strip(' ') else '▁' * len(t) for t in tokens]
   if kind == 'gpt2':
@@ -79,7 +97,6 @@ def read(
     adds_bos = get('pre') == 'llama-bpe'
   else:
     prefix = metadata.get('tokenizer.ggml.add_space_prefix', True)
-    unknown = get('unknown_token_id')
     backend = _sentencepiece(
       tokens,
       get('scores'),
@@ -99,21 +116,39 @@ def read(
         if type_ == wanted and token.strip('▁')
       ]
     )
-  bos = get('bos_token_id')
-  # What llama.cpp assumes where the file does not say.
-  if metadata.get('tokenizer.ggml.add_bos_token', adds_bos) and bos is not None:
-    backend.post_processor = processors.TemplateProcessing(
-      single=f'{tokens[bos]} $A', special_tokens=[(tokens[bos], bos)]
+  template = metadata.get('tokenizer.chat_template')
+  if not isinstance(template, str | None):
+    raise ValueError(
+      f'{source} has a tokenizer.chat_template that is no text; convert the '
+      'model again.'
     )
-  eos = [get('eos_token_id'), get('eot_token_id')]
+  # What llama.cpp assumes where the file does not say.
+  add_bos = metadata.get('tokenizer.ggml.add_bos_token')
+  if add_bos is None and bos is not None:
+    add_bos = adds_bos
+  eos = (_id(get, f'{k}_token_id', source) for k in ('eos', 'eot'))
   return Tokenizer(
     backend,
     eos_ids=[i for i in eos if i is not None],
     bos_id=bos,
-    pad_id=get('padding_token_id'),
-    chat_template=metadata.get('tokenizer.chat_template'),
+    pad_id=_id(get, 'padding_token_id', source),
+    chat_template=template,
+    add_bos=add_bos,
     source=source,
   )
+
+
+def _id(get: Callable[[str], Any], key: str, source: str) -> int | None:
+  """An id that the file gives to a kind of token, if it does."""
+  found = get(key)
+  if found is None:
+    return None
+  if not isinstance(found, int) or not 0 <= found < len(get('tokens')):
+    raise ValueError(
+      f'{source} names {found!r} as a special token ({key}), but its '
+      f'vocabulary of {len(get("tokens"))} has no such id; correct the id.'
+    )
+  return found
 
 
 def _byte_level(
@@ -126,10 +161,18 @@ def _byte_level(
       f"{', '.join(_SPLITS)} are known; use the model's Hugging Face folder "
       'instead.'
     )
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  pairs = [tuple(merge.split(' ')) for merge in merges]
+  for pair, merge in zip(pairs, merges, strict=True):
+    if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocabulary.keys():
+      raise ValueError(
+        f'{source} has the merge {merge!r}, but a merge is two tokens with a '
+        'space between them that make a third; convert the model again.'
+      )
   backend = tokenizers.Tokenizer(
     models.BPE(
-      vocab={token: i for i, token in enumerate(tokens)},
-      merges=[tuple(merge.split(' ')) for merge in merges],
+      vocab=vocabulary,
+      merges=pairs,
       # Llama 3 has whole words that no sequence of merges reaches.
       ignore_merges=pre == 'llama-bpe',
     )

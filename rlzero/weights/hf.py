@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -13,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from rlzero.models.config import ModelConfig
+from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Params
 from rlzero.weights import fp8, mapping
@@ -49,13 +51,7 @@ def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
   if (folder / _SINGLE).is_file():
     files = [_SINGLE]
   elif (folder / _INDEX).is_file():
-    places = _read_json(folder / _INDEX).get('weight_map')
-    if not isinstance(places, dict):
-      raise WeightsError(
-        f'{folder / _INDEX} has no weight_map, which says what file a tensor '
-        'is in; copy or download it again.'
-      )
-    files = sorted(set(places.values()))
+    files = _shards(folder / _INDEX)
   else:
     raise FileNotFoundError(
       f'{folder} holds neither {_SINGLE} nor {_INDEX}; put the weights there '
@@ -157,6 +153,28 @@ def _save(
     )
 
 
+def _shards(index: pathlib.Path) -> list[str]:
+  """The files that an index names, each of them beside it."""
+  places = _read_json(index).get('weight_map')
+  if not isinstance(places, dict) or not places:
+    raise WeightsError(
+      f'{index} has no weight_map, which says what file a tensor is in; copy '
+      'or download it again.'
+    )
+  for tensor, name in places.items():
+    # Checkpoints come from anyone, and no name may lead out of the folder.
+    if (
+      not isinstance(name, str)
+      or not name.endswith('.safetensors')
+      or re.search(r'[/\\\0]', name)
+    ):
+      raise WeightsError(
+        f'{index} has {tensor} in {name!r}, but the name of a .safetensors '
+        'file in the same folder is needed; download the model again.'
+      )
+  return sorted(set(places.values()))
+
+
 def _tensors(
   folder: pathlib.Path, files: Sequence[str], quantised: bool
 ) -> Iterator[tuple[str, Stored]]:
@@ -194,8 +212,6 @@ def _read_json(path: pathlib.Path) -> dict:
       f'{path} is missing; a Hugging Face folder needs one.'
     )
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
+    return text_files.read_json(path)
   except ValueError as error:
-    raise WeightsError(
-      f'{path} is not JSON ({error}); copy or download it again.'
-    ) from error
+    raise WeightsError(str(error)) from error

@@ -66,7 +66,8 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
 def config_from_hf(facts: Facts) -> ModelConfig:
   """The model a config.json describes; absent keys are those of its class."""
   if facts.get('model_type') == 'gemma3':
-    facts = Facts(facts.get('text_config', {}), f'{facts.source} (text_config)')
+    text = rope.section(facts, 'text_config')
+    facts = Facts(text, f'{facts.source} (text_config)')
   facts.only('hidden_activation', 'gelu_pytorch_tanh')
   for key in ('attention_bias', 'use_bidirectional_attention'):
     facts.only(key, False)
@@ -77,12 +78,12 @@ def config_from_hf(facts: Facts) -> ModelConfig:
   ):
     facts.only(key, None)
   # Newer files have a rotary embedding for each kind of layer.
-  both = facts.get('rope_parameters', {})
-  near = both.get(_LOCAL, {'rope_theta': facts.get('rope_local_base_freq')})
-  far = both.get(_GLOBAL) or {
-    'rope_theta': facts.get('rope_theta'),
-    **facts.get('rope_scaling', {}),
-  }
+  both = rope.section(facts, 'rope_parameters')
+  kinds = Facts(both, f'{facts.source} (rope_parameters)')
+  if both and not both.keys() <= {_LOCAL, _GLOBAL}:
+    raise kinds.refusal(', '.join(both), f'{_LOCAL} and {_GLOBAL}')
+  near = rope.section(kinds, _LOCAL)
+  far = rope.section(kinds, _GLOBAL) or rope.section(facts, 'rope_scaling')
   if rope.scaling(near, facts) is not None:
     raise facts.refusal(f'a stretch of {_LOCAL}', 'one of full_attention')
   num_layers = facts.size('num_hidden_layers', 26)
@@ -94,9 +95,11 @@ def config_from_hf(facts: Facts) -> ModelConfig:
     num_heads=facts.size('num_attention_heads', 8),
     num_kv_heads=facts.size('num_key_value_heads', 4),
     head_dim=facts.size('head_dim', 256),
-    rope_theta=float(far.get('rope_theta') or 1e6),
+    rope_theta=rope.base(far, facts, facts.number('rope_theta', 1e6)),
     rope_scaling=rope.scaling(far, facts),
-    local_rope_theta=float(near.get('rope_theta') or 1e4),
+    local_rope_theta=rope.base(
+      near, facts, facts.number('rope_local_base_freq', 1e4)
+    ),
     rms_norm_eps=facts.number('rms_norm_eps', 1e-6),
     tied_embedding=bool(facts.get('tie_word_embeddings', True)),
     query_scalar=facts.size('query_pre_attn_scalar', 256),

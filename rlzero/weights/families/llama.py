@@ -152,6 +152,15 @@ def gguf_dense(
   facts.only('expert_count', 0)
   if facts.get('rope.scaling.type') not in scalings:
     facts.only('rope.scaling.type', 'none')
+  if facts.get('rope.scaling.type') is None:
+    # 0 and 1 say that there is none.
+    stretched = [
+      key
+      for key in ('rope.scaling.factor', 'rope.scale_linear')
+      if facts.number(key, 0.0) not in (0.0, 1.0)
+    ]
+    if stretched:
+      raise rope.untyped(facts, stretched)
   facts.only('rope.dimension_count', head_dim)
   facts.only('attention.value_length', head_dim)
   tokens = facts.values.get('tokenizer.ggml.tokens', ())

@@ -1,6 +1,6 @@
 """How files write the rotary embedding: its base and its stretch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlzero.models.config import LinearScaling, RopeScaling, Yarn
@@ -36,29 +36,80 @@ _KINDS = {
 _OPTIONAL = ('beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim')
 
 
+# Those that say nothing of a stretch.
+_NO_STRETCH = ('rope_theta', 'partial_rotary_factor')
+
+
 def read(facts: Facts) -> tuple[float, Scaling | None]:
   """Base and stretch; older files keep them apart, newer ones in one dict.
 
   Raises:
-    WeightsError: a kind of stretch that is not implemented.
+    WeightsError: a stretch that is not implemented, has no type, or is another
+      in rope_scaling than in rope_parameters.
   """
-  rope = facts.get('rope_parameters') or facts.get('rope_scaling') or {}
+  newer, older = (
+    section(facts, k) for k in ('rope_parameters', 'rope_scaling')
+  )
+  rope = newer or older
   facts.only(
     'partial_rotary_factor',
     1,
     facts.get('partial_rotary_factor', rope.get('partial_rotary_factor')),
   )
-  theta = float(rope.get('rope_theta') or facts.number('rope_theta', 1e4))
-  return theta, scaling(rope, facts)
+  stretch = scaling(rope, facts)
+  if newer and older and scaling(older, facts) != stretch:
+    raise WeightsError(
+      f'{facts.source} has rope_parameters {newer!r} and rope_scaling '
+      f"{older!r}, which are not the same stretch; restore the model's own "
+      'file.'
+    )
+  return base(rope, facts, facts.number('rope_theta', 1e4)), stretch
+
+
+def section(facts: Facts, key: str) -> dict[str, Any]:
+  """A dict of a config.json, {} where there is none.
+
+  Raises:
+    WeightsError: something else is there.
+  """
+  found = facts.get(key, {})
+  if not isinstance(found, dict):
+    raise facts.unusable(key, found, 'an object or null')
+  return found
+
+
+def base(rope: Mapping[str, Any], facts: Facts, default: float) -> float:
+  """The base θ of the embedding (arXiv 2104.09864).
+
+  Raises:
+    WeightsError: none above 0.
+  """
+  theta = Facts(rope, facts.source).number('rope_theta', default)
+  if theta <= 0:
+    raise facts.unusable('rope_theta', theta, 'a number above 0')
+  return theta
 
 
 def scaling(rope: Mapping[str, Any], facts: Facts) -> Scaling | None:
   """The stretch that one dict describes.
 
   Raises:
-    WeightsError: a kind that is not implemented, or one without its numbers.
+    WeightsError: a kind that is not implemented, or one without its numbers;
+      numbers without a kind.
   """
-  kind = rope.get('rope_type', rope.get('type', 'default'))
+  kinds = {rope[k] for k in ('rope_type', 'type') if rope.get(k) is not None}
+  if len(kinds) > 1:
+    raise WeightsError(
+      f'{facts.source} has a rotary embedding of the types '
+      f"{' and '.join(sorted(map(repr, kinds)))}; restore the model's own file."
+    )
+  if not kinds:
+    numbers = [k for k, v in rope.items() if v is not None]
+    numbers = [k for k in numbers if k not in _NO_STRETCH]
+    if numbers:
+      raise untyped(facts, numbers)
+    return None
+  (kind,) = kinds
   if kind == 'default':
     return None
   if kind not in _KINDS:
@@ -67,18 +118,38 @@ def scaling(rope: Mapping[str, Any], facts: Facts) -> Scaling | None:
   cls, names = _KINDS[kind]
   facts.only('attention_factor', None, rope.get('attention_factor'))
   facts.only('truncate', True, rope.get('truncate'))
-  there = {ours: name for ours, name in names.items() if name in rope}
+  there = {o: name for o, name in names.items() if rope.get(name) is not None}
   missing = [
     name
-    for name in names.values()
-    if name not in rope and name not in _OPTIONAL
+    for ours, name in names.items()
+    if ours not in there and name not in _OPTIONAL
   ]
   if missing:
     raise WeightsError(
       f'{facts.source} has rope_type {kind!r} without {", ".join(missing)}; '
       "restore the model's own file."
     )
-  return cls(**{ours: rope[name] for ours, name in there.items()})
+  values = Facts(rope, facts.source)
+  try:
+    return cls(
+      **{
+        ours: values.size(name)
+        if ours == 'original_max_position'
+        else values.number(name)
+        for ours, name in there.items()
+      }
+    )
+  except ValueError as error:
+    raise WeightsError(f'{facts.source}: {error}') from error
+
+
+def untyped(facts: Facts, names: Iterable[str]) -> WeightsError:
+  """The error about a stretch whose kind nobody said."""
+  return WeightsError(
+    f'{facts.source} stretches the rotary embedding by {", ".join(names)} '
+    'without a type, and each type computes other positions; add the '
+    "model's own type (rope_type, or rope.scaling.type in GGUF)."
+  )
 
 
 def write(scaling: Scaling | None) -> dict[str, Any] | None:
