@@ -23,6 +23,7 @@ def _completion(size):
     rng.normal(size=size).astype(np.float32),
     Finish.EOS,
     routes,
+    rng.integers(0, 2, size) > 0 if size % 3 else None,
   )
 
 
@@ -52,6 +53,8 @@ def test_everything_comes_back_with_its_bits(path):
     assert found.finish is Finish.EOS
   assert log.completions[0].routes.dtype == np.int16
   assert log.completions[1].routes is None
+  assert log.completions[0].mask.dtype == bool
+  assert log.completions[1].mask is None
   assert log.scores == [{'reward': 1 / 3}, {'reward': 0.0}]
   assert journal.is_complete(path, _HEADER, 2)
   assert not journal.is_complete(path, _HEADER, 3)

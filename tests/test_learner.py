@@ -109,17 +109,19 @@ def plain(objective):
   """The formula of one row as the papers write it, with its gradient."""
   o = objective
 
-  def gain(params, ids, start, size, old, ref, advantage):
+  def gain(params, ids, start, size, old, ref, advantage, mask):
     logprobs, real = plain_logprobs(params, o.temperature, ids, start, size)
+    real &= mask
     ratio = jnp.exp(logprobs - old)
     surrogate = jnp.minimum(
       ratio * advantage,
       jnp.clip(ratio, 1 - o.clip_low, 1 + o.clip_high) * advantage,
     )
     kl = jnp.exp(ref - logprobs) - (ref - logprobs) - 1
-    divisor = size if o.aggregation == 'sequence_mean' else o.max_len
-    terms = (surrogate - o.kl_coef * kl) * real
-    return -jnp.sum(terms) / divisor, jnp.sum(kl * real)
+    count = jnp.sum(real)
+    divisor = count if o.aggregation == 'sequence_mean' else o.max_len
+    terms = jnp.where(real, surrogate - o.kl_coef * kl, 0)
+    return -jnp.sum(terms) / divisor, jnp.sum(jnp.where(real, kl, 0))
 
   return jax.jit(jax.value_and_grad(gain, has_aux=True))
 
@@ -149,6 +151,7 @@ def plain_gradient(objective, params, rows):
       padded(rows.old_logprobs[i]),
       padded(ref_logprobs[i]),
       rows.advantages[i],
+      padded(rows.masks[i] if rows.masks else np.ones(9, bool)),
     )
     loss, kl = loss + one, kl + more
     grads = jax.tree.map(np.add, grads, new)
@@ -222,6 +225,46 @@ def test_gradient_equals_the_plain_formula(
     assert totals.tokens == sum(map(len, rows.completions))
   # The clip is at work, or half of the formula would not be tested.
   assert 0.1 < totals.clipped / totals.tokens < 0.9
+
+
+@pytest.mark.parametrize('objective', [GRPO, DR_GRPO], ids=['grpo', 'dr-grpo'])
+def test_tokens_outside_the_mask_are_context_alone(params, objective):
+  rows = make_rows(objective, shortest=3)
+  rng = np.random.default_rng(5)
+  masks = [rng.random(len(c)) < 0.6 for c in rows.completions]
+  for mask in masks:
+    mask[0], mask[-1] = False, True  # none is left without a token
+  masks[7] = None  # all of its tokens count
+
+  def poisoned(values):
+    return [
+      v if m is None else np.where(m, v, np.float32('nan'))
+      for v, m in zip(values, masks, strict=True)
+    ]
+
+  whole = [
+    np.ones(len(c), bool) if m is None else m
+    for c, m in zip(rows.completions, masks, strict=True)
+  ]
+  expected, loss, kl = plain_gradient(
+    objective, params, rows._replace(masks=whole)
+  )
+  # No one has to know the log-probs of tokens that another program wrote.
+  grads, totals = make_learner(objective).gradient(
+    params,
+    rows._replace(
+      masks=masks,
+      old_logprobs=poisoned(rows.old_logprobs),
+      ref_logprobs=poisoned(rows.ref_logprobs),
+    ),
+  )
+  assert distance(grads, expected) < 1e-5
+  np.testing.assert_allclose(-totals.objective, loss, rtol=1e-5)
+  np.testing.assert_allclose(totals.kl, kl, rtol=1e-5)
+  assert totals.tokens == sum(mask.sum() for mask in whole)
+  # And those who leave the mask out get something else.
+  other, _ = make_learner(objective).gradient(params, rows)
+  assert distance(other, expected) > 0.01
 
 
 def test_update_divides_by_all_rows_once(params):

@@ -74,7 +74,7 @@ def test_every_chosen_completion_is_in_one_place(prefix_len, request):
           micro.ref_logprobs[at], rows.ref_logprobs[i]
         )
         assert (micro.advantages[at] == rows.advantages[i]).all()
-        assert (micro.lengths[at] == size).all()
+        assert (micro.counts[at] == size).all()
         own = micro.prompts.index[row][micro.prompts.which[at]]
         for p in own:
           suffixes = micro.prompts.tokens
@@ -83,7 +83,7 @@ def test_every_chosen_completion_is_in_one_place(prefix_len, request):
           assert suffixes.positions[p][0] == prefix_len
         seen.append(i)
       np.testing.assert_array_equal(micro.tokens.segments > 0, covered)
-      np.testing.assert_array_equal(micro.lengths > 0, covered)
+      np.testing.assert_array_equal(micro.mask, covered)
       # No two completions of a row share a segment.
       assert len({micro.tokens.segments[r, s] for _, r, s in places}) == len(
         places

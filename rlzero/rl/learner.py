@@ -120,9 +120,10 @@ class Learner:
     )
     totals, loss, norm = jax.device_get((totals, loss, norm))
     tokens = max(float(totals.tokens), 1.0)
-    shared = np.unique(rows.prompt_index[self._chosen(rows)])
+    chosen = self._chosen(rows)
+    shared = np.unique(rows.prompt_index[chosen])
     prefix_len = padding.shared_prefix_len(rows.prompts) * bool(shared.size)
-    real = float(totals.tokens) + prefix_len
+    real = sum(len(rows.completions[i]) for i in chosen) + prefix_len
     real += sum(len(rows.prompts[p]) - prefix_len for p in shared)
     return state, {
       'policy/loss': float(loss),
@@ -289,7 +290,8 @@ def _place(
         lambda x: place(x, 'PT'), prompts.shared_prefix
       ),
     ),
-    lengths=place(micro.lengths, 'BT'),
+    mask=place(micro.mask, 'BT'),
+    counts=place(micro.counts, 'BT'),
     old_logprobs=place(micro.old_logprobs, 'BT'),
     ref_logprobs=place(micro.ref_logprobs, 'BT'),
     advantages=place(micro.advantages, 'BT'),
@@ -320,7 +322,8 @@ def _loss(config, objective, params, micro):
   """Minus the summed objective of the rows (arXiv 2501.12948, eq. 1)."""
   before, head_weight, routing = _predicted(config, params, micro)
   extras = (
-    micro.lengths,
+    micro.mask,
+    micro.counts,
     micro.old_logprobs,
     micro.ref_logprobs,
     micro.advantages,
@@ -351,9 +354,9 @@ def _loss(config, objective, params, micro):
 
 def _terms(objective, logprobs, entropy, extras):
   """The objective's terms of some tokens, and their totals."""
-  lengths, old_logprobs, ref_logprobs, advantages = extras
-  mask = (lengths > 0).astype(jnp.float32)
-  # Padding holds no log-prob worth a number; 0 keeps exp() finite.
+  mask, counts, old_logprobs, ref_logprobs, advantages = extras
+  mask = mask.astype(jnp.float32)
+  # What does not count has old log-probs of 0; 0 here keeps exp() finite.
   logprobs = jnp.where(mask > 0, logprobs, 0.0)
   ratio = jnp.exp(logprobs - old_logprobs)
   gain = losses.clipped_surrogate(
@@ -362,7 +365,7 @@ def _terms(objective, logprobs, entropy, extras):
   kl = losses.kl_k3(logprobs, ref_logprobs)
   weights = losses.token_weights(
     mask,
-    lengths.astype(jnp.float32),
+    counts.astype(jnp.float32),
     objective.aggregation,
     objective.max_len,
   )

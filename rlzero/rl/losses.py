@@ -60,19 +60,19 @@ def kl_k3(
 
 def token_weights(
   mask: Float[Array, '*B'],
-  lengths: Float[Array, '*B'],
+  counts: Float[Array, '*B'],
   aggregation: str,
   max_len: int,
 ) -> Float[Array, '*B']:
   """Weight of a token in the sum over its completion.
 
   Args:
-    mask: 1 on the tokens of completions, EOS included.
-    lengths: of the whole completion that a token belongs to, |o|.
+    mask: 1 on the tokens that count in the loss, EOS included, else 0.
+    counts: |o|, how many tokens count in the completion that a token is of.
     aggregation: 'sequence_mean' is GRPO's 1 / |o| (arXiv 2402.03300, eq. 3);
       'constant' is Dr. GRPO's 1 / max_len (arXiv 2503.20783).
     max_len: the longest a completion may be.
   """
   if aggregation == 'sequence_mean':
-    return mask / jnp.maximum(lengths, 1)
+    return mask / jnp.maximum(counts, 1)
   return mask / max_len

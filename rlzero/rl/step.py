@@ -136,6 +136,7 @@ class Loop:
       ref_logprobs=None,
       advantages=advantages,
       routes=[c.routes for c in completions] if cfg.replay_routes else None,
+      masks=[c.mask for c in completions],
     )
     if cfg.kl_coef:
       free = rows._replace(routes=None)  # the reference has its own routers
@@ -365,6 +366,7 @@ def _subset(
     ref_logprobs=pick(rows.ref_logprobs),
     advantages=rows.advantages[places],
     routes=pick(rows.routes),
+    masks=pick(rows.masks),
   )
 
 

@@ -67,6 +67,7 @@ class Journal:
         'logprobs': _encode(completion.logprobs, np.float32),
         'finish': completion.finish.value,
         **_encode_routes(completion.routes),
+        **_encode_mask(completion.mask),
       }
     )
 
@@ -104,6 +105,7 @@ class Journal:
       _decode(line['routes'], np.int16).reshape(line['routes_shape'])
       if 'routes' in line
       else None,
+      _decode(line['mask'], bool) if 'mask' in line else None,
     )
 
   def _write(self, line):
@@ -121,6 +123,11 @@ def _encode_routes(routes: np.ndarray | None) -> dict[str, Any]:
   if routes is None:
     return {}
   return {'routes': _encode(routes, np.int16), 'routes_shape': routes.shape}
+
+
+def _encode_mask(mask: np.ndarray | None) -> dict[str, Any]:
+  """The entry of a completion's token mask; none where all tokens count."""
+  return {} if mask is None else {'mask': _encode(mask, bool)}
 
 
 def digest(value: Any) -> str:

@@ -35,12 +35,16 @@ class Prompt(NamedTuple):
 
 
 class Completion(NamedTuple):
-  """What a policy wrote: tokens, EOS included, and their log-probs."""
+  """A policy's continuation of a prompt: tokens, EOS included, [T] each."""
 
   tokens: np.ndarray
   logprobs: np.ndarray
   finish: Finish
   routes: np.ndarray | None = None  # [L, T, C], experts of the tokens
+  # Whether a token counts in the loss, bool; None counts them all. A token that
+  # does not (another program wrote it, say) is context for those behind it, and
+  # its log-prob is never read.
+  mask: np.ndarray | None = None
 
 
 class Usage(NamedTuple):

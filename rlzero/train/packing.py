@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from rlzero.models import padding
 from rlzero.types import Prompts, Tokens
@@ -38,14 +38,17 @@ class RolloutBatch(NamedTuple):
   # Experts [L, T, C] that the sampler took for the tokens of each completion,
   # to be taken again; None leaves the choice to the router.
   routes: Sequence[np.ndarray] | None = None
+  # Whether each token counts in the loss, bool; None counts them all.
+  masks: Sequence[np.ndarray | None] | None = None
 
 
 class Microbatch(NamedTuple):
-  """A microbatch of packed rows; padding has length 0."""
+  """Packed rows of a rollout batch; zeros where nothing counts in the loss."""
 
   tokens: Tokens  # [B, T], a segment for each completion
   prompts: Prompts
-  lengths: Int[Array, 'B T']  # of the completion that the token belongs to
+  mask: Bool[Array, 'B T']  # whether the token counts in the loss
+  counts: Int[Array, 'B T']  # tokens that count in the token's completion
   old_logprobs: Float[Array, 'B T']
   ref_logprobs: Float[Array, 'B T']
   advantages: Float[Array, 'B T']
@@ -287,7 +290,8 @@ def _empty(rows, used, num_rows, num_prompts, width, ways) -> Microbatch:
       if prefix_len
       else None,
     ),
-    lengths=ints[4],
+    mask=np.zeros(shape, bool),
+    counts=ints[4],
     old_logprobs=floats[0],
     ref_logprobs=floats[1],
     advantages=floats[2],
@@ -317,12 +321,15 @@ def _micro(rows, places, num_rows, width, ways) -> Microbatch:
     positions[at] = len(rows.prompts[used[prompt]]) + np.arange(size)
     segments[at] = segment + 1
     micro.prompts.which[at] = held[row].index(prompt)
-    micro.lengths[at] = size
+    mask = rows.masks[i] if rows.masks else None
+    mask = np.ones(size, bool) if mask is None else mask
+    micro.mask[at] = mask
+    micro.counts[at] = mask.sum()
     micro.advantages[at] = rows.advantages[i]
-    micro.old_logprobs[at] = rows.old_logprobs[i]
+    micro.old_logprobs[at] = np.where(mask, rows.old_logprobs[i], 0)
     # Without a KL term they count for nothing.
     reference = rows.ref_logprobs or rows.old_logprobs
-    micro.ref_logprobs[at] = reference[i]
+    micro.ref_logprobs[at] = np.where(mask, reference[i], 0)
     if rows.routes is not None:
       micro.routes[:, row, start : start + size] = rows.routes[i]
   return micro
