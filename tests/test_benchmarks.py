@@ -246,6 +246,13 @@ def test_livecodebench_runs_public_and_private_tests(hub, tmp_path):
   ) as pool:
     verdicts = pool.score(requests)
   assert [v.correct for v in verdicts] == [True, False, True, False, False]
+  assert [v.outcome for v in verdicts] == [
+    'accepted',
+    'wrong',
+    'accepted',
+    '',
+    '',
+  ]
   assert verdicts[4].status == 'timeout'
 
 

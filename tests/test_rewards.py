@@ -57,6 +57,24 @@ def test_target_language_is_the_prompts_or_the_configs():
   assert rewards.consistency(_record(), 'en') == 0.25
 
 
+def test_verdicts_on_programs_are_counted():
+  records = [
+    _record(outcome=outcome)
+    for outcome in ('accepted', 'accepted', 'wrong', 'refused', '')
+  ]
+  found = rewards.describe(records)
+  programs = {k: v for k, v in found.items() if k.startswith('program/')}
+  assert programs == {
+    'program/accepted': 0.5,
+    'program/wrong': 0.25,
+    'program/time': 0.0,
+    'program/memory': 0.0,
+    'program/crash': 0.0,
+    'program/refused': 0.25,
+  }
+  assert not any('program' in k for k in rewards.describe([_record()]))
+
+
 def test_truncated_completions_may_earn_nothing():
   record = _record(truncated=True, preference=1.0)
   rewards.give(_config(reward_truncated=False), [record])

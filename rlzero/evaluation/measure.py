@@ -1,5 +1,6 @@
 """Measures a policy on held-out problems."""
 
+import collections
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import hosts
 from rlzero.scoring import grade, reward_pool
-from rlzero.tasks import base
+from rlzero.tasks import base, execute
 from rlzero.text import language
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
@@ -141,6 +142,9 @@ def compute_metrics(
       [int(n), float((correct & (lengths <= n)).mean())] for n in rising
     ],
   }
+  outcomes = collections.Counter(r.get('outcome') for r in records)
+  if any(outcomes):
+    metrics['outcomes'] = {v: outcomes[v] for v in execute.Verdict}
   if rate := getattr(task, 'rating', None):
     ratings = [rate(example.target) for example in chosen]
     rating, interval = statistics.elo_rating(ratings, means)
@@ -215,6 +219,10 @@ def summary(metrics: dict[str, Any]) -> str:
   votes = ', '.join(
     f'cons@{k} {value:.3f}' for k, value in metrics['cons@k'].items()
   )
+  programs = ', '.join(
+    f'{verdict} {count}'
+    for verdict, count in metrics.get('outcomes', {}).items()
+  )
   return (
     f'pass@1 {metrics["pass@1"]:.3f} [{low:.3f}, {high:.3f}], {votes}, '
     f'strict {metrics["strict"]:.3f}, format {metrics["format"]:.3f}, '
@@ -222,6 +230,7 @@ def summary(metrics: dict[str, Any]) -> str:
     f'truncated {metrics["truncated"]:.3f}, '
     f'unparsable {metrics["unparsable"]:.3f} '
     f'({metrics["num_problems"]} problems x {metrics["num_samples"]})'
+    + (f'; programs: {programs}' if programs else '')
   )
 
 

@@ -55,6 +55,7 @@ def grade(
       'words': dict(verdict.words),
       'status': verdict.status,
       'parts': verdict.parts,
+      'outcome': verdict.outcome,
     }
     for owner, sample, verdict in zip(owners, samples, verdicts, strict=True)
   ]

@@ -67,6 +67,7 @@ class Verdict:
   parts: dict[str, float] = dataclasses.field(default_factory=dict)
   # Words of the thought, by language; see text/language.py.
   words: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  outcome: str = ''  # of the task's `outcome`, such as how a program did
 
 
 def chars_of(max_len: int) -> int:
@@ -78,7 +79,8 @@ class RewardPool:
   """Workers that score completions; use it as a context manager.
 
   A task may have a method `warm_up()`, called once a worker, where it loads
-  what the first verification would otherwise wait for.
+  what the first verification would otherwise wait for, and a method `notice()`,
+  a sentence that is said once before the workers start.
 
   Attributes:
     counts: how many verdicts of each status were given.
@@ -104,6 +106,7 @@ class RewardPool:
 
     Raises:
       ValueError: a field out of range.
+      RuntimeError: a task that cannot judge on this machine.
     """
     if num_workers < 1 or deadline_s <= 0 or max_chars < 1:
       raise ValueError(
@@ -120,6 +123,9 @@ class RewardPool:
     self._setup = pickle.dumps(
       (self._has_format, deadline_s, pickle.dumps(dict(tasks)))
     )
+    says = [getattr(task, 'notice', None) for task in tasks.values()]
+    for sentence in dict.fromkeys(say() for say in says if say):
+      print(sentence, file=sys.stderr, flush=True)
     self._workers = [self._start() for _ in range(num_workers)]
 
   def __enter__(self) -> 'RewardPool':
@@ -169,7 +175,9 @@ class RewardPool:
     return verdicts
 
   def _verdict(self, reply: Sequence[Any]) -> Verdict:
-    well_formed, correct, answer, tries, reflections, parts, words = reply
+    well_formed, correct, answer, tries, reflections, parts, words, outcome = (
+      reply
+    )
     return Verdict(
       accuracy=float(correct and (well_formed or not self._has_format)),
       format=float(well_formed and self._has_format),
@@ -180,6 +188,7 @@ class RewardPool:
       status='ok',
       parts=parts,
       words=words,
+      outcome=outcome,
     )
 
   def _warn(self, task: str, error: str) -> None:
@@ -494,9 +503,15 @@ def _score(
 ) -> tuple:
   parsed = template.parse(completion)
   stated = _stated(task, completion, parsed if has_format else None)
-  correct = stated is not None and _true_or_false(
-    task.verify(stated, target), 'verify'
-  )
+  outcome = ''
+  if stated is None:
+    correct = False
+  elif find := getattr(task, 'outcome', None):
+    # `verify` says no more, and would run the program again.
+    outcome = str(find(stated, target))
+    correct = outcome == base.ACCEPTED
+  else:
+    correct = _true_or_false(task.verify(stated, target), 'verify')
   parts = {}
   if judge := getattr(task, 'parts', None):
     parts = {n: _finite(n, v) for n, v in judge(completion, target).items()}
@@ -508,6 +523,7 @@ def _score(
     template.reflective_words(completion),
     parts,
     language.count_words(language.thought(completion)),
+    outcome,
   )
 
 

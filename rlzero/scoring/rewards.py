@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlzero.tasks import base
+from rlzero.tasks import base, execute
 from rlzero.text import language
 
 Target = Literal['prompt', 'en', 'zh']  # 'prompt': the language it is asked in
@@ -101,7 +101,8 @@ def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
   `reward/gap` is what the reward models say less what the rule says, both in
   [0, 1], over the completions that have both: the one can be gamed, and the
-  other not.
+  other not. `program/accepted` and its like are shares of the programs that
+  ended so.
   """
   judged = [r for r in records if 'preference_mean' in r]
   tasks = sorted({r['task'] for r in records})
@@ -111,6 +112,9 @@ def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     metrics[f'{name}/reward'] = _mean(r['reward'] for r in own)
     metrics[f'{name}/correct'] = _mean(r['correct'] for r in own)
     metrics[f'{name}/len_mean'] = _mean(r['len'] for r in own)
+  outcomes = [r['outcome'] for r in records if r.get('outcome')]
+  for verdict in execute.Verdict if outcomes else ():
+    metrics[f'program/{verdict}'] = _mean(o == verdict for o in outcomes)
   if judged:
     model = _mean(r['preference_mean'] for r in judged)
     rule = _mean(r['correct'] for r in judged)

@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+ACCEPTED = 'accepted'  # the outcome of a right answer
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -25,7 +27,10 @@ class Task(Protocol):
 
   A task may also have `parts(text, target)`, further scores of a completion
   by their names, for rewards beside that of a right answer; `rating(target)`,
-  how hard a problem is; and `warm_up()`, which loads what judging needs.
+  how hard a problem is; `warm_up()`, which loads what judging needs;
+  `notice()`, a sentence about judging that is said once; and
+  `outcome(answer, target)`, how an answer did in one word, ACCEPTED if and
+  only if `verify` is true.
   """
 
   @property
@@ -71,7 +76,7 @@ class Wrapper:
 
   def __getattr__(self, name: str) -> Any:
     # What not every task has, this one has if the judging one does.
-    if name in ('parts', 'rating', 'warm_up'):
+    if name in ('parts', 'rating', 'warm_up', 'notice', 'outcome'):
       return getattr(self.task, name)
     raise AttributeError(f'{type(self).__name__} has no {name!r}.')
 

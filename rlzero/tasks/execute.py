@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rlzero.tasks import fences, harness, isolation
+from rlzero.tasks import base, fences, harness, isolation
 
 DEADLINE_S = 300.0  # for all tests of a program together
 _MAX_OUTPUT = 64 << 20  # bytes
@@ -30,7 +30,7 @@ program = fences.program
 class Verdict(enum.StrEnum):
   """How a program did."""
 
-  ACCEPTED = 'accepted'
+  ACCEPTED = base.ACCEPTED
   WRONG = 'wrong'  # an answer
   TIME = 'time'  # more than it may take
   MEMORY = 'memory'  # more than it may take
@@ -242,18 +242,6 @@ def _compiler() -> str | None:
   )
 
 
-@functools.lru_cache(maxsize=16)
-def _compile(source: bytes, using: str | None, allow: bool) -> isolation.Result:
-  script = f'{_compiler()} -O2 -std=gnu++17 -x c++ - -o program && cat program'
-  return isolation.run(
-    ['/bin/sh', '-c', script],
-    source,
-    _COMPILING,
-    using=using,
-    allow_unsandboxed=allow,
-  )
-
-
 def _compiled(source: bytes, how: Mapping[str, Any]) -> bytes | Judgement:
   """The executable, or why there is none."""
   if not _compiler():
@@ -262,7 +250,8 @@ def _compiled(source: bytes, how: Mapping[str, Any]) -> bytes | Judgement:
       'There is no C++ compiler in /usr/bin; install one (apt-get install '
       'g++), or ask for programs in Python.',
     )
-  result = _compile(source, how['using'], how['allow_unsandboxed'])
+  script = f'{_compiler()} -O2 -std=gnu++17 -x c++ - -o program && cat program'
+  result = isolation.run(['/bin/sh', '-c', script], source, _COMPILING, **how)
   if result.status == 'ok':
     return result.output
   if result.status == 'refused':

@@ -47,13 +47,17 @@ class _Programs:
         f'{", ".join(fences.LANGUAGES)}.'
       )
 
-  def warm_up(self) -> None:
-    """Finds the sandbox before the first program does.
+  def notice(self) -> str:
+    """Which sandbox programs run in.
 
     Raises:
       RuntimeError: there is none, and that is not allowed.
     """
-    isolation.describe(self.allow_unsandboxed)
+    return isolation.describe(self.allow_unsandboxed)
+
+  def warm_up(self) -> None:
+    """Finds the sandbox before the first program does."""
+    isolation.mechanism()
 
   def extract(self, text: str) -> str | None:
     return execute.program(text, self.language)
