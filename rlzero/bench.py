@@ -16,7 +16,6 @@ measured here, over the time they took.
 
 import contextlib
 import dataclasses
-import json
 import resource
 import statistics
 import time
@@ -33,7 +32,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.planner import flops, hardware
 from rlzero.rl import settings, step
 from rlzero.rollout import encoding
-from rlzero.runtime import sharding
+from rlzero.runtime import files, sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ def run(cfg: Config) -> None:
   if not cfg.json:
     for name, value in metrics.items():
       print(f'{name:22} {value:.4g}')
-  print(json.dumps(metrics))
+  print(files.to_json(metrics))
 
 
 def measure(cfg: Config, loop: step.Loop) -> dict[str, float]:

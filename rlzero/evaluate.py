@@ -25,7 +25,6 @@ solved in Python, not to contests entered.
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +39,7 @@ from rlzero.evaluation import (
 )
 from rlzero.rollout import encoding
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import provenance, sharding
+from rlzero.runtime import files, provenance, sharding
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
@@ -128,7 +127,7 @@ def run(cfg: Config) -> None:
   """Does what `cfg` asks for, prints it and writes it."""
   if cfg.compare:
     result = compare.compare(*compare.read(cfg.compare))
-    print(json.dumps(result) if cfg.json else compare.text(result))
+    print(files.to_json(result) if cfg.json else compare.text(result))
     return
   if cfg.contamination:
     sets = {b.name: b.task.examples(b.split) for b in cfg.measured}
@@ -136,8 +135,10 @@ def run(cfg: Config) -> None:
       contamination.read(cfg.contamination), sets, cfg.num_words
     )
     if cfg.workdir:
-      measure.write_text(cfg.workdir, 'contamination.json', json.dumps(result))
-    print(json.dumps(result) if cfg.json else contamination.text(result))
+      files.write_json(
+        measure.file_of(cfg.workdir, 'contamination.json'), result
+      )
+    print(files.to_json(result) if cfg.json else contamination.text(result))
     return
   # The problems come first: where they cannot be had, no model is loaded.
   chosen = [
@@ -163,8 +164,8 @@ def run(cfg: Config) -> None:
     printed = measure.summary(result)
   if cfg.workdir:
     name = 'suite' if is_suite else 'evaluation'
-    measure.write_text(cfg.workdir, f'{name}.json', json.dumps(result))
-  print(json.dumps(result) if cfg.json else printed)
+    files.write_json(measure.file_of(cfg.workdir, f'{name}.json'), result)
+  print(files.to_json(result) if cfg.json else printed)
 
 
 def _measure_kept(
@@ -196,13 +197,9 @@ def _measure_kept(
       pool, benchmark.task, chosen, records, benchmark
     )
   if cfg.workdir:
-    lines = ''.join(json.dumps(record) + '\n' for record in records)
-    measure.write_text(
-      cfg.workdir,
-      ('evaluation' if not (cfg.suite or cfg.benchmarks) else benchmark.name)
-      + '.jsonl',
-      lines,
-    )
+    is_suite = cfg.suite or cfg.benchmarks
+    name = benchmark.name if is_suite else 'evaluation'
+    files.write_jsonl(measure.file_of(cfg.workdir, f'{name}.jsonl'), records)
   return {**metrics, 'seed': cfg.seed, 'template': benchmark.template.kind}
 
 

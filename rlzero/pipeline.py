@@ -40,7 +40,7 @@ from typing import Any
 
 import rlzero
 from rlzero import reject
-from rlzero.runtime import config, lifecycle, metrics, provenance
+from rlzero.runtime import config, files, lifecycle, metrics, provenance
 from rlzero.runtime.fields import mutable_on_resume
 from rlzero.text import readability
 
@@ -148,9 +148,7 @@ def run(cfg: Config) -> None:
       if cfg.only in ('', plan.stage.name):
         _make(plan, manifest, lock, again=bool(cfg.only))
   found = results(cfg.workdir)
-  with open(os.path.join(cfg.workdir, RESULTS), 'w', encoding='utf-8') as file:
-    json.dump(found, file, indent=1)
-    file.write('\n')
+  files.write_json(os.path.join(cfg.workdir, RESULTS), found, indent=1)
   print(table(found))
 
 
@@ -199,10 +197,7 @@ class Manifest:
         self.stages = json.load(file)['stages']
 
   def write(self) -> None:
-    with open(self._path + '.tmp', 'w', encoding='utf-8') as file:
-      json.dump({'stages': self.stages}, file, indent=2)
-      file.write('\n')
-    os.replace(self._path + '.tmp', self._path)
+    files.write_json(self._path, {'stages': self.stages}, indent=2)
 
   def hash_of(self, source: str) -> str:
     """Of what a finished stage left: a file, or all of it.

@@ -20,7 +20,6 @@ import collections
 import dataclasses
 import functools
 import heapq
-import json
 import math
 import os
 import sys
@@ -33,7 +32,7 @@ from rlzero import grpo
 from rlzero.planner import estimate, flops, hardware, programs
 from rlzero.planner.programs import Program
 from rlzero.rollout import engine, scheduler
-from rlzero.runtime import sharding
+from rlzero.runtime import files, sharding
 from rlzero.train import packing
 
 _GIB = 2**30
@@ -125,7 +124,7 @@ class Phase:
 def run(cfg: Config) -> None:
   """Plans and prints."""
   report = plan(cfg)
-  print(json.dumps(report) if cfg.json else text(cfg, report))
+  print(files.to_json(report) if cfg.json else text(cfg, report))
 
 
 def plan(cfg: Config) -> dict[str, Any]:

@@ -18,7 +18,6 @@ Differences from the paper:
 
 import collections
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 from rlzero.evaluation import contamination, measure
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import config, metrics, saved_config, sharding
+from rlzero.runtime import config, files, metrics, saved_config, sharding
 from rlzero.runtime.fields import mutable_on_resume
 from rlzero.scoring import grade, reward_pool, rewards
 from rlzero.tasks import base, countdown
@@ -121,10 +120,10 @@ def run(cfg: Config) -> None:
   statistics = describe(cfg, records, kept, reasons, len(found), source)
   for name, text in {
     'samples.jsonl': ''.join(map(_json, lines)),
-    'statistics.json': json.dumps(statistics, indent=2) + '\n',
+    'statistics.json': files.to_json(statistics, indent=2) + '\n',
     'statistics.md': page(statistics, lines),
   }.items():
-    _write(os.path.join(cfg.workdir, name), text)
+    files.write_whole(os.path.join(cfg.workdir, name), text)
   print(
     f'kept {len(kept)} of {len(records)} completions, for '
     f'{statistics["problems"]["kept"]} of {len(examples)} problems '
@@ -177,7 +176,7 @@ def sample(cfg: Config, examples: Sequence[base.Example]) -> dict[str, Any]:
       for i, record in enumerate(records):
         own, record['sample'] = divmod(i, cfg.num_samples)
         record['draw'] = part[own][0]
-      _write(_part(cfg, number), ''.join(map(_json, records)))
+      files.write_jsonl(_part(cfg, number), records, ensure_ascii=False)
       rate = usage.tokens / (time.perf_counter() - began)
       right = np.mean([r['accuracy'] > 0 for r in records])
       print(
@@ -334,16 +333,8 @@ def _read(cfg: Config, number: int) -> Iterator[dict[str, Any]]:
   yield from metrics.read_lines(_part(cfg, number))
 
 
-def _write(path: str, text: str) -> None:
-  """Writes a file whole, or not at all."""
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
-    file.write(text)
-  os.replace(path + '.tmp', path)
-
-
 def _json(value: dict[str, Any]) -> str:
-  return json.dumps(value, ensure_ascii=False) + '\n'
+  return files.to_json(value, ensure_ascii=False) + '\n'
 
 
 def _listed(reasons: dict[str, int]) -> str:

@@ -9,7 +9,6 @@ writes `OUT/curves.png` and `OUT/table.json`.
 """
 
 import dataclasses
-import json
 import os
 import statistics
 import string
@@ -20,7 +19,7 @@ from typing import Any
 from rlzero.evaluation import published
 from rlzero.reporting import detectors, figures, recorded, stories
 from rlzero.reporting.recorded import Run
-from rlzero.runtime import metrics
+from rlzero.runtime import files, metrics
 
 # Of an evaluation; each becomes NAME_before and NAME_after in the summary.
 _SUMMARY = 'pass@1 strict completion_len tries reflection_per_1k format'.split()
@@ -88,12 +87,16 @@ def run(cfg: Config) -> None:
     workdirs = [name for name in cfg.compare.split(',') if name]
     result, names = table(workdirs), 'curves.png and table.json'
     os.makedirs(cfg.workdir, exist_ok=True)
-    _write(cfg.workdir, 'table.json', _to_json(result))
+    files.write_json(os.path.join(cfg.workdir, 'table.json'), result, indent=2)
     runs = map(recorded.load, workdirs)
     figures.png(runs, os.path.join(cfg.workdir, 'curves.png'))
   else:
     result, names = write(cfg.workdir), 'report.html and summary.json'
-  print(_to_json(result) if cfg.json else f'{cfg.workdir}: {names} written.')
+  print(
+    files.to_json(result, indent=2)
+    if cfg.json
+    else f'{cfg.workdir}: {names} written.'
+  )
 
 
 def write(workdir: str) -> dict[str, Any]:
@@ -124,10 +127,10 @@ def write(workdir: str) -> dict[str, Any]:
       ],
     ),
     stories=stories.html(loaded),
-    config=escape(_to_json(loaded.config)),
+    config=escape(files.to_json(loaded.config, indent=2)),
   )
-  _write(workdir, 'report.html', page)
-  _write(workdir, 'summary.json', _to_json(summary))
+  files.write_whole(os.path.join(workdir, 'report.html'), page + '\n')
+  files.write_json(os.path.join(workdir, 'summary.json'), summary, indent=2)
   return summary
 
 
@@ -263,17 +266,6 @@ def _time(loaded: Run) -> str:
 def _box(title: str, items: list[str]) -> str:
   rows = ''.join(f'<li>{item}</li>' for item in items)
   return f'<aside><h2>{title}</h2><ul>{rows}</ul></aside>' if items else ''
-
-
-def _to_json(value: Any) -> str:
-  return json.dumps(value, indent=2, allow_nan=False)
-
-
-def _write(workdir: str, name: str, text: str) -> None:
-  path = os.path.join(workdir, name)
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
-    file.write(text + '\n')
-  os.replace(path + '.tmp', path)
 
 
 _PAGE = """<!doctype html>

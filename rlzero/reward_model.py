@@ -19,7 +19,6 @@ Differences from the paper:
 import dataclasses
 import functools
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -30,7 +29,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import config, metrics, saved_config, sharding
+from rlzero.runtime import config, files, metrics, saved_config, sharding
 from rlzero.scoring import reward_model
 from rlzero.tasks import base
 from rlzero.tasks.datasets import records
@@ -254,8 +253,7 @@ def _write(cfg, model, params, tokenizer, measured) -> None:
     (os.path.join(folder, reward_model.SCORE_FILE), facts),
     (os.path.join(cfg.workdir, 'held_out.json'), measured),
   ):
-    with open(path, 'w', encoding='utf-8') as file:
-      json.dump(value, file)
+    files.write_json(path, value)
 
 
 if __name__ == '__main__':

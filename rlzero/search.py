@@ -35,7 +35,7 @@ from rlzero.evaluation import measure, statistics
 from rlzero.models import transformer
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import provenance
+from rlzero.runtime import files, provenance
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
@@ -166,7 +166,7 @@ def run(cfg: Config) -> None:
   }
   if cfg.workdir:  # the generations are those of the largest budget
     measure.write(cfg.workdir, 'search', metrics, records)
-  print(json.dumps(metrics) if cfg.json else _text(cfg.method, metrics))
+  print(files.to_json(metrics) if cfg.json else _text(cfg.method, metrics))
 
 
 def first_moves(

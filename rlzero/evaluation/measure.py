@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from rlzero.evaluation import statistics, suites
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import hosts
+from rlzero.runtime import files, hosts
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, execute
 from rlzero.text import language
@@ -198,19 +197,14 @@ def write(
   generations: Sequence[dict[str, Any]],
 ) -> None:
   """Writes `WORKDIR/evaluations/NAME.json` and the generations beside it."""
-  lines = ''.join(json.dumps(g) + '\n' for g in generations)
   # The metrics come last: where they are, the generations are whole.
-  write_text(workdir, f'{name}.jsonl', lines)
-  write_text(workdir, f'{name}.json', json.dumps(metrics))
+  files.write_jsonl(file_of(workdir, f'{name}.jsonl'), generations)
+  files.write_json(file_of(workdir, f'{name}.json'), metrics)
 
 
-def write_text(workdir: str, name: str, text: str) -> None:
-  folder = os.path.join(workdir, 'evaluations')
-  os.makedirs(folder, exist_ok=True)
-  path = os.path.join(folder, name)
-  with open(path + '.part', 'w', encoding='utf-8') as file:
-    file.write(text)
-  os.replace(path + '.part', path)
+def file_of(workdir: str, name: str) -> str:
+  """The path of a file of evaluations."""
+  return os.path.join(workdir, 'evaluations', name)
 
 
 def summary(metrics: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Finish, Sampling
-from rlzero.runtime import metrics
+from rlzero.runtime import files, metrics
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import folders
@@ -236,14 +236,9 @@ class Kept:
     for line in lines[1:]:
       place = line.pop('uid'), line.pop('sample')
       self.samples[place] = encoding.Sample(**line)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     # Written anew, without the line that a killed process left half done.
-    with open(path + '.part', 'w', encoding='utf-8') as file:
-      file.write(json.dumps(settings) + '\n')
-      file.writelines(_line(*p, s) for p, s in self.samples.items())
-      file.flush()
-      os.fsync(file.fileno())  # or a power loss could leave neither file
-    os.replace(path + '.part', path)
+    lines = [_line(*place, sample) for place, sample in self.samples.items()]
+    files.write_whole(path, ''.join([files.to_json(settings) + '\n', *lines]))
     self._file = open(path, 'a', encoding='utf-8')
 
   def keep(self, uid: str, index: int, sample: encoding.Sample) -> None:

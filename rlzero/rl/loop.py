@@ -1,7 +1,6 @@
 """A run and its folder: the loop over steps, with all of its side effects."""
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from rlzero.rl import learner
 from rlzero.rl.step import Experience, Loop
 from rlzero.rollout import journal
 from rlzero.runtime import (
+  files,
   hosts,
   lifecycle,
   metrics,
@@ -214,12 +214,11 @@ class Run:
 
   def _keep(self, step: int, records) -> None:
     """Writes the completions of two groups, to be read by people."""
-    folder = os.path.join(self.cfg.workdir, 'completions')
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f'step_{step:06d}.jsonl')
-    with open(path, 'w', encoding='utf-8') as file:
-      for record in records[: 2 * self.cfg.group_size]:
-        file.write(json.dumps({'step': step, **record}) + '\n')
+    name = f'step_{step:06d}.jsonl'
+    files.write_jsonl(
+      os.path.join(self.cfg.workdir, 'completions', name),
+      ({'step': step, **r} for r in records[: 2 * self.cfg.group_size]),
+    )
 
   def _rest(self) -> dict[str, Any]:
     loop = self.loop
@@ -302,7 +301,6 @@ class Run:
       'commit': self.commit,
       'verdicts': self.loop.pool.counts,
     }
-    with open(
-      os.path.join(self.cfg.workdir, 'run.json'), 'w', encoding='utf-8'
-    ) as file:
-      json.dump(metadata, file, indent=2)
+    files.write_json(
+      os.path.join(self.cfg.workdir, 'run.json'), metadata, indent=2
+    )

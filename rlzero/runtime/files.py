@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,24 +14,32 @@ def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
   The text goes to `PATH.tmp`, reaches the disk, and takes the file's place.
 
   Args:
-    path: of the file; its folder must exist.
+    path: of the file; its folder is made if it is missing.
     text: all of it; text is written as UTF-8.
 
   Raises:
     OSError: the file cannot be written.
   """
-  path = os.fspath(path)
+  path = os.path.abspath(path)
+  folder = os.path.dirname(path)
+  os.makedirs(folder, exist_ok=True)
   data = text.encode() if isinstance(text, str) else text
   with open(path + '.tmp', 'wb') as file:
     file.write(data)
     file.flush()
     os.fsync(file.fileno())
   os.replace(path + '.tmp', path)
-  folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
+  _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+  """Brings the names in a folder to the disk, where the system can."""
+  opened = os.open(folder, os.O_RDONLY)
   try:
-    os.fsync(folder)  # else the new name may be lost with the power
+    with contextlib.suppress(OSError):  # not on every network file system
+      os.fsync(opened)
   finally:
-    os.close(folder)
+    os.close(opened)
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -48,10 +57,11 @@ def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
   write_whole(path, to_json(value, **options) + '\n')
 
 
-def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+def write_jsonl(
+  path: str | os.PathLike, rows: Iterable[Any], **options: Any
+) -> None:
   """A line of JSON for each row, written whole."""
-  lines = [to_json(row, ensure_ascii=False) + '\n' for row in rows]
-  write_whole(path, ''.join(lines))
+  write_whole(path, ''.join(to_json(row, **options) + '\n' for row in rows))
 
 
 def _finite(value: Any) -> Any:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import rich.progress
 import tensorboardX
 
+from rlzero.runtime import files
+
 JSONL = 'metrics.jsonl'  # in the workdir
 
 
@@ -84,9 +86,7 @@ class MetricsWriter:
     os.makedirs(workdir, exist_ok=True)
     path = os.path.join(workdir, JSONL)
     kept = [row for row in read_metrics(workdir) if row['step'] < start_step]
-    with open(path + '.tmp', 'w', encoding='utf-8') as file:
-      file.writelines(json.dumps(row) + '\n' for row in kept)
-    os.replace(path + '.tmp', path)
+    files.write_jsonl(path, kept)
     self._file = open(path, 'a', encoding='utf-8')
     self._board = tensorboardX.SummaryWriter(
       os.path.join(workdir, 'tensorboard'), purge_step=start_step

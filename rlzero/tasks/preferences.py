@@ -13,10 +13,9 @@ measured, since the task has a rule.
 
 import ast
 import dataclasses
-import json
 import os
 
-from rlzero.runtime import config, saved_config
+from rlzero.runtime import config, files, saved_config
 from rlzero.runtime.fields import mutable_on_resume
 from rlzero.tasks import countdown
 
@@ -39,11 +38,7 @@ def run(cfg: Config) -> None:
     for first, last in answers(example.target)
   ]
   path = os.path.join(cfg.workdir, 'pairs.jsonl')
-  with open(path + '.part', 'w', encoding='utf-8') as file:
-    file.writelines(
-      json.dumps(pair, ensure_ascii=False) + '\n' for pair in pairs
-    )
-  os.replace(path + '.part', path)
+  files.write_jsonl(path, pairs, ensure_ascii=False)
   print(f'{len(pairs)} pairs')
 
 

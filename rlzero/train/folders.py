@@ -15,7 +15,7 @@ import rlzero
 from rlzero import weights
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import sharding
+from rlzero.runtime import files, sharding
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import checkpoint
 from rlzero.types import Params
@@ -28,8 +28,8 @@ def write_description(
   """Writes `WORKDIR/model` without weights: what the checkpoints hold."""
   folder = pathlib.Path(workdir) / 'model'
   tokenizer.save(folder)
-  facts = mapping.hf_config(config, tokenizer.eos_ids, tokenizer.bos_id)
-  (folder / 'config.json').write_text(json.dumps(facts, indent=2) + '\n')
+  description = mapping.hf_config(config, tokenizer.eos_ids, tokenizer.bos_id)
+  files.write_json(folder / 'config.json', description, indent=2)
 
 
 def write_model(

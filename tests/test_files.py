@@ -1,0 +1,83 @@
+"""Files that are there whole or not at all, and JSON that is JSON."""
+
+import json
+import math
+import os
+import pathlib
+import stat
+
+import pytest
+
+import rlzero
+from rlzero.runtime import files
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / 'deep' / 'results.json'
+  files.write_json(path, {'a': 1})
+
+  def full(_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(OSError, match='No space'):
+    files.write_json(path, {'a': 2})
+  assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_file_and_folder_reach_the_disk_around_the_rename(
+  tmp_path, monkeypatch
+):
+  done = []
+
+  def sync(number):
+    is_folder = stat.S_ISDIR(os.fstat(number).st_mode)
+    done.append('folder' if is_folder else 'file')
+
+  replace = os.replace
+  monkeypatch.setattr(os, 'fsync', sync)
+  monkeypatch.setattr(
+    os, 'replace', lambda a, b: (done.append('name'), replace(a, b))
+  )
+  files.write_whole(tmp_path / 'a', 'ä\n')
+  assert done == ['file', 'name', 'folder']
+  assert (tmp_path / 'a').read_bytes() == 'ä\n'.encode()
+  assert os.listdir(tmp_path) == ['a']
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
+  real = os.fsync
+
+  def sync(number):
+    if stat.S_ISDIR(os.fstat(number).st_mode):
+      raise OSError(22, 'Invalid argument')
+    real(number)
+
+  monkeypatch.setattr(os, 'fsync', sync)
+  files.write_whole(tmp_path / 'a', 'text')
+  assert (tmp_path / 'a').read_text() == 'text'
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  value = {'a': [math.nan, 1.5, (math.inf,)], 'b': {'c': -math.inf}, 'd': 'x'}
+  files.write_json(tmp_path / 'a.json', value, indent=2)
+  text = (tmp_path / 'a.json').read_text()
+  assert json.loads(text) == {
+    'a': [None, 1.5, [None]],
+    'b': {'c': None},
+    'd': 'x',
+  }
+  files.write_jsonl(tmp_path / 'a.jsonl', [{'a': math.nan}, {'ü': 2}])
+  lines = (tmp_path / 'a.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in lines] == [{'a': None}, {'ü': 2}]
+
+
+def test_nothing_else_renames_a_file_into_its_place():
+  root = pathlib.Path(rlzero.__file__).parent
+  found = [
+    str(path.relative_to(root))
+    for path in root.rglob('*.py')
+    if 'os.replace(' in path.read_text() or "'.part'" in path.read_text()
+  ]
+  # A folder of weights takes its place file by file, each checked before.
+  assert sorted(found) == ['runtime/files.py', 'weights/hf.py']
