@@ -4,6 +4,7 @@
 # started again too, MAX_CRASHES (10) times in all; one that cannot go on by
 # itself (2, such as a wrong flag or a loss that is not finite) is not. A SIGTERM
 # to this script is handed on, and ends it.
+# The last exit code is written to STATUS_FILE, if that is set.
 # Usage: bash launch/restart.sh COMMAND...
 set -uo pipefail
 
@@ -34,4 +35,5 @@ while [[ -z "$stopping" ]]; do
   child=$!
   [[ -n "$stopping" ]] || wait "$child"
 done
+[[ -z "${STATUS_FILE:-}" ]] || echo "${status:-0}" >"$STATUS_FILE"
 exit "${status:-0}"

@@ -14,7 +14,7 @@ die() {
 
 # install_into_venv [EXTRA]: does nothing where setup.py has not changed since.
 install_into_venv() {
-  local base="${PYTHON:-python3}" extra="${1:-}" found stamp
+  local base="${PYTHON:-python3}" extra="${1:-}" found constraints stamp
   if [[ ! -x .venv/bin/python ]]; then
     found="$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ||
       die "'$base' does not run; install Python 3.11 to 3.13, or name it with" \
@@ -30,10 +30,16 @@ install_into_venv() {
         "'apt install python3-venv' helps."
     }
   fi
-  stamp=".venv/installed-${extra:-base}-$(cksum <setup.py | cut -d ' ' -f 1)"
+  # The versions that this commit was tested with, so that a run that resumes
+  # next year has the same JAX and ends with the same bits.
+  found="$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+  constraints="launch/constraints/python$found.txt"
+  stamp=".venv/installed-${extra:-base}-$(cat setup.py "$constraints" |
+    cksum | cut -d ' ' -f 1)"
   if [[ ! -e "$stamp" ]]; then
     echo "Installing rlzero${extra:+ [$extra]} into .venv ..."
-    .venv/bin/python -m pip install -qq -e ".${extra:+[$extra]}" ||
+    .venv/bin/python -m pip install -qq -c "$constraints" \
+      -e ".${extra:+[$extra]}" ||
       die "pip could not install rlzero (see above)."
     touch "$stamp"
   fi

@@ -35,6 +35,9 @@ command="${1:-}"
 shift
 name='' zone='' type='' model='' bucket='' folder='' stage=grpo project=''
 version='' dry_run=''
+uv_version=0.13.9 # of the installer on the workers
+scratch=''
+trap '[[ -z "$scratch" ]] || rm -rf "$scratch"' EXIT
 flags=()
 while (($#)); do
   case "$1" in
@@ -88,9 +91,26 @@ runtime_version() {
   esac
 }
 
+# The request's state, GONE if there is none; fails if gcloud cannot say.
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
-    '--format=value(state.state)' 2>/dev/null || true
+  local said
+  if said="$(gcloud compute tpus queued-resources describe "$name" \
+    "${where[@]}" '--format=value(state.state)' 2>&1)"; then
+    echo "$said"
+  elif [[ "$said" == *NOT_FOUND* || "$said" == *'not found'* ]]; then
+    echo GONE
+  else
+    echo "$name: gcloud cannot say how it is: $said" >&2
+    return 1
+  fi
+}
+
+# How the run on the workers ended: its exit code, 'running', or nothing where
+# that cannot be known.
+outcome() {
+  gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 \
+    '--command=cat ~/rlzero.status 2>/dev/null || echo running' \
+    2>/dev/null || true
 }
 
 create() {
@@ -107,9 +127,9 @@ create() {
     return
   fi
   local now
-  until now="$(state)" && [[ "$now" == ACTIVE ]]; do
+  until now="$(state || true)" && [[ "$now" == ACTIVE ]]; do
     [[ "$now" != FAILED ]] || die "the request for $name has failed."
-    echo "$name: ${now:-asked for}"
+    echo "$name: ${now:-not known}"
     sleep 30
   done
 }
@@ -127,17 +147,20 @@ command -v gcsfuse >/dev/null || {
   sudo apt-get update -qq && sudo apt-get install -qq -y gcsfuse
 }
 mountpoint -q ~/bucket || gcsfuse --implicit-dirs $bucket ~/bucket
-command -v ~/.local/bin/uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+[ -x ~/.local/bin/uv ] || python3 -m pip install --quiet --user "uv==$uv_version"
 cd ~/rlzero
 ~/.local/bin/uv venv --quiet --python 3.12 .venv
-~/.local/bin/uv pip install --quiet --python .venv/bin/python -e '.[tpu]'
+~/.local/bin/uv pip install --quiet --python .venv/bin/python -e '.[tpu]' -c launch/constraints/python3.12.txt
 EOF
 }
 
 setup() {
   needs --bucket=BUCKET "$bucket"
   local archive
-  archive="${TMPDIR:-/tmp}/rlzero.tar.gz"
+  # In a folder of its own: what another user of this machine could put in its
+  # place would be installed on every worker.
+  scratch="$(mktemp -d)"
+  archive="$scratch/rlzero.tar.gz"
   act git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar.gz \
     "--output=$archive" HEAD
   act gcloud compute tpus tpu-vm scp "$archive" "$name:rlzero.tar.gz" \
@@ -152,7 +175,9 @@ start() {
   local stage_command
   stage_command="$(printf '%q ' .venv/bin/python -m "rlzero.$stage" \
     --distributed "${flags[@]}")"
-  on_workers all "cd ~/rlzero && nohup setsid bash launch/restart.sh \
+  # restart.sh leaves the exit code behind, for `keep`.
+  on_workers all "cd ~/rlzero && rm -f ~/rlzero.status && \
+STATUS_FILE=~/rlzero.status nohup setsid bash launch/restart.sh \
 $stage_command--workdir=\$HOME/bucket/$(printf '%q' "$folder") \
 >> ~/rlzero.log 2>&1 < /dev/null & echo \$! > ~/rlzero.pid"
 }
@@ -160,14 +185,34 @@ $stage_command--workdir=\$HOME/bucket/$(printf '%q' "$folder") \
 keep() {
   while :; do
     if [[ -z "$dry_run" ]]; then
-      case "$(state)" in
-        ACTIVE | WAITING_FOR_RESOURCES | PROVISIONING | ACCEPTED | CREATING)
+      case "$(state || echo unknown)" in
+        # A TPU is given up only where Google says that it is lost.
+        GONE | SUSPENDED | SUSPENDING | FAILED) ;;
+        ACTIVE)
+          case "$(outcome)" in
+            0)
+              echo "$name: the run has ended; giving the TPU back."
+              delete
+              return
+              ;;
+            2)
+              echo "$name: the run cannot resume by itself; the end of its" \
+                "log follows, and the TPU is given back." >&2
+              on_workers 0 'tail -n 30 ~/rlzero.log' >&2 || true
+              delete
+              return 2
+              ;;
+          esac
+          sleep 60
+          continue
+          ;;
+        *)
           sleep 60
           continue
           ;;
       esac
     fi
-    # Gone, or never there. What is left of a request stands in the way.
+    # A request that is lost stands in the way of the next one.
     delete || true
     create
     setup

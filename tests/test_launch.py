@@ -96,7 +96,8 @@ def test_setup_of_every_worker():
   ]
   script = install[-1].removeprefix('--command=').replace('\\n', '\n')
   assert 'gcsfuse --implicit-dirs my-bucket ~/bucket' in script
-  assert "pip install --quiet --python .venv/bin/python -e '.[tpu]'" in script
+  install = "pip install --quiet --python .venv/bin/python -e '.[tpu]'"
+  assert f'{install} -c launch/constraints/python3.12.txt' in script
   subprocess.run(['bash', '-n'], input=script, text=True, check=True)
 
 
@@ -156,46 +157,100 @@ def test_keep_makes_everything_anew():
   ]
 
 
-def test_keep_goes_on_where_a_tpu_was_taken_away(tmp_path):
-  # Stand-ins: gcloud notes its calls and tells the states in their order.
-  (tmp_path / 'states').write_text('ACTIVE SUSPENDED PROVISIONING ACTIVE ')
-  (tmp_path / 'gcloud').write_text(
-    f"""#!/usr/bin/env bash
-    cd {tmp_path}
-    echo "$*" >> calls
-    [[ "$*" != *describe* ]] || {{
-      read -r state rest < states
-      echo "$state"
-      echo "${{rest:-ACTIVE}}" > states
-    }}
-    """
+def _keep(folder, gcloud, num_calls):
+  """The calls of `keep` to a stand-in for gcloud, and its process."""
+  (folder / 'gcloud').write_text(
+    f'#!/usr/bin/env bash\ncd {folder}\necho "$*" >> calls\n{gcloud}'
   )
-  (tmp_path / 'sleep').write_text('#!/bin/sh\nexec /bin/sleep 0.05\n')
+  (folder / 'sleep').write_text('#!/bin/sh\nexec /bin/sleep 0.05\n')
   for name in ('gcloud', 'sleep'):
-    (tmp_path / name).chmod(0o755)
+    (folder / name).chmod(0o755)
   options = [*_WHERE, *_BUCKET, '--type=v5p-8', '--spot', *_FLAGS]
+  scratch = folder / 'scratch'
+  scratch.mkdir()
   keeper = subprocess.Popen(
     ['bash', _LAUNCH / 'tpu_vm.sh', 'keep', *options],
     env={
       **os.environ,
-      'PATH': f'{tmp_path}:{os.environ["PATH"]}',
-      'TMPDIR': str(tmp_path),
+      'PATH': f'{folder}:{os.environ["PATH"]}',
+      'TMPDIR': str(scratch),
     },
     stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
   )
   calls, deadline = [], time.monotonic() + 30
-  while len(calls) < 9 and time.monotonic() < deadline:
+  while len(calls) < num_calls and time.monotonic() < deadline:
     time.sleep(0.1)
-    if (tmp_path / 'calls').exists():
-      text = (tmp_path / 'calls').read_text()
+    if (folder / 'calls').exists():
+      text = (folder / 'calls').read_text()
       calls = [c for c in text.split('compute tpus ') if c]
+  return calls, keeper
+
+
+_STATES = """
+if [[ "$*" == *describe* ]]; then
+  read -r state rest < states
+  echo "$state"
+  echo "${rest:-ACTIVE}" > states
+fi
+"""
+
+
+def test_keep_resumes_where_a_tpu_was_taken_away(tmp_path):
+  # Stand-ins: gcloud notes its calls and tells the states in their order.
+  (tmp_path / 'states').write_text('ACTIVE SUSPENDED PROVISIONING ACTIVE ')
+  calls, keeper = _keep(tmp_path, _STATES, 10)
   keeper.kill()
-  keeper.wait()
-  assert [call.split()[1] for call in calls[:9]] == [
-    *('describe', 'describe', 'delete', 'create', 'describe', 'describe'),
-    *('scp', 'ssh', 'ssh'),
+  keeper.communicate()
+  assert [call.split()[1] for call in calls[:10]] == [
+    *('describe', 'ssh', 'describe', 'delete', 'create', 'describe'),
+    *('describe', 'scp', 'ssh', 'ssh'),
   ]
-  assert 'launch/restart.sh .venv/bin/python -m rlzero.grpo' in calls[8]
+  assert 'cat ~/rlzero.status' in calls[1]
+  assert 'launch/restart.sh .venv/bin/python -m rlzero.grpo' in calls[9]
+
+
+def test_keep_gives_nothing_up_while_gcloud_cannot_say(tmp_path):
+  # Of a time-out, an expired login or a 503 nothing follows about the TPU.
+  calls, keeper = _keep(
+    tmp_path,
+    'if [[ "$*" == *describe* ]]; then\n'
+    '  echo "ERROR: 503 The service is unavailable" >&2\n  exit 1\nfi\n',
+    4,
+  )
+  keeper.kill()
+  assert '503 The service is unavailable' in keeper.communicate()[1]
+  assert {call.split()[1] for call in calls} == {'describe'}
+
+
+@pytest.mark.parametrize(('status', 'code'), [(0, 0), (2, 2)])
+def test_keep_gives_the_tpu_back_when_the_run_has_ended(tmp_path, status, code):
+  (tmp_path / 'states').write_text('ACTIVE')
+  gcloud = f'{_STATES}[[ "$*" != *rlzero.status* ]] || echo {status}\n'
+  calls, keeper = _keep(tmp_path, gcloud, 3 + bool(status))
+  keeper.communicate(timeout=30)
+  assert keeper.returncode == code
+  assert calls[-1].split()[1] == 'delete'
+
+
+def test_the_archive_lies_in_a_folder_of_its_own(tmp_path):
+  # In a shared /tmp another user could own the name, and supply the code.
+  (tmp_path / 'gcloud').write_text(
+    f'#!/usr/bin/env bash\nfor a; do [[ "$a" != *.tar.gz ]] ||'
+    f' stat -c %a:%n "$(dirname "$a")" >> {tmp_path}/folders; done\n'
+  )
+  (tmp_path / 'gcloud').chmod(0o755)
+  scratch = tmp_path / 'scratch'
+  scratch.mkdir()
+  path = f'{tmp_path}:{os.environ["PATH"]}'
+  _bash(
+    *('tpu_vm.sh', 'setup', *_WHERE, *_BUCKET), PATH=path, TMPDIR=str(scratch)
+  )
+  mode, folder = (tmp_path / 'folders').read_text().split()[0].split(':')
+  assert mode == '700'
+  assert pathlib.Path(folder).parent == scratch
+  assert not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -291,10 +346,16 @@ def _counting(tmp_path, body):
 def test_what_is_started_again(tmp_path, body, status, starts):
   program = _counting(tmp_path, body)
   done = _bash(
-    'restart.sh', *program, check=False, RESTART_DELAY_S='0', MAX_CRASHES='2'
+    'restart.sh',
+    *program,
+    check=False,
+    RESTART_DELAY_S='0',
+    MAX_CRASHES='2',
+    STATUS_FILE=str(tmp_path / 'status'),
   )
   assert done.returncode == status
   assert (tmp_path / 'starts').read_text() == starts * '|'
+  assert (tmp_path / 'status').read_text() == f'{status}\n'
 
 
 def test_a_signal_is_handed_on_and_ends_it(tmp_path):
