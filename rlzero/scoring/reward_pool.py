@@ -503,22 +503,25 @@ def _score(
 ) -> tuple:
   parsed = template.parse(completion)
   stated = _stated(task, completion, parsed if has_format else None)
-  outcome = ''
-  if stated is None:
-    correct = False
-  elif find := getattr(task, 'outcome', None):
+  correct, outcome = False, ''
+  if stated and (find := getattr(task, 'outcome', None)):
     # `verify` says no more, and would run the program again.
-    outcome = str(find(stated, target))
+    stated = stated[-1:]
+    outcome = str(find(stated[0], target))
     correct = outcome == base.ACCEPTED
   else:
-    correct = _true_or_false(task.verify(stated, target), 'verify')
+    for place, reading in enumerate(stated):
+      if correct := _true_or_false(task.verify(reading, target), 'verify'):
+        stated = stated[: place + 1]
+        break
+  answer = stated[-1] if stated else None
   parts = {}
   if judge := getattr(task, 'parts', None):
     parts = {n: _finite(n, v) for n, v in judge(completion, target).items()}
   return (
     parsed.well_formed,
     correct,
-    stated if stated is None else str(stated),
+    answer if answer is None else str(answer),
     int(task.count_tries(completion)),
     template.reflective_words(completion),
     parts,
@@ -529,8 +532,11 @@ def _score(
 
 def _stated(
   task: base.Task, completion: str, parsed: template.Parsed | None
-) -> str | None:
-  """The answer that is judged: never one of the thought.
+) -> list[str]:
+  """The readings of the answer that is judged: never one of the thought.
+
+  Where tags enclose an answer, it may be all of their text (a grid of many
+  lines) or what the text states ('Answer: B').
 
   Args:
     task: of the completion.
@@ -538,10 +544,11 @@ def _stated(
     parsed: its tags, where the template has a format.
   """
   if parsed and parsed.well_formed:
-    stated = task.extract(parsed.answer)
-    return parsed.answer if stated is None else stated
-  behind = template.summary(completion)
-  return task.extract(behind) if behind else None
+    readings = [parsed.answer, task.extract(parsed.answer)]
+  else:
+    behind = template.summary(completion)
+    readings = [task.extract(behind) if behind else None]
+  return [r for r in dict.fromkeys(readings) if r is not None]
 
 
 def _true_or_false(value: Any, method: str) -> bool:

@@ -19,7 +19,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
-from rlzero.tasks import base
+from rlzero.tasks import arithmetic, base
 from rlzero.text import language
 
 _LARGEST = 99
@@ -29,6 +29,7 @@ _OPERATIONS = {
   '-': lambda a, b: a - b,
   '*': lambda a, b: a * b,
 }
+_OPERATORS = ''.join(_OPERATIONS)
 REFLECTIVE = ('wait', 'wrong', 'but')
 NEUTRAL = ('no', 'hmm', 'next')
 WORDS = (  # after padding and end of sequence
@@ -62,10 +63,8 @@ CHINESE = {
 
 _STEP = r'(\d+) ([-+*]) (\d+) = (\d+)'
 _TRY = re.compile(f'{_STEP} {_STEP}')
+_WORDS = re.compile(r'[^\W\d_]|=')
 _EXPRESSION = re.compile(r'[\d(][\d\s()+*-]*')
-# Nothing else reaches the parser, which knows other ways to write a number
-# (0x9, True); the cap keeps it from deep recursion.
-_ARITHMETIC = re.compile(r'[0-9 ()+*-]{1,80}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +174,14 @@ class Countdown:
     return translate(text, lambda _: self.languages[place])
 
   def extract(self, text: str) -> str | None:
-    """What follows the last <answer>, else the last expression anywhere."""
+    """What follows the last <answer>, else the last expression anywhere.
+
+    A text without words is one expression, right or wrong.
+    """
     if '<answer>' in text:
       stated = text.rsplit('<answer>', 1)[1].split('<')[0]
+    elif not _WORDS.search(text):
+      stated = text
     else:
       stated = (_EXPRESSION.findall(text) or [''])[-1]
     return stated.strip() or None
@@ -185,18 +189,17 @@ class Countdown:
   def verify(self, answer: str, target: str) -> bool:
     """Whether the expression uses each number once and has the value."""
     value, _, numbers = target.partition(' ')
-    parsed = _evaluate(answer)
-    return parsed is not None and parsed == (
+    return arithmetic.evaluate(answer, _OPERATORS) == (
       int(value),
       sorted(ast.literal_eval(numbers)),
     )
 
   def same(self, first: str, second: str) -> bool:
     """Answers are the same if their values and numbers are."""
-    parsed = _evaluate(first)
+    parsed = arithmetic.evaluate(first, _OPERATORS)
     if parsed is None:
       return first == second
-    return parsed == _evaluate(second)
+    return parsed == arithmetic.evaluate(second, _OPERATORS)
 
   def count_tries(self, text: str) -> int:
     """Number of two-move attempts written down."""
@@ -230,32 +233,6 @@ def _is_sound(a, first, b, c, d, second, e, f, numbers: list[int]) -> bool:
     and _OPERATIONS[first](a, b) == c
     and _OPERATIONS[second](d, e) == f
   )
-
-
-def _evaluate(text: str) -> tuple[int, list[int]] | None:
-  """Value and sorted numbers of an expression; None if it is not one."""
-  used = []
-
-  def value(node):
-    match node:
-      case ast.Constant(value=int(number)):
-        used.append(number)
-        return number
-      case ast.BinOp(left=left, op=ast.Add(), right=right):
-        return value(left) + value(right)
-      case ast.BinOp(left=left, op=ast.Sub(), right=right):
-        return value(left) - value(right)
-      case ast.BinOp(left=left, op=ast.Mult(), right=right):
-        return value(left) * value(right)
-    raise ValueError('not an expression of numbers, +, - and *')
-
-  text = text.strip()
-  if not _ARITHMETIC.fullmatch(text):
-    return None
-  try:
-    return value(ast.parse(text, mode='eval').body), sorted(used)
-  except (SyntaxError, ValueError):
-    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rlzero.tasks import base, verify
+from rlzero.tasks import base, generators, verify
 
 _CHUNK = 500  # problems a generator is asked for at once
-_RIGHT = 1 - 1e-6  # score of a right answer; less is partial credit
 _MARK = 'reasoning-gym problems: '
 
 
@@ -88,7 +87,8 @@ class ReasoningGym:
     entry = json.loads(target)
     if 'metadata' not in entry:
       return verify.equal(answer, entry['answer'])
-    return _scorer(*self._key).score_answer(answer, entry) >= _RIGHT
+    generator = _scorer(*self._key)
+    return generators.is_right(self.dataset, generator, answer, entry)
 
   def same(self, first: str, second: str) -> bool:
     return verify.equal(first, second)
@@ -238,7 +238,8 @@ def _target(generator: Any, entry: dict) -> str:
     target = None
   answer = entry['answer']
   if answer is None or (
-    target and generator.score_answer(answer, json.loads(target)) >= _RIGHT
+    target
+    and generator.score_answer(answer, json.loads(target)) >= generators.RIGHT
   ):
     return target
   return json.dumps({'answer': answer})
@@ -259,6 +260,7 @@ def _create(name: str, options: dict, seed: int, size: int = _CHUNK) -> Any:
       f'{" or ".join(near)}?'
     )
   make, config = DATASETS[name]
+  _check_safe(name, make)
   known = {field.name for field in dataclasses.fields(config)}
   known -= {'seed', 'size'}  # fields of the task, and ours to set
   if unknown := sorted(set(options) - known):
@@ -271,9 +273,28 @@ def _create(name: str, options: dict, seed: int, size: int = _CHUNK) -> Any:
     raise ValueError(f'{name} refuses its options {options}: {error}') from None
 
 
+def _check_safe(name: str, make: type) -> None:
+  if name == 'composite':
+    raise ValueError(
+      "reasoning-gym's 'composite' hands answers to other generators, unseen "
+      'by the checks; name each of its datasets as a task of its own.'
+    )
+  if name in generators.GUARDS or name in generators.RUNS_PROBLEM:
+    if make.__module__.startswith('reasoning_gym.'):
+      return
+  if found := generators.executes(make):
+    raise ValueError(
+      f'reasoning-gym {name!r} may run the answer as a program ({found}), so '
+      'a completion could set its own reward; choose another dataset.'
+    )
+
+
 @functools.lru_cache(maxsize=8)
 def _scorer(name: str, options: str, seed: int) -> Any:
-  return _create(name, json.loads(options), seed)
+  generator = _create(name, json.loads(options), seed)
+  # Loads what its scorer imports: no text may run while it scores answers.
+  generator.score_answer('0', generator[0])
+  return generator
 
 
 @functools.lru_cache(maxsize=8)
