@@ -31,7 +31,8 @@ import numpy as np
 from rlzero import grpo
 from rlzero.planner import estimate, flops, hardware, programs
 from rlzero.planner.programs import Program
-from rlzero.rollout import engine, scheduler
+from rlzero.rollout import buckets
+from rlzero.rollout.slots import cache_capacity
 from rlzero.runtime import files, sharding
 from rlzero.train import packing
 
@@ -344,13 +345,13 @@ class _Plan:
     forward = functools.partial(flops.forward, model)
     match name:
       case 'prefill':
-        block = scheduler.block_size(self.run.num_prompts)
+        block = buckets.prefill_batch(self.run.num_prompts)
         tokens = block * prompt_len
         work = forward(tokens, 0, tokens * prompt_len)
         calls = {1.0: run.num_prompts / block}
       case 'decode':
         rows, steps = size * self.ways, run.decode_steps
-        keys = engine.room(model, self.run.slots(rows)) + steps
+        keys = cache_capacity(model, self.run.slots(rows).cache) + steps
         work = steps * forward(rows, rows, rows * keys, absorbed=True)
         calls = {1.0: self._decode_calls(rows)}
       case 'apply':  # some twenty operations a parameter

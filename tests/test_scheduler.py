@@ -13,8 +13,16 @@ from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rl import learner
 from rlzero.rl.objective import Objective
-from rlzero.rollout import engine, sampling, scheduler
+from rlzero.rollout import (
+  batch,
+  buckets,
+  engine,
+  programs,
+  sampling,
+  scheduler,
+)
 from rlzero.rollout.sampling import Finish, Sampling
+from rlzero.rollout.slots import cache_capacity
 from rlzero.train import packing
 from rlzero.types import Tokens
 
@@ -164,7 +172,9 @@ def test_a_shared_prefix_is_computed_once_and_changes_nothing(
   prompts = [p._replace(tokens=[9, 4, 6, 2, *p.tokens]) for p in make_prompts()]
   settings = Sampling(num_slots=5, **SHORT | {'max_prompt_len': 12})
   if not unstacked:  # as on an accelerator
-    monkeypatch.setattr(engine, 'prepare', lambda config, params: params)
+    monkeypatch.setattr(
+      engine, 'to_decode_layout', lambda config, params: params
+    )
   shared_prefixes, prefill = [], engine.prefill_shared_prefix
 
   def counting(config, params, shared_prefix):
@@ -177,7 +187,7 @@ def test_a_shared_prefix_is_computed_once_and_changes_nothing(
     )[0]
 
   monkeypatch.setattr(engine, 'prefill_shared_prefix', counting)
-  monkeypatch.setattr(scheduler, '_PREFILL_BLOCK', 4)
+  monkeypatch.setattr(buckets, '_PREFILL_BATCH', 4)
   shared = completions()
   # Latent attention does without.
   assert shared_prefixes == ([] if config.latent else [[[9, 4, 6, 2]]])
@@ -193,7 +203,7 @@ def test_stacked_layers_write_what_unstacked_layers_do(
   params, by_slots, monkeypatch
 ):
   # As on an accelerator.
-  monkeypatch.setattr(engine, 'prepare', lambda config, params: params)
+  monkeypatch.setattr(engine, 'to_decode_layout', lambda config, params: params)
   stacked, _ = generate(params, make_prompts(), num_slots=16, **SHORT)
   for one, other in zip(stacked, by_slots(16)[0], strict=True):
     np.testing.assert_array_equal(one.tokens, other.tokens)
@@ -248,7 +258,7 @@ def test_noise_differs_by_draw_sample_and_seed(params, by_slots):
 
 def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   prompts = make_prompts(10)
-  monkeypatch.setattr(scheduler, '_PREFILL_BLOCK', 4)
+  monkeypatch.setattr(buckets, '_PREFILL_BATCH', 4)
   prefilled, decoded, handed = [], [], {}
   prefill, decode = engine.prefill, engine.decode
 
@@ -335,7 +345,7 @@ def test_the_batch_shrinks_with_the_rows_that_run(params, monkeypatch):
   settings = dict(max_len=40, max_prompt_len=8, num_slots=64, decode_steps=2)
   shrunk, usage = generate(params, make_prompts(64), **settings)
   assert usage.tokens / usage.computed > 0.8
-  monkeypatch.setattr(scheduler, '_FEW_SLOTS', 64)
+  monkeypatch.setattr(buckets, '_MIN_SLOTS', 64)
   whole, more = generate(params, make_prompts(64), **settings)
   assert usage.computed < 0.9 * more.computed
   same = [
@@ -463,19 +473,19 @@ def test_refused_settings(change, message):
 
 
 @pytest.mark.parametrize('capacity', [32, 128, 576, 33_312])
-def test_spans_are_few_and_not_much_too_wide(capacity):
-  spans = scheduler._spans(capacity, 16)
-  assert spans[-1] == capacity and spans[0] <= 64
-  for smaller, span in zip(spans, spans[1:], strict=False):
-    assert span <= smaller / 0.6 + 32
-  assert len(spans) <= 14
+def test_cache_sizes_are_few_and_not_much_too_long(capacity):
+  lens = buckets.cache_buckets(capacity, 16)
+  assert lens[-1] == capacity and lens[0] <= 64
+  for smaller, cache_len in zip(lens, lens[1:], strict=False):
+    assert cache_len <= smaller / 0.6 + 32
+  assert len(lens) <= 14
   # An eighth of the slots looks at no less than all of them do at least.
-  fewer = scheduler._spans(capacity, 16, 1 / 8)
-  assert set(fewer) <= set(spans)
-  assert fewer[0] >= min(8 * spans[0], capacity)
+  fewer = buckets.cache_buckets(capacity, 16, 1 / 8)
+  assert set(fewer) <= set(lens)
+  assert fewer[0] >= min(8 * lens[0], capacity)
   # Prompts have room.
-  wide = scheduler._spans(capacity, capacity // 2)
-  assert set(wide) <= set(spans) and wide[0] >= capacity // 2
+  wide = buckets.cache_buckets(capacity, capacity // 2)
+  assert set(wide) <= set(lens) and wide[0] >= capacity // 2
 
 
 def test_batches_that_are_passed_at_once_were_compiled_ahead(
@@ -494,23 +504,23 @@ def test_batches_that_are_passed_at_once_were_compiled_ahead(
   }
   planned, done = set(), set()
 
-  def sizes(slots, number, span):
-    rows, before = slots.token.shape[0], engine.room(config, slots)
-    return rows, before, number or rows, span
+  def sizes(slots, number, cache_len):
+    rows, before = slots.token.shape[0], cache_capacity(config, slots.cache)
+    return rows, before, number or rows, cache_len
 
-  fit, lower_fit = engine.fit, engine.lower_fit
+  resize, lower_resize = batch.resize_slots, programs.lower_resize
 
-  def planning(config, slots, number, span):
-    planned.add(sizes(slots, number, span))
-    return lower_fit(config, slots, number, span)
+  def planning(config, slots, number, cache_len):
+    planned.add(sizes(slots, number, cache_len))
+    return lower_resize(config, slots, number, cache_len)
 
-  def doing(config, slots, chosen, span):
-    done.add(sizes(slots, None if chosen is None else len(chosen), span))
-    return fit(config, slots, chosen, span)
+  def doing(config, slots, chosen, cache_len):
+    done.add(sizes(slots, None if chosen is None else len(chosen), cache_len))
+    return resize(config, slots, chosen, cache_len)
 
-  monkeypatch.setattr(engine, 'lower_fit', planning)
-  monkeypatch.setattr(engine, 'fit', doing)
-  scheduler.lower_all(*arguments, sampling, (EOS,))
+  monkeypatch.setattr(programs, 'lower_resize', planning)
+  monkeypatch.setattr(batch, 'resize_slots', doing)
+  programs.lower_all(*arguments, sampling, (EOS,))
   scheduler.generate(
     *arguments, sampling, eos_ids=(EOS,), seed=SEED, finished=finished
   )
@@ -529,7 +539,7 @@ def test_batches_that_are_passed_at_once_were_compiled_ahead(
   ],
 )
 def test_smaller_batches_are_few(num_slots, batches):
-  assert scheduler._batches(num_slots) == batches
+  assert buckets.batch_buckets(num_slots) == batches
 
 
 def test_windows_reach_over_the_calls_of_decoding():

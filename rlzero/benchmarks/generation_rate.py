@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from rlzero import weights
-from rlzero.rollout import encoding, scheduler
+from rlzero.rollout import encoding, programs, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import lifecycle
 from rlzero.tasks import procedural
@@ -58,7 +58,7 @@ def main() -> None:
     decode_steps=4,
   )
   ends = () if args.to_the_end else eos_ids
-  for program in scheduler.lower_all(
+  for program in programs.lower_all(
     loaded.config, params, prompts, args.group_size, sampling, ends
   ):
     program.compile()

@@ -18,7 +18,8 @@ from rlzero.models.config import ModelConfig
 from rlzero.planner import flops
 from rlzero.planner.programs import Program, Run
 from rlzero.rl import learner
-from rlzero.rollout import engine, scheduler
+from rlzero.rollout import buckets
+from rlzero.rollout.slots import cache_capacity
 from rlzero.runtime import sharding
 
 _FSDP = set('DQR')  # axes that are gathered for a layer
@@ -112,8 +113,8 @@ class Estimate:
     slots = run.slots(num_slots)
     held = sharding.bytes_per_device(slots)
     rows = slots.token.shape[0] // sharding.axis_size('B')
-    capacity = engine.room(m, slots)
-    num_prompts = scheduler.block_size(run.num_prompts) // sharding.axis_size(
+    capacity = cache_capacity(m, slots.cache)
+    num_prompts = buckets.prefill_batch(run.num_prompts) // sharding.axis_size(
       'P'
     )
     tokens = num_prompts * run.prompt_len

@@ -22,8 +22,9 @@ from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.planner import hlo
 from rlzero.rl.learner import TrainState
-from rlzero.rollout import engine, scheduler
+from rlzero.rollout import buckets, programs
 from rlzero.rollout.sampling import Sampling
+from rlzero.rollout.slots import Slots
 from rlzero.runtime import sharding
 from rlzero.train import packing
 from rlzero.types import Params
@@ -75,13 +76,14 @@ class Run:
     """Tokens of the rows that the longest completions are packed into."""
     return self.micro(self.cfg.micro_tokens).tokens.ids.shape[1]
 
-  def slots(self, num_slots: int) -> engine.Slots:
-    num_slots, _, capacity = scheduler.sizes(
+  def slots(self, num_slots: int) -> Slots:
+    sampling = buckets.narrow(
       self._sampling(num_slots),
       self.num_prompts * self.cfg.group_size,
       self.prompt_len,
     )
-    return engine.abstract(self.model, num_slots, capacity, self.cfg.max_len)
+    num_slots, _, cache_len = buckets.sizes(sampling)
+    return programs.abstract_slots(self.model, num_slots, cache_len, sampling)
 
   def micro(self, micro_tokens: int) -> packing.Microbatch:
     """The first microbatch where every completion is as long as may be."""
@@ -98,7 +100,7 @@ class Run:
 
   def rollout(self, num_slots: int) -> dict[str, jax.stages.Lowered]:
     """Prefill and decode."""
-    return scheduler.lower(
+    return programs.lower(
       self.model,
       self.state.params,
       self.num_prompts,

@@ -18,7 +18,7 @@ from rlzero.evaluation import measure
 from rlzero.models import transformer
 from rlzero.rl import losses
 from rlzero.rl.settings import Config
-from rlzero.rollout import encoding, journal, scheduler
+from rlzero.rollout import encoding, journal, programs, scheduler
 from rlzero.runtime import hosts, sharding
 from rlzero.scoring import grade, rewards
 from rlzero.tasks import base
@@ -94,7 +94,7 @@ class Loop:
         clock.lap('reshard')
         self._compile_ahead(
           'rollout',
-          lambda: scheduler.lower_all(
+          lambda: programs.lower_all(
             self.model,
             params,
             prompts,

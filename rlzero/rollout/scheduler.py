@@ -1,34 +1,34 @@
-"""Slots filled, decoded and emptied until every completion is there.
+"""A scheduler that completes prompts: requests fill slots and leave them.
 
-What is scheduled depends on token counts, never on a clock. Token ids come
-in and go out; text and rewards are not known here.
+`Scheduler.step` is one round: free slots are filled, all slots decode some
+tokens, and completions that ended are handed back. A round depends on token
+counts and on the order of `submit`, never on a clock. Token ids come in and go
+out; text and rewards are not known here.
 """
 
 import collections
 import itertools
-import math
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from rlzero.models import padding
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import engine
+from rlzero.rollout import buckets, engine
+from rlzero.rollout.batch import Batch
+from rlzero.rollout.prefill import PrefillBlock, shared_prefix_len
 from rlzero.rollout.sampling import Finish, Sampling
-from rlzero.runtime import hosts, sharding
-from rlzero.types import Params, Tokens
-
-_SPAN_STEP = 32  # cache positions, at least, between compiled sizes
-_SPAN_SHARE = 0.6  # of a size, the next smaller one
-_PREFILL_BLOCK = 32  # prompts prefilled together
-_FEW_SLOTS = 4  # a batch of fewer, or of so many fewer, costs little less
+from rlzero.runtime import hosts
+from rlzero.types import Params
 
 
 class Prompt(NamedTuple):
-  """Tokens to continue; `draw` counts the prompts drawn in a run."""
+  """Tokens to continue.
+
+  `draw` counts the prompts sampled in a run and is part of the keys, so that a
+  prompt that is sampled twice gets fresh noise.
+  """
 
   draw: int
   tokens: Sequence[int]
@@ -54,6 +54,17 @@ class Usage(NamedTuple):
   computed: int
 
 
+class _Request(NamedTuple):
+  """A completion that is wanted."""
+
+  id: Hashable
+  prompt: int  # number of the prompt, in the order of submission
+  suffix: Sequence[int]  # the prompt's tokens behind the shared prefix
+  draw: int
+  sample: int
+  replay: Completion | None
+
+
 def generate(
   config: ModelConfig,
   params: Params,
@@ -67,7 +78,7 @@ def generate(
   on_finished: Callable[[int, Completion], None] | None = None,
   poll: Callable[[], None] | None = None,
 ) -> tuple[list[Completion], Usage]:
-  """Draws `group_size` completions of each prompt, groups adjacent.
+  """Samples `group_size` completions of each prompt, groups adjacent.
 
   Args:
     config: of the model.
@@ -76,383 +87,297 @@ def generate(
     group_size: G.
     sampling: settings.
     eos_ids: tokens that end a completion.
-    seed: of the run; with draw, sample and position it makes the keys.
-    finished: completions that are there already, by their index in the
-      result; they are handed back as they are. They take part in the schedule
-      all the same, so that every other row is drawn in the slot, the batch and
-      the span that it would have had, and has the same bits.
-    on_finished: called with index and completion as soon as each ends, so
-      that it can be kept, or counted.
-    poll: called between two calls to the device; what it raises ends the
-      generation.
+    seed: of the run.
+    finished: completions that exist already, by their index in the result, as
+      a journal has them. They are replayed; see `Scheduler.submit`.
+    on_finished: called with index and completion as soon as each new one ends.
+    poll: called before each round; what it raises ends the generation.
 
   Returns:
-    the completions, and what drawing all of them takes.
+    the completions, and what sampling all of them takes.
 
   Raises:
-    ValueError: a prompt that is empty or too long, or a model that is too
-      short for prompt and completion.
+    ValueError: no prompts, one that is empty or too long, or a model that is
+      too short for prompt and completion.
   """
-  _check(config, prompts, sampling)
+  if not prompts:
+    raise ValueError('There are no prompts to continue; give at least one.')
   total = len(prompts) * group_size
-  prefix_len = _shared_prefix_len(config, prompts)
-  suffixes = [p.tokens[prefix_len:] for p in prompts]
-  most, widest, capacity = sizes(sampling, total, max(map(len, suffixes)))
-  num_slots, span = most, _spans(capacity, widest)[0]
-  batches = _batches(most)
-  params = engine.prepare(config, params)
-  slots = _slots(engine.empty, config, params, sampling, num_slots, span)
-  held = np.full(num_slots, -1)  # completion in each slot
-  cached = np.zeros(num_slots, int)
-  left = np.zeros(num_slots, int)  # tokens to come of a finished one, else 0
-  done: list[Completion | None] = [finished.get(i) for i in range(total)]
-  queue = collections.deque(range(total))
-  block = _Block(
-    config, params, prompts[0].tokens[:prefix_len], suffixes, widest
+  shared_len = shared_prefix_len(config, [p.tokens for p in prompts])
+  longest = min(max(len(p.tokens) for p in prompts), sampling.max_prompt_len)
+  scheduler = Scheduler(
+    config,
+    params,
+    buckets.narrow(sampling, total, longest),
+    eos_ids=eos_ids,
+    seed=seed,
+    shared_prefix=prompts[0].tokens[:shared_len],
+    prefill_batch=buckets.prefill_batch(len(prompts)),
   )
-  num_left, computed = total, 0
+  for index in range(total):
+    prompt, sample = divmod(index, group_size)
+    scheduler.submit(prompts[prompt], sample, index, finished.get(index))
+  done: dict[Hashable, Completion] = {}
+  for index, completion in scheduler.drain(poll):
+    done[index] = completion
+    if on_finished and index not in finished:
+      on_finished(index, completion)
+  return [done[index] for index in range(total)], scheduler.usage
 
-  def settle():
-    """Gives the cache that size of this batch which the next call needs."""
-    nonlocal slots, span
-    furthest = int(cached[held >= 0].max()) + sampling.decode_steps
-    spans = _spans(capacity, widest, num_slots / most)
-    needed = next(n for n in spans if n >= furthest)
-    if needed != span:
-      slots, span = engine.fit(config, slots, None, needed), needed
 
-  while num_left:
-    if poll:
-      poll()
-    while queue and (held < 0).any():
-      block.reach(queue[0] // group_size)
-      source = np.full(num_slots, -1, np.int32)
-      counters = np.zeros((num_slots, 2), np.int32)
-      for slot in np.flatnonzero(held < 0):
-        if not queue or not block.holds(queue[0] // group_size):
+class Scheduler:
+  """Completes requests, which may come while others run.
+
+  Array sizes are fixed by the settings, so that nothing has to be known of
+  requests that come later: `sampling.max_prompt_len` is the longest prompt that
+  will be taken, and `sampling.num_slots` the most completions decoded at a
+  time.
+
+  The key of a token is made of seed, draw, sample and position. So a request
+  gets the same tokens whatever runs beside it, but for rounding: batches and
+  caches of other sizes add in another order, and a token may differ where its
+  random number falls on the border between two tokens to within that rounding.
+
+  Args:
+    config: of the model.
+    params: of the policy.
+    sampling: settings.
+    eos_ids: tokens that end a completion.
+    seed: of the run.
+    shared_prefix: tokens that every prompt begins with; they are computed once.
+      Prompts that come later must begin with them too.
+    prefill_batch: prompts that are prefilled together, padding included; by
+      default as many as are ever worth it.
+
+  Raises:
+    ValueError: routes are wanted of a model without experts.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    params: Params,
+    sampling: Sampling,
+    *,
+    eos_ids: tuple[int, ...],
+    seed: int,
+    shared_prefix: Sequence[int] = (),
+    prefill_batch: int | None = None,
+  ):
+    if sampling.keep_routes and not config.experts:
+      raise ValueError(
+        'Sampling.keep_routes is True, but the model has no experts; turn it '
+        'off.'
+      )
+    self._config, self._sampling, self._seed = config, sampling, seed
+    self._eos_ids, self._shared_prefix = eos_ids, list(shared_prefix)
+    self._params = engine.to_decode_layout(config, params)
+    sizes = buckets.sizes(sampling, len(shared_prefix))
+    self._batch = Batch(config, sampling, sizes, 'layers' not in self._params)
+    self._block = PrefillBlock(
+      config,
+      self._params,
+      self._shared_prefix,
+      prefill_batch or buckets.prefill_batch(sizes.num_slots),
+      sizes.prompt_width,
+    )
+    self._queue: collections.deque[_Request] = collections.deque()
+    self._ids: set[Hashable] = set()  # of requests that have not ended
+    self._last: Prompt | None = None  # submitted last
+    self._num_prompts = 0
+    self._usage = {'tokens': 0, 'computed': 0}
+
+  @property
+  def usage(self) -> Usage:
+    """What the requests so far have taken."""
+    return Usage(**self._usage)
+
+  @property
+  def num_unfinished(self) -> int:
+    """Requests that wait or run."""
+    return len(self._ids)
+
+  def submit(
+    self,
+    prompt: Prompt,
+    sample: int,
+    request_id: Hashable,
+    replay: Completion | None = None,
+  ) -> None:
+    """Adds a request to the end of the queue.
+
+    Requests of one `Prompt` object that follow each other share its prefill.
+
+    Args:
+      prompt: what to continue.
+      sample: index of the completion in its group; with `prompt.draw` it makes
+        the keys.
+      request_id: what `step` names the completion by.
+      replay: the completion, if it exists already. It is handed back as it is,
+        after as many rounds as it took; so every other request has the slot,
+        batch and cache size that it would have had, and the same bits.
+
+    Raises:
+      ValueError: a prompt that is empty or too long for the scheduler or the
+        model, or lacks the shared prefix; an id that is in use.
+    """
+    self._check(prompt, request_id)
+    if prompt is not self._last:
+      self._last, self._num_prompts = prompt, self._num_prompts + 1
+    suffix = prompt.tokens[len(self._shared_prefix) :]
+    self._ids.add(request_id)
+    self._queue.append(
+      _Request(
+        request_id, self._num_prompts, suffix, prompt.draw, sample, replay
+      )
+    )
+
+  def step(self) -> list[tuple[Hashable, Completion]]:
+    """Runs one round.
+
+    Returns:
+      ids and completions of the requests that ended, in the order of their
+      slots; none if there are no requests.
+    """
+    if not self._ids:
+      return []
+    self._batch.grow(len(self._queue))
+    self._fill()
+    self._batch.shrink()
+    self._batch.resize_cache()
+    return self._collect(self._decode())
+
+  def drain(
+    self, poll: Callable[[], None] | None = None
+  ) -> Iterator[tuple[Hashable, Completion]]:
+    """Runs rounds until no request is left; yields completions as they end.
+
+    Requests may be submitted meanwhile.
+
+    Args:
+      poll: called before each round; what it raises ends the iteration.
+    """
+    while self._ids:
+      if poll:
+        poll()
+      yield from self.step()
+
+  def _check(self, prompt, request_id):
+    length, limit = len(prompt.tokens), self._sampling.max_prompt_len
+    longest = length + self._sampling.max_len
+    shared = self._shared_prefix
+    if not length:
+      raise ValueError(
+        f'Prompt {prompt.draw} is empty; a prompt needs at least one token.'
+      )
+    if length > limit:
+      raise ValueError(
+        f'Prompt {prompt.draw} has {length} tokens, but '
+        f'Sampling.max_prompt_len is {limit}; raise the limit or leave the '
+        'prompt out.'
+      )
+    if longest > self._config.max_position:
+      raise ValueError(
+        f'Prompt {prompt.draw} and Sampling.max_len = '
+        f'{self._sampling.max_len} make {longest} tokens, but the model takes '
+        f'{self._config.max_position} (ModelConfig.max_position); lower '
+        'Sampling.max_len.'
+      )
+    if length <= len(shared) or list(prompt.tokens[: len(shared)]) != shared:
+      raise ValueError(
+        f'Prompt {prompt.draw} does not begin with the {len(shared)} tokens '
+        'that the scheduler was told all prompts share, and one of its own; '
+        'make the scheduler with a shorter shared_prefix.'
+      )
+    if request_id in self._ids:
+      raise ValueError(
+        f'Request {request_id!r} has not ended yet; give each request an id '
+        'of its own.'
+      )
+
+  def _fill(self):
+    """Moves requests from the queue to free slots, a block at a time."""
+    batch, block, queue = self._batch, self._block, self._queue
+    while queue and None in batch.requests:
+      if not block.contains(queue[0].prompt):
+        groups = itertools.groupby(queue, key=lambda request: request.prompt)
+        groups = itertools.islice(groups, block.size)
+        block.seek(queue[0].prompt, [next(same).suffix for _, same in groups])
+      source = np.full(len(batch), -1, np.int32)
+      counters = np.zeros((len(batch), 2), np.int32)
+      for slot in np.flatnonzero(~batch.occupied()):
+        if not queue or not block.contains(queue[0].prompt):
           break
-        held[slot] = queue.popleft()
-        prompt, sample = divmod(held[slot], group_size)
-        cached[slot] = len(suffixes[prompt]) - 1
-        if known := done[held[slot]]:
-          left[slot] = len(known.tokens)
+        request = queue.popleft()
+        batch.requests[slot] = request
+        batch.cached[slot] = len(request.suffix) - 1
+        if request.replay:
+          batch.replay_left[slot] = len(request.replay.tokens)
           continue
-        source[slot] = prompt - block.start
-        counters[slot] = prompts[prompt].draw, sample
+        source[slot] = request.prompt - block.start
+        counters[slot] = request.draw, request.sample
       if (source >= 0).any():
-        block.load()
-        slots = engine.insert(
-          config,
-          slots,
-          block.prefilled,
+        block.prefill()
+        batch.arrays = engine.insert(
+          self._config,
+          batch.arrays,
+          block.keys_values,
           block.ids,
           block.lengths,
           source,
           counters,
-          seed,
+          self._seed,
         )
-    alive = np.flatnonzero(held >= 0)
-    # Only when the queue is empty, or the slots would have been filled.
-    for fewer in batches:
-      if alive.size > fewer:
-        break
-      if fewer >= num_slots:
-        continue
-      chosen = np.append(alive, np.flatnonzero(held < 0))[:fewer]
-      slots = engine.fit(config, slots, np.int32(chosen), span)
-      held, cached, left = held[chosen], cached[chosen], left[chosen]
-      num_slots, alive = fewer, np.flatnonzero(held >= 0)
-      settle()
-    settle()
-    drawn = (held >= 0) & (left == 0)
-    # What a finished one would have done is known without the device.
-    ahead = np.minimum(left, sampling.decode_steps)
-    cached, left = cached + ahead, left - ahead
-    running = left > 0
-    if drawn.any():
-      slots = engine.decode(
-        params,
-        slots,
+
+  def _decode(self):
+    """Decodes some tokens in every slot; returns the slots that ended."""
+    batch, sampling = self._batch, self._sampling
+    occupied = batch.occupied()
+    live = occupied & (batch.replay_left == 0)
+    # How far a replayed completion has come is known without the device.
+    replayed = np.minimum(batch.replay_left, sampling.decode_steps)
+    batch.cached = batch.cached + replayed
+    batch.replay_left = batch.replay_left - replayed
+    running = batch.replay_left > 0
+    if live.any():
+      batch.arrays = engine.decode(
+        self._params,
+        batch.arrays,
         np.int32(sampling.max_len),
-        block.shared_prefix,
-        config=config,
-        eos_ids=eos_ids,
+        self._block.shared_prefix,
+        config=self._config,
+        eos_ids=self._eos_ids,
         num_steps=sampling.decode_steps,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
       )
-      alive, places = hosts.fetch((slots.running, slots.cached))
-      running = np.where(drawn, alive, running)
-      cached = np.where(drawn, places, cached)
-    computed += num_slots * sampling.decode_steps
-    ended = np.flatnonzero((held >= 0) & ~running)
-    if drawn[ended].any():
-      tokens, logprobs, length, routes = hosts.fetch(
-        (slots.tokens, slots.logprobs, slots.length, slots.routes)
+      alive, cached = hosts.fetch((batch.arrays.running, batch.arrays.cached))
+      running = np.where(live, alive, running)
+      batch.cached = np.where(live, cached, batch.cached)
+    self._usage['computed'] += len(batch) * sampling.decode_steps
+    return np.flatnonzero(occupied & ~running)
+
+  def _collect(self, ended):
+    """Takes the completions that ended out of their slots."""
+    requests, arrays = self._batch.requests, self._batch.arrays
+    if any(requests[slot].replay is None for slot in ended):
+      tokens, logprobs, lengths, routes = hosts.fetch(
+        (arrays.tokens, arrays.logprobs, arrays.length, arrays.routes)
       )
+    done = []
     for slot in ended:
-      if drawn[slot]:
-        size = length[slot]
-        stopped = tokens[slot, size - 1] in eos_ids
+      completion = requests[slot].replay
+      if completion is None:
+        size = lengths[slot]
+        stopped = tokens[slot, size - 1] in self._eos_ids
         completion = Completion(
           tokens[slot, :size].copy(),
           logprobs[slot, :size].copy(),
           Finish.EOS if stopped else Finish.LENGTH,
           None if routes is None else routes[:, slot, :size].copy(),
         )
-        done[held[slot]] = completion
-        if on_finished:
-          on_finished(int(held[slot]), completion)
-      held[slot] = -1
-    num_left -= ended.size
-  return done, Usage(sum(len(c.tokens) for c in done), computed)
-
-
-def lower_all(
-  config: ModelConfig,
-  params: Params,
-  prompts: Sequence[Prompt],
-  group_size: int,
-  sampling: Sampling,
-  eos_ids: tuple[int, ...],
-) -> list[jax.stages.Lowered]:
-  """The programs that `generate` has in several sizes, in each of them.
-
-  Arguments as there.
-  """
-  prefix_len = _shared_prefix_len(config, prompts)
-  most, widest, capacity = sizes(
-    sampling,
-    len(prompts) * group_size,
-    max(len(p.tokens) for p in prompts) - prefix_len,
-  )
-  params = engine.prepare(config, params)
-  shared_prefix = engine.abstract_shared_prefix(
-    config, prefix_len, 'layers' not in params
-  )
-  lowered, before, spans_before = [], None, []
-  for num_slots in [most, *_batches(most)]:
-    spans = _spans(capacity, widest, num_slots / most)
-    slots = {
-      span: _slots(engine.abstract, config, params, sampling, num_slots, span)
-      for span in {*spans, *spans_before}
-    }
-    for span in spans_before:
-      lowered += engine.lower_fit(config, before[span], num_slots, span)
-    for span, into in itertools.product(slots, spans):
-      if span != into:
-        lowered += engine.lower_fit(config, slots[span], None, into)
-    lowered += [
-      _lower_decode(
-        config, params, slots[span], sampling, eos_ids, shared_prefix
-      )
-      for span in spans
-    ]
-    before, spans_before = slots, spans
-  return lowered
-
-
-def lower(
-  config: ModelConfig,
-  params: Params,
-  num_prompts: int,
-  group_size: int,
-  prompt_len: int,
-  sampling: Sampling,
-  eos_ids: tuple[int, ...],
-) -> dict[str, jax.stages.Lowered]:
-  """The programs of `generate`, prefill and decode, to be looked at.
-
-  Args:
-    config: of the model.
-    params: shapes and places of the policy's parameters.
-    num_prompts: P.
-    group_size: G.
-    prompt_len: of the longest prompt, in tokens; without a shared prefix.
-    sampling: settings.
-    eos_ids: tokens that end a completion.
-
-  Returns:
-    `decode` looks at the whole cache, as the longest completions make it.
-  """
-  num_slots, widest, capacity = sizes(
-    sampling, num_prompts * group_size, prompt_len
-  )
-  slots = engine.abstract(
-    config, num_slots, capacity, sampling.max_len, sampling.keep_routes
-  )
-  block = jax.ShapeDtypeStruct((block_size(num_prompts), widest), np.int32)
-  block = Tokens(*(sharding.abstract(block, 'PT'),) * 3)
-  return {
-    'prefill': engine.prefill.lower(config, params, block),
-    'decode': _lower_decode(config, params, slots, sampling, eos_ids),
-  }
-
-
-def _shared_prefix_len(config, prompts):
-  """Tokens that prompts begin with, to be prefilled once.
-
-  Latent attention has none here: over what is cached it is absorbed, which
-  costs the many queries of a prompt more than a shared prefix would save.
-  """
-  if config.latent:
-    return 0
-  return padding.shared_prefix_len([p.tokens for p in prompts])
-
-
-def _slots(make, config, params, sampling, num_slots, span):
-  """Slots for the parameters of `engine.prepare`, by one of its functions."""
-  return make(
-    config,
-    num_slots,
-    span,
-    sampling.max_len,
-    sampling.keep_routes,
-    'layers' not in params,
-  )
-
-
-def _lower_decode(config, params, slots, sampling, eos_ids, shared_prefix=None):
-  return engine.decode.lower(
-    params,
-    slots,
-    jax.ShapeDtypeStruct((), np.int32),
-    shared_prefix,
-    config=config,
-    eos_ids=eos_ids,
-    num_steps=sampling.decode_steps,
-    temperature=sampling.temperature,
-    top_p=sampling.top_p,
-  )
-
-
-def sizes(
-  sampling: Sampling, total: int, prompt_len: int
-) -> tuple[int, int, int]:
-  """Slots, width of the prompts, and cache positions of a slot."""
-  num_slots = padding.round_up(
-    min(sampling.num_slots, total), sharding.axis_size('B')
-  )
-  widest = padding.prompt_width(prompt_len)
-  capacity = padding.round_up(
-    widest + sampling.max_len + sampling.decode_steps, _SPAN_STEP
-  )
-  return num_slots, widest, capacity
-
-
-def block_size(num_prompts: int) -> int:
-  """Prompts that are prefilled together."""
-  return padding.round_up(
-    min(_PREFILL_BLOCK, num_prompts), sharding.axis_size('P')
-  )
-
-
-def _spans(capacity: int, widest: int, share: float = 1) -> list[int]:
-  """Sizes of the cache, in positions, the smallest first.
-
-  Few, since decoding is compiled for each; of positions looked at, most hold
-  something. Every size has room for the prompts, `widest` tokens. A batch with
-  this share of the slots has no size so small that it would look at less than
-  the whole batch does at its smallest: there would be more sizes and little to
-  gain.
-  """
-  spans, size = {capacity}, capacity * _SPAN_SHARE
-  while size > max(_SPAN_STEP, widest):
-    spans.add(padding.round_up(math.ceil(size), _SPAN_STEP))
-    size *= _SPAN_SHARE
-  least = min(min(spans) / share, capacity)
-  return sorted(n for n in spans if n >= least)
-
-
-def _batches(num_slots: int) -> list[int]:
-  """Smaller batches that are worth having, as far as the devices divide them.
-
-  Few, since decoding is compiled for each: eighths of the slots, while a row
-  costs more than what all rows share, and then halves. Seven eighths save
-  nothing: 56 rows take a CPU longer than 64.
-  """
-  eighths = [num_slots * k // 8 for k in range(6, 0, -1)]
-  halves = [eighths[-1] >> k for k in range(1, num_slots.bit_length())]
-  sizes = [num_slots]
-  for size in eighths + halves:
-    saved = sizes[-1] - size
-    if min(size, saved) >= _FEW_SLOTS and size % sharding.axis_size('B') == 0:
-      sizes.append(size)
-  return sizes[1:]
-
-
-class _Block:
-  """Neighbouring prompts, prefilled together when the first is needed.
-
-  Args:
-    config: of the model.
-    params: of the policy.
-    shared_prefix: tokens that all prompts begin with; they are prefilled once.
-    suffixes: what each prompt has behind them.
-    widest: of these.
-  """
-
-  def __init__(self, config, params, shared_prefix, suffixes, widest):
-    self._config, self._params = config, params
-    self._prefix_ids = shared_prefix
-    self._suffixes, self._widest = suffixes, widest
-    self._size = block_size(len(suffixes))
-    self.start, self.prefilled, self.shared_prefix = -self._size, None, None
-
-  def holds(self, prompt: int) -> bool:
-    return self.start <= prompt < self.start + self._size
-
-  def reach(self, prompt: int) -> None:
-    """Moves on to the block that begins with the prompt, if it is not here."""
-    if not self.holds(prompt):
-      self.start, self.prefilled = prompt, None
-
-  def load(self) -> None:
-    """Prefills the block, unless that has been done."""
-    if self.prefilled is not None:
-      return
-    length = len(self._prefix_ids)
-    if length and self.shared_prefix is None:
-      ways = sharding.axis_size('P')  # a row for each device, all the same
-      self.shared_prefix = engine.prefill_shared_prefix(
-        self._config,
-        self._params,
-        _place(padding.pad([self._prefix_ids] * ways, ways, length)),
-      )
-    chosen = self._suffixes[self.start : self.start + self._size]
-    padded = padding.pad(chosen, self._size, self._widest, length)
-    self.ids, self.lengths = padded.ids, padded.segments.sum(axis=1)
-    self.prefilled = engine.prefill(
-      self._config, self._params, _place(padded), self.shared_prefix
-    )
-
-
-def _place(prompts):
-  return jax.tree.map(lambda x: sharding.device_put(x, 'PT'), prompts)
-
-
-def _check(config, prompts, sampling):
-  if sampling.keep_routes and not config.experts:
-    raise ValueError(
-      'Sampling.keep_routes is True, but the model has no experts; turn it off.'
-    )
-  if not prompts:
-    raise ValueError('There are no prompts to continue; give at least one.')
-  for prompt in prompts:
-    if not prompt.tokens:
-      raise ValueError(
-        f'Prompt {prompt.draw} is empty; a prompt needs at least one token.'
-      )
-    if len(prompt.tokens) > sampling.max_prompt_len:
-      raise ValueError(
-        f'Prompt {prompt.draw} has {len(prompt.tokens)} tokens, but '
-        f'Sampling.max_prompt_len is {sampling.max_prompt_len}; raise the '
-        'limit or leave the prompt out.'
-      )
-  longest = max(len(p.tokens) for p in prompts) + sampling.max_len
-  if longest > config.max_position:
-    raise ValueError(
-      f'The longest prompt and Sampling.max_len = {sampling.max_len} make '
-      f'{longest} tokens, but the model takes {config.max_position} '
-      '(ModelConfig.max_position); lower Sampling.max_len.'
-    )
+      done.append((requests[slot].id, completion))
+      self._ids.discard(requests[slot].id)
+      self._usage['tokens'] += len(completion.tokens)
+      requests[slot] = None
+    return done

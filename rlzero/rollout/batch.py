@@ -1,0 +1,104 @@
+"""The slots of a scheduler: their arrays, and what the host knows of them."""
+
+from typing import Any
+
+import numpy as np
+
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import buckets
+from rlzero.rollout.sampling import Sampling
+from rlzero.rollout.slots import empty_slots, resize_slots
+
+
+class Batch:
+  """Slots that grow and shrink with the requests in them.
+
+  Args:
+    config: of the model.
+    sampling: settings.
+    sizes: the largest batch and cache.
+    unstacked: whether the parameters are.
+
+  Attributes:
+    arrays: the slots on the device.
+    requests: what is in each slot, or None.
+    cached: tokens in each slot's cache.
+    replay_left: tokens that a replayed completion has still to take, else 0.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    sampling: Sampling,
+    sizes: buckets.Sizes,
+    unstacked: bool,
+  ):
+    self._config, self._sizes = config, sizes
+    self._decode_steps = sampling.decode_steps
+    self._smaller = buckets.batch_buckets(sizes.num_slots)
+    self.requests: list[Any] = [None] * sizes.num_slots
+    self.cached = np.zeros(sizes.num_slots, int)
+    self.replay_left = np.zeros(sizes.num_slots, int)
+    self._cache_len = self._cache_lens()[0]
+    self.arrays = empty_slots(
+      config,
+      sizes.num_slots,
+      self._cache_len,
+      sampling.max_len,
+      sampling.keep_routes,
+      unstacked,
+    )
+
+  def __len__(self) -> int:
+    """Slots, free ones included."""
+    return len(self.requests)
+
+  def occupied(self) -> np.ndarray:
+    """Whether a request is in each slot, [B]."""
+    return np.array([request is not None for request in self.requests])
+
+  def grow(self, num_waiting: int) -> None:
+    """Adds slots if more requests wait than slots are free."""
+    wanted = self.occupied().sum() + num_waiting
+    enough = [n for n in self._smaller if n >= wanted]
+    larger = min([self._sizes.num_slots, *enough])
+    if larger > len(self):
+      free = np.full(larger - len(self), -1)
+      self._choose(np.append(np.arange(len(self)), free))
+
+  def shrink(self) -> None:
+    """Gives up free slots, as far as a smaller batch has been compiled."""
+    for fewer in self._smaller:
+      occupied = self.occupied()
+      if occupied.sum() > fewer:
+        break
+      if fewer < len(self):
+        order = np.append(np.flatnonzero(occupied), np.flatnonzero(~occupied))
+        self._choose(order[:fewer])
+        self.resize_cache()
+
+  def resize_cache(self) -> None:
+    """Resizes the cache to the smallest size that the next call fits in."""
+    needed = self.cached[self.occupied()].max() + self._decode_steps
+    cache_len = next(n for n in self._cache_lens() if n >= needed)
+    if cache_len != self._cache_len:
+      self.arrays = resize_slots(self._config, self.arrays, None, cache_len)
+      self._cache_len = cache_len
+
+  def _cache_lens(self):
+    """Cache sizes of a batch of the present size."""
+    share = len(self) / self._sizes.num_slots
+    return buckets.cache_buckets(
+      self._sizes.cache_len, self._sizes.prompt_width, share
+    )
+
+  def _choose(self, chosen):
+    """Keeps the chosen slots; -1 is a new one."""
+    self.arrays = resize_slots(
+      self._config, self.arrays, np.int32(chosen), self._cache_len
+    )
+    self.requests = [
+      None if slot < 0 else self.requests[slot] for slot in chosen
+    ]
+    self.cached = self.cached[chosen]
+    self.replay_left = np.where(chosen < 0, 0, self.replay_left[chosen])

@@ -1,0 +1,104 @@
+"""The few sizes of batch, cache and prompts that decoding is compiled for."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+from rlzero.models import padding
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import sharding
+
+_CACHE_STEP = 32  # cache sizes are multiples of this, in positions
+
+_CACHE_RATIO = 0.6  # of a cache size to the next larger one
+
+_PREFILL_BATCH = 32  # prompts prefilled together
+
+# The batch does not shrink below this many slots, nor by fewer: it would save
+# too little to pay for a compilation.
+_MIN_SLOTS = 4
+
+
+class Sizes(NamedTuple):
+  """The largest arrays of a rollout."""
+
+  num_slots: int
+  prompt_width: int  # tokens of a padded prompt
+  cache_len: int  # positions of a slot's cache
+
+
+def narrow(sampling: Sampling, num_requests: int, prompt_len: int) -> Sampling:
+  """The settings with limits as small as these requests allow.
+
+  Args:
+    sampling: settings.
+    num_requests: completions in all.
+    prompt_len: of the longest prompt, in tokens.
+  """
+  return dataclasses.replace(
+    sampling,
+    num_slots=min(sampling.num_slots, num_requests),
+    max_prompt_len=max(prompt_len, 1),
+  )
+
+
+def sizes(sampling: Sampling, shared_len: int = 0) -> Sizes:
+  """The sizes that these settings need.
+
+  Args:
+    sampling: settings; its limits are reached.
+    shared_len: tokens that all prompts share, which no slot holds.
+  """
+  num_slots = padding.round_up(sampling.num_slots, sharding.axis_size('B'))
+  width = padding.prompt_width(max(sampling.max_prompt_len - shared_len, 1))
+  cache_len = padding.round_up(
+    width + sampling.max_len + sampling.decode_steps, _CACHE_STEP
+  )
+  return Sizes(num_slots, width, cache_len)
+
+
+def prefill_batch(num_prompts: int) -> int:
+  """How many prompts are prefilled together, of so many."""
+  return padding.round_up(
+    min(_PREFILL_BATCH, num_prompts), sharding.axis_size('P')
+  )
+
+
+def cache_buckets(
+  largest: int, prompt_width: int, share: float = 1
+) -> list[int]:
+  """Cache sizes, in positions, the smallest first.
+
+  Few, since decoding is compiled for each, and near enough to each other that
+  most positions that attention reads hold a token.
+
+  Args:
+    largest: of the sizes.
+    prompt_width: tokens of a padded prompt, for which every size has room.
+    share: of the largest batch's slots. A smaller batch gets no size at which
+      it would read less than the largest batch does at its smallest size: there
+      would be more sizes and little to gain.
+  """
+  buckets, size = {largest}, largest * _CACHE_RATIO
+  while size > max(_CACHE_STEP, prompt_width):
+    buckets.add(padding.round_up(math.ceil(size), _CACHE_STEP))
+    size *= _CACHE_RATIO
+  least = min(min(buckets) / share, largest)
+  return sorted(n for n in buckets if n >= least)
+
+
+def batch_buckets(num_slots: int) -> list[int]:
+  """Smaller batch sizes, the largest first, that the mesh divides.
+
+  Few, since decoding is compiled for each: eighths of the slots, while a row
+  costs more than what all rows share, and then halves. Seven eighths save
+  nothing: 56 rows take a CPU longer than 64.
+  """
+  eighths = [num_slots * k // 8 for k in range(6, 0, -1)]
+  halves = [eighths[-1] >> k for k in range(1, num_slots.bit_length())]
+  buckets = [num_slots]
+  for size in eighths + halves:
+    saved = buckets[-1] - size
+    if min(size, saved) >= _MIN_SLOTS and size % sharding.axis_size('B') == 0:
+      buckets.append(size)
+  return buckets[1:]

@@ -1,0 +1,185 @@
+"""Slots: the arrays of completions under way, and how they change size.
+
+The cache has room for as many tokens as its rows are about to reach, not for
+as many as they ever may, since attention reads all of it. It grows and shrinks
+between calls of `engine.decode`, and so does the batch, in few sizes
+(`buckets.py`), since decoding is compiled for each.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from rlzero.models import transformer
+from rlzero.models.config import ModelConfig
+from rlzero.runtime import sharding
+from rlzero.types import KeyValues
+
+
+class Slots(NamedTuple):
+  """State of B slots, each with room for S tokens, prompt included."""
+
+  # Index s of a row is position s behind the shared prefix.
+  cache: KeyValues | None
+  cached: Int[Array, 'B']  # tokens in the cache
+  token: Int[Array, 'B']  # sampled last, not in the cache yet
+  key: UInt32[Array, 'B 2']
+  tokens: Int[Array, 'B T']  # the completion so far
+  logprobs: Float[Array, 'B T']
+  length: Int[Array, 'B']  # tokens of the completion so far
+  running: Bool[Array, 'B']
+  # Experts of the completion's tokens, -1 where none were chosen yet.
+  routes: Int[Array, 'L B T C'] | None = None
+
+
+_LAYERS_FIRST = ('cache', 'routes')  # fields whose second axis is the rows
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def empty_slots(
+  config: ModelConfig,
+  num_slots: int,
+  cache_len: int,
+  max_len: int,
+  keep_routes: bool = False,
+  unstacked: bool = False,
+) -> Slots:
+  """Slots in which nothing runs, with a cache of `cache_len` tokens each."""
+  zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
+  routes = None
+  if keep_routes:
+    routed = config.num_layers - config.num_dense_layers
+    shape = routed, num_slots, max_len, config.experts.num_chosen
+    routes = jnp.full(shape, -1, jnp.int16)
+  slots = Slots(
+    cache=transformer.empty_cache(config, num_slots, cache_len, unstacked),
+    cached=zeros(),
+    token=zeros(),
+    key=jnp.zeros((num_slots, 2), jnp.uint32),
+    tokens=jnp.zeros((num_slots, max_len), jnp.int32),
+    logprobs=jnp.zeros((num_slots, max_len), jnp.float32),
+    length=zeros(),
+    running=jnp.zeros((num_slots,), bool),
+    routes=routes,
+  )
+  return constrain_slots(slots)
+
+
+def constrain_slots(
+  slots: Slots, constrain: Callable[..., Any] = sharding.constrain
+) -> Slots:
+  """Shards slots over the mesh: rows, and heads where the mesh splits them.
+
+  Args:
+    slots: arrays, or their shapes.
+    constrain: what is done with an array and the letters of its axes.
+  """
+  routes = slots.routes
+  return Slots(
+    cache=constrain_cache(slots.cache, constrain),
+    routes=None if routes is None else constrain(routes, 'LBT_'),
+    **{
+      name: constrain(value, 'BT'[: value.ndim])
+      for name, value in slots._asdict().items()
+      if name not in _LAYERS_FIRST
+    },
+  )
+
+
+def constrain_cache(
+  cache: KeyValues | None, constrain: Callable[..., Any] = sharding.constrain
+) -> KeyValues | None:
+  """Shards cached keys and values by rows and heads."""
+  return jax.tree.map(lambda part: _constrain_part(part, constrain), cache)
+
+
+def _constrain_part(part, constrain=sharding.constrain):
+  # Latent attention has one key for all heads, which every device needs.
+  return constrain(part, 'LB___' if part.shape[2] == 1 else 'LBK__')
+
+
+def cache_capacity(config: ModelConfig, cache: KeyValues) -> int:
+  """Tokens that a row of the cache has room for."""
+  one = jax.tree.leaves(cache.key)[0]
+  return one.shape[transformer.position_axes(config).key]
+
+
+def map_cache(
+  function: Callable[..., Array], config: ModelConfig, *caches: KeyValues
+) -> KeyValues:
+  """Maps `function(position_axis, *arrays)` over the keys and the values."""
+  axes = transformer.position_axes(config)
+  return KeyValues(
+    *(
+      jax.tree.map(functools.partial(function, axis), *parts)
+      for axis, *parts in zip(axes, *caches, strict=True)
+    )
+  )
+
+
+def resize_slots(
+  config: ModelConfig,
+  slots: Slots,
+  chosen: Int[np.ndarray, 'C'] | None,
+  cache_len: int,
+) -> Slots:
+  """Keeps the chosen slots, or all, with a cache of `cache_len` tokens each.
+
+  A smaller batch and a shorter cache cost less to decode. Every array of the
+  cache is resized by a call of its own, and the old one is freed before the
+  next, so that there are never two caches. Layers that are unstacked share one
+  program.
+
+  Args:
+    config: of the model.
+    slots: the slots, donated.
+    chosen: indices of those to keep, or None; -1 is a new slot in which
+      nothing runs.
+    cache_len: tokens of each slot; what lies beyond them is cut off.
+  """
+
+  def resized(axis, part):
+    new = resize_part(part, chosen, axis=axis, cache_len=cache_len)
+    part.delete()
+    return new
+
+  cache = map_cache(resized, config, slots.cache)
+  if chosen is not None:
+    slots = choose_rows(slots._replace(cache=None), chosen)
+  return slots._replace(cache=cache)
+
+
+@functools.partial(jax.jit, static_argnames=('axis', 'cache_len'))
+def resize_part(
+  part: Array,
+  chosen: Int[Array, 'C'] | None,
+  *,
+  axis: int,
+  cache_len: int,
+) -> Array:
+  """`resize_slots` of one array of the cache; `axis` is the positions'."""
+  if chosen is not None:
+    part = part[:, chosen]
+  more = max(cache_len - part.shape[axis], 0)
+  size = min(cache_len, part.shape[axis])
+  part = jax.lax.slice_in_dim(part, 0, size, axis=axis)
+  part = jnp.pad(part, [(0, more if i == axis else 0) for i in range(5)])
+  return _constrain_part(part)
+
+
+@jax.jit
+def choose_rows(slots: Slots, chosen: Int[Array, 'C']) -> Slots:
+  """`resize_slots` of everything but the cache, which must be None."""
+  rows = {
+    name: value[chosen]
+    for name, value in slots._asdict().items()
+    if name not in _LAYERS_FIRST
+  }
+  rows['running'] &= chosen >= 0
+  routes = None if slots.routes is None else slots.routes[:, chosen]
+  return constrain_slots(slots._replace(routes=routes, **rows))
