@@ -77,6 +77,53 @@ def test_words_by_hand(text, english, chinese, other):
   assert language.count_words(text) == expected
 
 
+@pytest.mark.parametrize(
+  'text',
+  [
+    'so we add them $我们先把这些数字加起来$ then',
+    'so we add them `我们先把这些数字加起来` then',
+    'so we add them ```\n我们先把这些数字加起来\n``` then',
+    'so we add $\\text{我们先把这些数字加起来}$ then',
+    'so we add \\(我们先把这些数字加起来\\) then',
+    'so we add <我们先把这些数字加起来> then',
+    'so we add https://example.org/我们先把这些数字加起来 then',
+    'so we add them `これはかなです` then',
+  ],
+)
+def test_other_scripts_are_not_hidden_in_neutral_places(text):
+  assert language.consistency(text, 'en') < 0.5
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '先加 `first we add all of the numbers` 对',
+    '先加 $\\text{first we add all of the numbers}$ 对',
+    '先加 $first~we~add all of the numbers$ 对',
+    '先加 <first we add all of the numbers> 对',
+    '先加 ```first we add, all of the numbers``` 对',
+    '先加对' + ' `first we add` `all of them` `then go on`' * 3,
+    '先加对 first_we_add_ all_of_the_ numbers_then_we_ go_on_to_see',
+    '先加对 \\first \\we \\add \\all \\of \\the \\many \\numbers \\now',
+  ],
+)
+def test_english_is_not_hidden_in_neutral_places(text):
+  assert language.consistency(text, 'zh') < 0.7
+
+
+@pytest.mark.parametrize('mark', ['`{}`', '${}$', '```{}```', '\\text{{{}}}'])
+def test_a_thought_that_is_nearly_all_neutral_earns_nothing(mark):
+  for words in ('first we add the numbers', '先把数字加起来', 'aa_1 foo(b)'):
+    text = '对 yes ' + ' '.join([mark.format(words)] * 30)
+    assert language.consistency(text, 'en') == 0
+    assert language.consistency(text, 'zh') == 0
+
+
+def test_code_of_a_question_is_in_no_language():
+  question = '写一个函数\n```python\n' + 'return other value here\n' * 9 + '```'
+  assert language.detect(question) == 'zh'
+
+
 def test_silence_earns_nothing():
   assert language.consistency('9 * 5 = 45', 'en') == 0
 

@@ -13,7 +13,8 @@ counts as a word is decided by script alone, without a dictionary:
   lower the share of both.
 
 Neutral: code, mathematics, numbers, tags, links, file names, single letters
-(they are variables more often than words), function names, punctuation.
+(they are variables more often than words), function names, punctuation. But
+words are not hidden there: see `count_words`.
 """
 
 import re
@@ -47,11 +48,47 @@ _WORD = re.compile(
   rf'|(?P<other>[{_KANA}]|[^\W\d_{_HAN}{_KANA}{_LATIN}]+)'
 )
 
+# Latin words with nothing but spaces and commas between them: language, even
+# where it is written as code or as the text of a formula.
+_PROSE = 4
+_PROSE_RUN = re.compile(
+  rf'(?<![{_LATIN}\\])[{_LATIN}]{{2,}}(?:,?[ ~]+[{_LATIN}]{{2,}})'
+  rf'{{{_PROSE - 1},}}'
+)
+# What no one can write a thought in: our own tags, and the host of a link.
+_NAMELESS = re.compile(r'</?\s*(?:think|answer)\s*>|https?://[\w.-]*', re.I)
+_FREE = 2  # Latin words in neutral places, for each word outside
+_LEAST_OUTSIDE = 0.1  # share of the words
+
 
 def count_words(text: str) -> dict[str, int]:
-  """Number of words by language: 'en', 'zh' and 'other'."""
+  """Number of words by language: 'en', 'zh' and 'other'.
+
+  Words in neutral places count too where they are language rather than code:
+  those of any script but Latin, and runs of `_PROSE` Latin words. Of the rest,
+  twice as many as stand outside are free. A text of which nearly all is
+  neutral is in no language: its words count as 'other'.
+  """
+  counts = _count(_NEUTRAL.sub(' ', text))
+  outside = sum(counts.values())
+  free = hidden = 0
+  for match in _NEUTRAL.finditer(text):
+    inside = _NAMELESS.sub(' ', match.group())
+    hidden += sum((found := _count(inside)).values())
+    prose = sum(len(run.split()) for run in _PROSE_RUN.findall(inside))
+    counts['zh'] += found['zh']
+    counts['other'] += found['other']
+    counts['en'] += prose
+    free += found['en'] - prose
+  counts['en'] += max(free - _FREE * outside, 0)
+  if outside < _LEAST_OUTSIDE * (outside + hidden):
+    return {'en': 0, 'zh': 0, 'other': sum(counts.values())}
+  return counts
+
+
+def _count(text: str) -> dict[str, int]:
   counts = {'en': 0, 'zh': 0, 'other': 0}
-  for match in _WORD.finditer(_NEUTRAL.sub(' ', text)):
+  for match in _WORD.finditer(text):
     if match.lastgroup != 'en' or len(match.group()) > 1:
       counts[match.lastgroup] += 1
   return counts
@@ -77,7 +114,7 @@ def detect(text: str, default: Language = 'en') -> Language:
     text: a question.
     default: where there are no words, or as many of both.
   """
-  counts = count_words(text)
+  counts = _count(_NEUTRAL.sub(' ', text))  # code is in no language
   if counts['en'] == counts['zh']:
     return default
   return max(LANGUAGES, key=counts.__getitem__)
