@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
+import marshal
 import os
 import re
 import selectors
@@ -79,7 +79,7 @@ def run(
   ready, theirs = os.pipe()
   try:
     process = subprocess.Popen(
-      [*command, json.dumps({**plan, 'ready': theirs})],
+      [*command, marshal.dumps({**plan, 'ready': theirs}).hex()],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
