@@ -87,6 +87,8 @@ def run(
     raise ValueError(
       f'using is {using!r}; choose one of {", ".join(MECHANISMS)}.'
     )
+  if not hasattr(os, 'pidfd_open'):
+    return Result('refused', b'', 'Programs are run on Linux 5.3 or later.')
   found = using or mechanism()
   if found is None and not allow_unsandboxed:
     return Result('refused', b'', refusal())
