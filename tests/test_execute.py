@@ -306,6 +306,15 @@ def test_the_program_keeps_its_text():
   assert execute.program('```c++17\nint x;\n```', 'cpp') == 'int x;\n'
 
 
+@pytest.mark.parametrize(
+  'line', ['```' + 'a' * 200_000 + '`', '`' * 200_000, '``` ' * 50_000]
+)
+def test_a_long_line_is_read_in_no_time(line):
+  start = time.monotonic()
+  fences.blocks(f'{line}\n' * 3)
+  assert time.monotonic() - start < 5
+
+
 def test_no_tests():
   with pytest.raises(ValueError, match='without tests cannot be judged'):
     execute.passes(_DOUBLE, [])

@@ -386,6 +386,21 @@ def test_the_first_mechanism_that_works(monkeypatch):
     isolation.mechanism.cache_clear()
 
 
+def test_folders_of_the_killed_are_removed(tmp_path, monkeypatch):
+  monkeypatch.setattr(isolation.tempfile, 'tempdir', str(tmp_path))
+  isolation._remove_stale.cache_clear()
+  for name in ('rlzero_sandbox_files_old', 'rlzero_sandbox_files_new', 'other'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'program.py').touch()
+  for name in ('rlzero_sandbox_files_old', 'other'):
+    os.utime(tmp_path / name, (0, 0))
+  isolation.run(['/bin/true'], allow_unsandboxed=True)
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    'other',
+    'rlzero_sandbox_files_new',
+  ]
+
+
 def test_what_is_wrong_with_limits():
   with pytest.raises(ValueError, match='Limits.wall_s is 0'):
     isolation.Limits(wall_s=0)

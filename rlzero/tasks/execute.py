@@ -22,7 +22,7 @@ _OVERHEAD = 64 << 20  # bytes of address space that an interpreter takes
 _STACK = 256 << 20  # bytes
 _COMPILERS = ('g++', 'clang++', 'c++')
 # Its own memory and time: they are not the program's.
-_COMPILING = isolation.Limits(wall_s=60, memory=4 << 30, processes=True)
+_COMPILING = isolation.Limits(wall_s=60, memory=2 << 30, processes=True)
 
 program = fences.program
 

@@ -7,15 +7,17 @@ that is never closed goes to the end.
 
 import re
 import textwrap
+import warnings
 from typing import NamedTuple
 
 LANGUAGES = {
   'python': ('python', 'py'),
   'cpp': ('cpp', 'c++', 'cc', 'cxx'),
 }
+# Possessive, so that it takes linear time on any line.
 _OPENING = re.compile(
-  r'(?P<before>(?:(?!```|~~~).)*)(?P<mark>`{3,}|~{3,})[ \t]*'
-  r'(?:\{?\.?(?P<language>[\w+#.-]+))?(?P<rest>[^`]*)'
+  r'(?P<before>(?:(?!```|~~~).)*+)(?P<mark>`{3,}+|~{3,}+)[ \t]*+'
+  r'(?:\{?\.?(?P<language>[\w+#.-]++))?+(?P<rest>[^`]*+)'
 )
 _VERSION = re.compile(r'(?<=[a-z+])[\d.]+$')  # of a language, as in python3
 
@@ -114,7 +116,9 @@ def _compiles(answer: str) -> bool:
   if answer.lstrip().startswith(('```', '~~~')):
     return False
   try:
-    compile(_left(answer.strip('\r\n')), 'answer', 'exec')
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      compile(_left(answer.strip('\r\n')), 'answer', 'exec')
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return False
   return True

@@ -22,11 +22,11 @@ import contextlib
 import functools
 import os
 import pathlib
-import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 from rlzero.tasks import launcher, seccomp, supervise
 from rlzero.tasks.supervise import Limits, Result
@@ -36,6 +36,8 @@ MECHANISMS = ('bubblewrap', 'landlock')
 PYTHON = os.path.realpath(getattr(sys, '_base_executable', sys.executable))
 
 _LIMITS = Limits()
+_PREFIX = 'rlzero_sandbox_'  # of folders for temporary files
+_OLD_S = 3600.0  # no command lives as long
 _SCRATCH = '/scratch'
 _FILES = '/files'
 # What Python and a compiler read; never /usr/local, /etc or /home as a whole.
@@ -174,12 +176,23 @@ def describe(allow_unsandboxed: bool = False) -> str:
 
 
 @contextlib.contextmanager
-def _folder(name: str):
-  folder = tempfile.mkdtemp(prefix=f'rlzero_{name}_')
+def _folder(name: str) -> Iterator[str]:
+  _remove_stale()
+  folder = tempfile.mkdtemp(prefix=f'{_PREFIX}{name}_')
   try:
     yield folder
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _remove_stale() -> None:
+  """Removes folders of processes that were killed, once a process."""
+  for path in pathlib.Path(tempfile.gettempdir()).glob(f'{_PREFIX}*'):
+    with contextlib.suppress(OSError):
+      facts = path.lstat()
+      if facts.st_uid == os.geteuid() and time.time() - facts.st_mtime > _OLD_S:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @functools.cache
@@ -212,7 +225,8 @@ def _own_user() -> int:
   if count < 1 << 15:
     return 0  # a user namespace: outside of it this is not root
   start = first + min(count, 1 << 31) // 2
-  return start + random.randrange(count // 4)
+  # Not of `random`, whose state is the caller's.
+  return start + int.from_bytes(os.urandom(8)) % (count // 4)
 
 
 def _plan(
@@ -226,7 +240,7 @@ def _plan(
     'RLIMIT_FSIZE': (limits.file_size, limits.file_size),
     'RLIMIT_NOFILE': (limits.files, limits.files),
     'RLIMIT_STACK': (limits.stack, limits.stack),
-    'RLIMIT_CORE': (0, 0),
+    'RLIMIT_CORE': (1, 1),  # 0 would still start a handler of core dumps
   }
   if found:
     # Without a sandbox it would count every process of this user.
