@@ -22,7 +22,7 @@ from rlzero.rollout import (
   scheduler,
 )
 from rlzero.rollout.sampling import Finish, Sampling
-from rlzero.rollout.slots import cache_capacity
+from rlzero.rollout.slots import cache_capacity, empty_slots, resize_slots
 from rlzero.train import packing
 from rlzero.types import Tokens
 
@@ -125,37 +125,41 @@ def off_the_border(logits, draw, sample, position, token):
   return max(lower - uniform, uniform - upper[token], 0)
 
 
-def test_other_slot_counts_write_the_same(params, by_slots):
-  prompts = make_prompts()
-  few, some, many = (by_slots(n)[0] for n in (4, 16, 64))
+def count_equal(params, prompts, ones, others):
+  """Tokens that are equal, and all up to the first that is not, as (n, m).
+
+  Fails unless rounding explains each difference: the random number of the token
+  falls on the border between the two that were sampled.
+  """
+  logits = full_logits(params, prompts, ones)
   equal = total = 0
-  for others in (few, many):
-    logits = full_logits(params, prompts, some)
-    for i, (one, other) in enumerate(zip(some, others, strict=True)):
-      size = min(len(one.tokens), len(other.tokens))
-      differ = one.tokens[:size] != other.tokens[:size]
-      if not differ.any():
-        assert len(one.tokens) == len(other.tokens)
-        assert one.finish == other.finish
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
-        equal += size
-        total += size
-        continue
-      first = int(np.argmax(differ))
-      equal += first
-      total += first + 1
-      # Only rounding may part them: the number fell on a border.
-      np.testing.assert_allclose(
-        one.logprobs[:first], other.logprobs[:first], atol=1e-5
+  for i, (one, other) in enumerate(zip(ones, others, strict=True)):
+    size = min(len(one.tokens), len(other.tokens))
+    differ = one.tokens[:size] != other.tokens[:size]
+    first = int(np.argmax(differ)) if differ.any() else size
+    np.testing.assert_allclose(
+      one.logprobs[:first], other.logprobs[:first], atol=1e-5
+    )
+    equal += first
+    total += first + bool(differ.any())
+    if not differ.any():
+      assert len(one.tokens) == len(other.tokens)
+      assert one.finish == other.finish
+      continue
+    for token in (one.tokens[first], other.tokens[first]):
+      draw = prompts[i // GROUP].draw
+      assert 1e-5 > off_the_border(
+        logits[i][first], draw, i % GROUP, first, token
       )
-      for token in (one.tokens[first], other.tokens[first]):
-        assert 1e-5 > off_the_border(
-          logits[i][first],
-          prompts[i // GROUP].draw,
-          i % GROUP,
-          first,
-          token,
-        )
+  return equal, total
+
+
+def test_other_slot_counts_write_the_same(params, by_slots):
+  few, some, many = (by_slots(n)[0] for n in (4, 16, 64))
+  counts = [
+    count_equal(params, make_prompts(), some, other) for other in (few, many)
+  ]
+  equal, total = np.sum(counts, axis=0)
   assert total > 500 and equal / total >= 0.999
 
 
@@ -570,3 +574,126 @@ def test_windows_reach_over_the_calls_of_decoding():
       np.asarray(logprobs)[np.arange(before.size), completion.tokens],
       atol=1e-5,
     )
+
+
+def make_scheduler(params, num_slots=4, shared_prefix=(), **settings):
+  return scheduler.Scheduler(
+    CONFIG,
+    params,
+    Sampling(num_slots=num_slots, **SHORT | settings),
+    eos_ids=(EOS,),
+    seed=SEED,
+    shared_prefix=shared_prefix,
+    prefill_batch=12,
+  )
+
+
+def submit(queue, prompts, indices):
+  for i in indices:
+    queue.submit(prompts[i // GROUP], i % GROUP, i)
+
+
+def test_requests_that_come_later_get_the_tokens_they_get_alone(
+  params, by_slots, monkeypatch
+):
+  """The second half comes when the first has nearly left the batch."""
+  rows, decode = [], engine.decode
+
+  def counting(params, slots, *args, **kwargs):
+    rows.append(slots.token.shape[0])
+    return decode(params, slots, *args, **kwargs)
+
+  monkeypatch.setattr(engine, 'decode', counting)
+  prompts, queue = make_prompts(), make_scheduler(params, 16)
+  submit(queue, prompts, range(24))
+  done = {}
+  while queue.num_unfinished > 3:
+    done |= queue.step()
+  assert rows[-1] < 16
+  rows.clear()
+  submit(queue, prompts, range(24, 48))
+  done |= queue.drain()
+  assert rows[0] == 16 and rows[-1] < 16  # it grew, and shrank again
+  found = [done[i] for i in range(48)]
+  equal, total = count_equal(params, prompts, by_slots(16)[0], found)
+  assert total > 250 and equal / total >= 0.999
+  assert queue.usage.tokens == sum(len(c.tokens) for c in found)
+  # Alone, in a batch of the same size, there is no rounding either.
+  for i in (0, 21, 22, 47):
+    alone = make_scheduler(params, 4)
+    submit(alone, prompts, [i])
+    ((index, completion),) = alone.drain()
+    assert index == i
+    other = by_slots(4)[0][i]
+    np.testing.assert_array_equal(completion.tokens, other.tokens)
+
+
+def test_a_slot_that_is_added_does_not_run():
+  slots = empty_slots(CONFIG, 4, 32, 16)
+  slots = slots._replace(running=np.ones(4, bool))
+  slots = resize_slots(CONFIG, slots, np.int32([0, 3, -1, -1, -1]), 32)
+  assert slots.running.tolist() == [True, True, False, False, False]
+
+
+def test_completions_are_handed_back_once_in_the_order_of_slots(params):
+  queue = make_scheduler(params)
+  assert queue.step() == [] and list(queue.drain()) == []
+  assert queue.num_unfinished == 0 and queue.usage == (0, 0)
+  # A replay takes a round for each five tokens, like any other.
+  for name, length in {'a': 11, 'b': 3, 'c': 16, 'd': 5, 'e': 1}.items():
+    replay = scheduler.Completion(
+      np.full(length, 2), np.zeros(length), Finish.LENGTH
+    )
+    queue.submit(scheduler.Prompt(0, [2, 3]), 0, name, replay)
+  assert queue.num_unfinished == 5
+  rounds = []
+  while queue.num_unfinished:
+    rounds.append([name for name, _ in queue.step()])
+  # The fifth one gets the slot of the second.
+  assert rounds == [['b', 'd'], ['e'], ['a'], ['c']]
+  assert queue.usage == (36, 4 * 4 * 5)
+
+
+def test_a_drained_scheduler_takes_the_next_turn_of_an_episode(params):
+  """The answer of the first turn is in the prompt of the second."""
+  prefix, first = [9, 4, 6, 2], scheduler.Prompt(100, [9, 4, 6, 2, 5])
+
+  def episode(**settings):
+    queue, turns = make_scheduler(params, max_prompt_len=24, **settings), {}
+    queue.submit(first, 0, 'first')
+    for name, completion in queue.drain():
+      turns[name] = completion
+      if name == 'first':
+        tokens = [*first.tokens, *completion.tokens.tolist(), 7]
+        queue.submit(scheduler.Prompt(101, tokens), 0, 'second')
+    assert queue.num_unfinished == 0
+    queue.submit(first, 0, 'first')  # the id is free again
+    ((_, again),) = queue.drain()
+    np.testing.assert_array_equal(again.tokens, turns['first'].tokens)
+    return turns
+
+  shared, plain = episode(shared_prefix=prefix), episode()
+  assert list(shared) == ['first', 'second']
+  for name, completion in shared.items():
+    np.testing.assert_array_equal(completion.tokens, plain[name].tokens)
+    np.testing.assert_allclose(
+      completion.logprobs, plain[name].logprobs, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+  'tokens, name, message',
+  [
+    ([], 'new', 'Prompt 7 is empty'),
+    ([2] * 9, 'new', 'has 9 tokens, but Sampling.max_prompt_len is 8'),
+    ([3, 2, 2], 'new', 'Prompt 7 does not begin with the 2 tokens that the'),
+    ([2, 2], 'new', 'does not begin with the 2 tokens .* one of its own'),
+    ([2, 2, 3], 'old', "Request 'old' has not ended yet"),
+  ],
+)
+def test_a_request_that_never_fits_is_refused(params, tokens, name, message):
+  queue = make_scheduler(params, shared_prefix=[2, 2])
+  queue.submit(scheduler.Prompt(0, [2, 2, 4]), 0, 'old')
+  with pytest.raises(ValueError, match=message):
+    queue.submit(scheduler.Prompt(7, tokens), 0, name)
+  assert queue.num_unfinished == 1  # the others are as they were
