@@ -375,15 +375,23 @@ def test_refused_without_a_mechanism(monkeypatch):
 
 
 def test_the_first_mechanism_that_works(monkeypatch):
-  isolation.mechanism.cache_clear()
   monkeypatch.setattr(
     isolation, 'fault', lambda name: 'none' if name == 'bubblewrap' else ''
   )
-  try:
-    assert isolation.mechanism() == 'landlock'
-    assert 'landlock' in isolation.describe()
-  finally:
-    isolation.mechanism.cache_clear()
+  assert isolation.mechanism() == 'landlock'
+  assert 'landlock' in isolation.describe()
+
+
+def test_a_trial_that_fails_is_repeated(monkeypatch):
+  working = isolation.mechanism()
+  if working is None:
+    pytest.skip(isolation.refusal())
+  failed = isolation.Result('refused', b'', 'too busy')
+  isolation.fault.cache_clear()
+  with monkeypatch.context() as patch:
+    patch.setattr(isolation, 'run', lambda *args, **named: failed)
+    assert isolation.mechanism() is None
+  assert isolation.mechanism() == working
 
 
 def test_folders_of_the_killed_are_removed(tmp_path, monkeypatch):

@@ -124,10 +124,13 @@ def run(
     )
 
 
-@functools.cache
 def mechanism() -> str | None:
   """The mechanism in use on this machine, or None."""
-  return next((m for m in MECHANISMS if not fault(m)), None)
+  found = next((m for m in MECHANISMS if not fault(m)), None)
+  if found is None:
+    # A trial fails on a machine that is too busy, too: try again next time.
+    fault.cache_clear()
+  return found
 
 
 @functools.cache
