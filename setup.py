@@ -17,7 +17,13 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['rlzero', 'rlzero.*']),
-  package_data={'rlzero': ['assets/**/*.json', 'assets/**/*.safetensors']},
+  package_data={
+    'rlzero': [
+      'py.typed',
+      'assets/**/*.json',
+      'assets/**/*.safetensors',
+    ]
+  },
   install_requires=[
     'flax>=0.12',
     'gguf>=0.17',

@@ -1,3 +1,3 @@
 """rlzero: DeepSeek-R1, reproduced in JAX."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
