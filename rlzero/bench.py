@@ -26,13 +26,14 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero import grpo
+from rlzero import grpo, weights
 from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.planner import flops, hardware
-from rlzero.rl import settings, step
+from rlzero.rl import collect, settings, update
 from rlzero.rollout import encoding
 from rlzero.runtime import files, sharding
+from rlzero.scoring import reward_pool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,16 +65,20 @@ def run(cfg: Config) -> None:
     if cfg.model:
       fresh = transformer.initialise(cfg.model, jax.random.key(cfg.seed))
       loaded = dataclasses.replace(loaded, config=cfg.model, params=fresh)
-    metrics = measure(cfg, step.Loop(cfg, loaded, pool))
+    metrics = measure(cfg, loaded, pool)
   if not cfg.json:
     for name, value in metrics.items():
       print(f'{name:22} {value:.4g}')
   print(files.to_json(metrics))
 
 
-def measure(cfg: Config, loop: step.Loop) -> dict[str, float]:
-  """Figures of the measured steps."""
-  rate, bandwidth = peak_rates(loop.model.dtype)
+def measure(
+  cfg: Config, loaded: weights.Loaded, pool: reward_pool.RewardPool
+) -> dict[str, float]:
+  """Returns medians over the measured steps."""
+  trainer = update.Trainer(cfg, loaded)
+  collector = collect.Collector(cfg, trainer.learner, loaded.tokenizer, pool)
+  rate, bandwidth = peak_rates(trainer.model.dtype)
   examples = cfg.task.examples('train')
   rows, compilations, syncs = [], [], []
   for number in range(cfg.num_warmup + cfg.num_steps):
@@ -83,13 +88,15 @@ def measure(cfg: Config, loop: step.Loop) -> dict[str, float]:
       for i in range(cfg.num_prompts)
     ]
     with _counted() as counts:
-      (row,), records = loop.advance(drawn)
+      experience = collector.collect(trainer.policy, drawn)
+      row = trainer.update(experience)
+    records = experience.records
     if number < cfg.num_warmup:
       continue
-    asked = encoding.encode_examples(loop.tokenizer, cfg.template, drawn)
+    asked = encoding.encode_examples(loaded.tokenizer, cfg.template, drawn)
     prompts = [p.tokens for p in asked]
     prefix_len = padding.shared_prefix_len(prompts)
-    work = useful(cfg, loop.model, [*map(len, prompts)], records, prefix_len)
+    work = useful(cfg, trainer.model, [*map(len, prompts)], records, prefix_len)
     update_rate = work['update_flops'] / row['time/update_s']
     rollout_s = max(
       work['rollout_flops'] / rate, work['rollout_bytes'] / bandwidth

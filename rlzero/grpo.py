@@ -49,7 +49,7 @@ def run(cfg: Config) -> None:
     if hosts.is_first():
       saved_config.save(cfg, cfg.workdir)
     hosts.print_once(settings.table(cfg, prompt_stream.num_examples))
-    loop.Run(cfg, loaded, pool, prompt_stream).go()
+    loop.TrainingLoop(cfg, loaded, pool, prompt_stream).run()
   if hosts.is_first():
     report.write(cfg.workdir)
 

@@ -56,7 +56,9 @@ def _rows() -> packing.RolloutBatch:
 
 
 def _micro() -> packing.Microbatch:
-  ((_, micro),) = packing.microbatches(_rows(), np.arange(6), 512, 128, ways=2)
+  ((_, micro),) = packing.microbatches(
+    _rows(), np.arange(6), 512, 128, multiple=2
+  )
   assert micro.prompts.shared_prefix.ids.tolist() == [[5, 9]] * 2
   assert np.any(micro.prompts.which > 0)
   assert np.any(micro.tokens.segments == 0)
@@ -101,7 +103,7 @@ def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
   assert attention.fuses(LATENT, 128)
   with sharding.use(sharding.Mesh(data=2, tensor=2), jax.devices()[:4]):
     on_mesh = sharding.device_put_params(transformer.AXES, params)
-    fused = _loss_and_gradient(LATENT, on_mesh, learner._place(micro))
+    fused = _loss_and_gradient(LATENT, on_mesh, learner.put(micro))
     _assert_same(plain, jax.device_get(fused))
 
 

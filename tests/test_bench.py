@@ -10,7 +10,7 @@ import pytest
 from rlzero import bench
 from rlzero.models.config import Latent, ModelConfig
 from rlzero.planner import flops
-from rlzero.rl import settings, step
+from rlzero.rl import collect, settings, update
 from rlzero.tasks import procedural
 from rlzero.text.template import Template
 from rlzero.train import folders, packing
@@ -147,7 +147,7 @@ def test_skipping_changes_the_time_alone():
   updates = []
   for skips in (True, False):
     cfg = _config(kl_coef=0.0, skip_constant_groups=skips)
-    loop = step.Loop(cfg, loaded, pool=None)
+    trainer = update.Trainer(cfg, loaded)
     tokens = [np.array([5, 6, 7], np.int32)] * 8
     rows = packing.RolloutBatch(
       prompts=[[3, 4], [4, 5, 6]],
@@ -157,7 +157,7 @@ def test_skipping_changes_the_time_alone():
       ref_logprobs=None,
       advantages=np.float32([1, -1, 1, -1, 0, 0, 0, 0]),
     )
-    grads, totals = loop.learner.gradient(loop.state.params, rows)
+    grads, totals = trainer.learner.gradient(trainer.state.params, rows)
     updates.append(grads)
     assert totals.tokens == (12 if skips else 24)
   jax.tree.map(
@@ -177,12 +177,13 @@ def test_nothing_compiles_after_the_first_steps():
   loaded = settings.load_start(cfg)
   examples = cfg.task.examples('train')
   with settings.make_reward_pool(cfg) as pool:
-    loop = step.Loop(cfg, loaded, pool)
+    trainer = update.Trainer(cfg, loaded)
+    collector = collect.Collector(cfg, trainer.learner, loaded.tokenizer, pool)
     counts = []
     for number in range(5):
       first = 4 * number
       drawn = [(first + i, examples[first + i]) for i in range(4)]
       with bench._counted() as count:
-        loop.advance(drawn)
+        trainer.update(collector.collect(trainer.policy, drawn))
       counts.append(count['compilations'])
   assert counts[0] > 5 and counts[2:] == [0, 0, 0]

@@ -15,7 +15,7 @@ from test_transformer import V3, noisy
 
 from rlzero import weights
 from rlzero.models import transformer
-from rlzero.rl import learner, settings, step
+from rlzero.rl import collect, learner, settings, update
 from rlzero.rollout import journal, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
@@ -145,19 +145,20 @@ def test_grpo_steps_on_a_mesh_of_experts(tmp_path):
   examples = cfg.task.examples('train')[:4]
   with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
     fresh = transformer.initialise(config, jax.random.key(0))
-    loop = step.Loop(cfg, weights.Loaded(config, fresh, tokenizer), pool)
-    bias = [_bias(loop)]
+    trainer = update.Trainer(cfg, weights.Loaded(config, fresh, tokenizer))
+    collector = collect.Collector(cfg, trainer.learner, tokenizer, pool)
+    bias = [_bias(trainer)]
     for number in range(2):
       drawn = list(enumerate(examples[2 * number : 2 * number + 2]))
-      (row,), _ = loop.advance(drawn)
+      row = trainer.update(collector.collect(trainer.policy, drawn))
       assert row['policy/sampler_learner_max'] < 1e-4
       assert 1 <= row['experts/load_max_over_mean'] <= 8
-      bias.append(_bias(loop))
+      bias.append(_bias(trainer))
   # A second step may take the first one back.
   steps = np.diff(bias, axis=0) / SPEED
   np.testing.assert_allclose(steps, np.round(steps), atol=1e-5)
   assert (np.abs(steps).max(axis=(1, 2)) == 1).all()
 
 
-def _bias(loop):
-  return np.array(loop.state.params['layers']['moe']['router_bias'])
+def _bias(trainer):
+  return np.array(trainer.state.params['layers']['moe']['router_bias'])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from rlzero import evaluate, grpo
-from rlzero.rl import learner, settings, step
+from rlzero.rl import collect, learner, settings, update
 from rlzero.rollout import journal, scheduler
 from rlzero.runtime import config, lifecycle, metrics, sharding
 from rlzero.tasks import countdown
@@ -170,14 +170,22 @@ def test_parts_of_the_verdict_can_be_rewarded(tmp_path):
   cfg = _config(tmp_path, part_rewards={'steps_sum': 0.5, 'steps_mean': 2.0})
   drawn = list(enumerate(cfg.task.examples('train')[:3]))
   with settings.make_reward_pool(cfg) as pool:
-    loop = step.Loop(cfg, settings.load_start(cfg), pool)
-    (row,), records = loop.advance(drawn)
+    loaded = settings.load_start(cfg)
+    trainer = update.Trainer(cfg, loaded)
+
+    def collected(cfg):
+      collector = collect.Collector(
+        cfg, trainer.learner, loaded.tokenizer, pool
+      )
+      return collector.collect(trainer.policy, drawn)
+
+    experience = collected(cfg)
+    row, records = trainer.update(experience), experience.records
     unknown = {'part_rewards': {'steps': 1.0}}
-    loop.cfg = dataclasses.replace(cfg, **unknown)
     with pytest.raises(
       ValueError, match="'steps', but the parts .* steps_mean"
     ):
-      loop.advance(drawn)
+      collected(dataclasses.replace(cfg, **unknown))
   parts = [r['parts'] for r in records]
   assert any(p['steps_sum'] for p in parts)
   for record, part in zip(records, parts, strict=True):
@@ -368,7 +376,7 @@ def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):
     (journal.Journal, 'add_completion', 11),  # of the first 16
     (journal.Journal, 'add_scores', 1),
     (learner.Learner, 'update', 1),
-    (step.Loop, 'update', 1),  # the second minibatch of the first rollout
+    (update.Trainer, 'update', 1),  # the second minibatch of the first rollout
     (journal.Journal, 'add_completion', 7),
     (checkpoint.Store, 'save', 1),  # between minibatches
     (evaluate, 'write', 1),  # before the metrics that it is part of
@@ -428,7 +436,7 @@ def test_lost_journal_gives_way_to_the_checkpoint_before(
   whole_of_two, tmp_path, monkeypatch, capsys
 ):
   cfg = _config(tmp_path, **_TWO)
-  _killed_at(monkeypatch, step.Loop, 'update', 4)
+  _killed_at(monkeypatch, update.Trainer, 'update', 4)
   with pytest.raises(_Killed):
     grpo.run(cfg)
   monkeypatch.undo()
@@ -454,9 +462,11 @@ def test_groups_are_scored_as_they_end_and_it_makes_no_difference(
     return out
 
   with settings.make_reward_pool(cfg) as pool:
-    loop = step.Loop(cfg, settings.load_start(cfg), pool)
+    loaded = settings.load_start(cfg)
+    trainer = update.Trainer(cfg, loaded)
+    collector = collect.Collector(cfg, trainer.learner, loaded.tokenizer, pool)
     plain = journal.Journal(str(tmp_path / 'plain'), {})
-    loop.rollout(drawn, plain)
+    collector.collect(trainer.policy, drawn, plain)
     score = pool.score
 
     def slow(requests):
@@ -468,7 +478,7 @@ def test_groups_are_scored_as_they_end_and_it_makes_no_difference(
     monkeypatch.setattr(pool, 'score', slow)
     monkeypatch.setattr(scheduler, 'generate', generated)
     late = journal.Journal(str(tmp_path / 'late'), {})
-    loop.rollout(drawn, late)
+    collector.collect(trainer.policy, drawn, late)
   assert len(order) == 3  # a group each
   plain.close()
   late.close()

@@ -16,7 +16,7 @@ from test_learner import distance
 
 from rlzero import grpo, sft
 from rlzero.benchmarks.host_steps import CONFIG
-from rlzero.rl import settings, step
+from rlzero.rl import settings, update
 from rlzero.runtime import (
   config,
   hosts,
@@ -78,12 +78,12 @@ def test_two_processes_equal_one(tmp_path):
   cfg = grpo.Config(workdir=str(tmp_path), **CONFIG)
   for mesh in (sharding.Mesh(fsdp=8), sharding.Mesh()):
     with sharding.use(mesh):
-      loop = step.Loop(cfg, settings.load_start(cfg), None)
-      opt_state = {'opt_state': loop.state.opt_state}
+      trainer = update.Trainer(cfg, settings.load_start(cfg))
+      opt_state = {'opt_state': trainer.state.opt_state}
       with contextlib.closing(
         checkpoint.Store(str(tmp_path / 'two'), read_only=True)
       ) as store:
-        saved = store.restore(loop.state.params, opt_state)
+        saved = store.restore(trainer.state.params, opt_state)
     assert saved.step == 3
     jax.tree.map(np.testing.assert_array_equal, saved.params, params)
   # What one wrote, two read; what one of the two cannot read, neither takes.

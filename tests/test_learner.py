@@ -401,7 +401,8 @@ def test_learns_to_stop_after_three_tokens():
     assert metrics['policy/old_mismatch_mean'] < 1e-6
   assert means[0] < 0.3
   assert np.mean(means[-5:]) > 0.9
-  assert update._accumulate._cache_size() <= 8  # 2 sizes of rows, 4 of prompts
+  # 2 sizes of rows, 4 of prompts.
+  assert update.programs.accumulate._cache_size() <= 8
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlzero.models import padding
+from rlzero.rl import programs
 from rlzero.train import packing
 
 
@@ -117,7 +118,7 @@ def test_most_of_what_is_computed_is_wanted(
   assert len(shapes) <= 16
   ahead = [
     jax.tree.map(np.shape, micro)
-    for micro in packing.shapes(rows, micro_tokens, max_len)
+    for micro in programs.shapes(rows, micro_tokens, max_len)
   ]
   assert set(shapes) <= set(ahead) and len(set(ahead)) == len(ahead) <= 64
 
@@ -127,3 +128,19 @@ def test_short_completions_share_narrow_rows():
   rows = make_rows(rng, [1, 8, 3, 5] * 8, 4, [20] * 8)
   cut = list(packing.microbatches(rows, np.arange(32), 64, max_len=8))
   assert [m.tokens.ids.shape for _, m in cut] == [(4, 16), (4, 16), (1, 16)]
+
+
+@pytest.mark.parametrize(
+  ('num_completions', 'sizes'),
+  # Of 1, 2, 4, 8, 12 and 16 rows: 10 completions leave 2 rows of 12 empty, a
+  # sixth; 9 would leave 3, so 8 rows are filled and the last goes elsewhere.
+  [(16, [16]), (10, [12]), (9, [8, 1]), (14, [16]), (13, [12, 1])],
+)
+def test_at_most_a_sixth_of_the_rows_is_empty(num_completions, sizes):
+  rng = np.random.default_rng(6)
+  # Each completion takes more than half of a row.
+  rows = make_rows(rng, [100] * num_completions, num_completions, [5])
+  cut = packing.microbatches(
+    rows, np.arange(num_completions), 16 * 128, max_len=128
+  )
+  assert [m.tokens.ids.shape[0] for _, m in cut] == sizes

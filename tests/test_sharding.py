@@ -291,7 +291,7 @@ def test_run_on_a_mesh_learns_what_one_device_does(tmp_path):
 def test_rollouts_in_a_layout_of_their_own(tmp_path):
   from test_grpo import _config
 
-  from rlzero.rl import step
+  from rlzero.rl import collect, update
 
   found = []
   for layout in (None, sharding.Mesh(data=8)):
@@ -300,9 +300,13 @@ def test_rollouts_in_a_layout_of_their_own(tmp_path):
     )
     drawn = list(enumerate(cfg.task.examples('train')[: cfg.num_prompts]))
     with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
-      loop = step.Loop(cfg, settings.load_start(cfg), pool)
-      found.append(loop.rollout(drawn))
-      row = loop.update(found[-1])
+      loaded = settings.load_start(cfg)
+      trainer = update.Trainer(cfg, loaded)
+      collector = collect.Collector(
+        cfg, trainer.learner, loaded.tokenizer, pool
+      )
+      found.append(collector.collect(trainer.policy, drawn))
+      row = trainer.update(found[-1])
     assert np.isfinite(row['policy/grad_norm'])
   same, other = found
   assert same.records == other.records

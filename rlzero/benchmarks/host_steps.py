@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rlzero import grpo
-from rlzero.rl import settings, step
+from rlzero.rl import collect, settings, update
 from rlzero.runtime import hosts, lifecycle, sharding
 from rlzero.text.template import Template
 from rlzero.train import checkpoint
@@ -48,17 +48,19 @@ def main(folder: str) -> None:
     settings.make_reward_pool(cfg) as pool,
     contextlib.closing(checkpoint.Store(folder)) as store,
   ):
-    loop = step.Loop(cfg, settings.load_start(cfg), pool)
+    loaded = settings.load_start(cfg)
+    trainer = update.Trainer(cfg, loaded)
+    collector = collect.Collector(cfg, trainer.learner, loaded.tokenizer, pool)
     for number in range(3):
       drawn = [(i, examples[i]) for i in range(2 * number, 2 * number + 2)]
-      experience = loop.rollout(drawn)
+      experience = collector.collect(trainer.policy, drawn)
       (rows,) = experience.minibatches
-      grads, _ = loop.learner.gradient(loop.state.params, rows)
+      grads, _ = trainer.learner.gradient(trainer.state.params, rows)
       steps.append((experience.records, rows, hosts.fetch(grads)))
-      loop.update(experience)
-      opt_state = {'opt_state': loop.state.opt_state}
-      store.save(loop.step, loop.state.params, opt_state)
-    params = hosts.fetch(loop.state.params)
+      trainer.update(experience)
+      opt_state = {'opt_state': trainer.state.opt_state}
+      store.save(trainer.step, trainer.state.params, opt_state)
+    params = hosts.fetch(trainer.state.params)
   if hosts.is_first():
     with open(pathlib.Path(folder) / 'steps.pickle', 'wb') as file:
       pickle.dump((steps, params), file)
@@ -70,12 +72,12 @@ def read(folder: str, copy: str) -> None:
   with open(pathlib.Path(folder) / 'steps.pickle', 'rb') as file:
     _, params = pickle.load(file)
   with sharding.use(cfg.mesh):
-    loop = step.Loop(cfg, settings.load_start(cfg), None)
-    opt_state = {'opt_state': loop.state.opt_state}
+    trainer = update.Trainer(cfg, settings.load_start(cfg))
+    opt_state = {'opt_state': trainer.state.opt_state}
     for second, expected in ((folder, 3), (copy, 2)):
       own = folder if hosts.is_first() else second
       with contextlib.closing(checkpoint.Store(own, read_only=True)) as store:
-        saved = store.restore(loop.state.params, opt_state)
+        saved = store.restore(trainer.state.params, opt_state)
       assert saved.step == expected
       if expected == 3:
         whole = hosts.fetch(saved.params)

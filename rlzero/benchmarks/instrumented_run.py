@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from rlzero import grpo
-from rlzero.rl import learner, step
+from rlzero.rl import collect, learner, loop, update
 from rlzero.rollout import journal
 from rlzero.runtime import config
 from rlzero.scoring import grade
@@ -65,12 +65,13 @@ def main() -> None:
   ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
   notes = Notes(sys.argv.pop(1))
   notes.write()
-  notes.follow(step.Loop, 'rollout', 'rollout')
+  notes.follow(collect.Collector, 'collect', 'rollout')
   notes.follow(grade, 'score', 'scoring')
   notes.follow(learner.Learner, 'logprobs', 'reference')
-  notes.follow(step.Loop, 'evaluate', 'evaluation')
+  notes.follow(loop.TrainingLoop, 'evaluate', 'evaluation')
   notes.follow(checkpoint.Store, 'save', 'saving')
-  add, update = journal.Journal.add_completion, step.Loop.update
+  add = journal.Journal.add_completion
+  make_update = update.Trainer.update
 
   def noted_add(*args):
     add(*args)
@@ -78,14 +79,14 @@ def main() -> None:
 
   def noted_update(self, experience):
     with notes.during('update'):
-      row = update(self, experience)
+      step_metrics = make_update(self, experience)
       notes.work += 1
       left = experience.minibatches
       notes.between = f'between {"minibatches" if left else "rollouts"}'
-    return row
+    return step_metrics
 
   journal.Journal.add_completion = noted_add
-  step.Loop.update = noted_update
+  update.Trainer.update = noted_update
   config.main(grpo)
 
 

@@ -21,8 +21,10 @@ from rlzero import grpo
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.planner import hlo
+from rlzero.rl import programs as update_programs
 from rlzero.rl.learner import TrainState
-from rlzero.rollout import buckets, programs
+from rlzero.rollout import buckets
+from rlzero.rollout import programs as rollout_programs
 from rlzero.rollout.sampling import Sampling
 from rlzero.rollout.slots import Slots
 from rlzero.runtime import sharding
@@ -60,7 +62,9 @@ class Run:
     shapes = jax.eval_shape(
       lambda: transformer.init(self.model, jax.random.key(0))
     )
-    return self.cfg.make_learner(self.model).abstract(shapes)
+    return update_programs.abstract_state(
+      self.cfg.make_learner(self.model), shapes
+    )
 
   @property
   def num_prompts(self) -> int:
@@ -83,7 +87,9 @@ class Run:
       self.prompt_len,
     )
     num_slots, _, cache_len = buckets.sizes(sampling)
-    return programs.abstract_slots(self.model, num_slots, cache_len, sampling)
+    return rollout_programs.abstract_slots(
+      self.model, num_slots, cache_len, sampling
+    )
 
   def micro(self, micro_tokens: int) -> packing.Microbatch:
     """The first microbatch where every completion is as long as may be."""
@@ -100,7 +106,7 @@ class Run:
 
   def rollout(self, num_slots: int) -> dict[str, jax.stages.Lowered]:
     """Prefill and decode."""
-    return programs.lower(
+    return rollout_programs.lower(
       self.model,
       self.state.params,
       self.num_prompts,
@@ -113,7 +119,8 @@ class Run:
   def update(self, micro_tokens: int) -> dict[str, jax.stages.Lowered]:
     """Reference, update and apply."""
     cfg = dataclasses.replace(self.cfg, micro_tokens=micro_tokens)
-    return cfg.make_learner(self.model).lower(self.state, self._longest())
+    learner = cfg.make_learner(self.model)
+    return update_programs.lower(learner, self.state, self._longest())
 
   def _sampling(self, num_slots: int) -> Sampling:
     cfg = dataclasses.replace(self.cfg, num_slots=num_slots)

@@ -1,4 +1,4 @@
-"""The policy update: summed gradients of microbatches, one division, AdamW.
+"""Updates a policy: sums gradients of microbatches, divides once, steps AdamW.
 
 A minibatch is cut into packed microbatches of few shapes
 (`train/packing.py`), each with its prompts. Every term of the loss is a sum;
@@ -7,6 +7,7 @@ the last microbatch, so that the cut cannot change the result.
 """
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,9 @@ import optax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from rlzero.models import moe, padding, transformer, vocab_head
+from rlzero.models import moe, transformer, vocab_head
 from rlzero.models.config import ModelConfig
-from rlzero.rl import losses
+from rlzero.rl import losses, metrics, pmap
 from rlzero.rl.objective import Objective
 from rlzero.runtime import hosts, sharding
 from rlzero.train import packing
@@ -27,18 +28,20 @@ CHUNK = 512  # tokens whose logits are held at a time
 
 
 class TrainState(NamedTuple):
+  """A policy in training."""
+
   params: Params
   opt_state: Any
 
 
 class Totals(NamedTuple):
-  """Sums over the tokens, or rows, of the microbatches so far."""
+  """Sums over the tokens that count in the microbatches so far."""
 
   objective: Float[Array, '']
   kl: Float[Array, '']
   entropy: Float[Array, '']
   clipped: Float[Array, '']
-  tokens: Float[Array, '']
+  tokens: Float[Array, '']  # how many count in the loss
   padded_tokens: Float[Array, '']  # tokens of any kind, padding included
   mismatch: Float[Array, '']  # sum of |learner - old| log-prob
   mismatch_max: Float[Array, '']
@@ -50,9 +53,23 @@ class Totals(NamedTuple):
     largest = jnp.maximum(self.mismatch_max, other.mismatch_max)
     return sums._replace(mismatch_max=largest)
 
+  def psum(self, axis_name: str) -> 'Totals':
+    """Adds up the totals of all devices."""
+    sums = jax.tree.map(lambda x: jax.lax.psum(x, axis_name), self)
+    largest = jax.lax.pmax(self.mismatch_max, axis_name)
+    return sums._replace(mismatch_max=largest)
+
+
+class Programs(NamedTuple):
+  """The compiled functions of a learner."""
+
+  logprobs: Any  # (parameters, microbatch) -> [B, T]
+  accumulate: Any  # (parameters, carry, microbatch) -> carry; donates the old
+  apply: Any  # (state, gradient, totals, rows) -> state, loss, norm; donates
+
 
 class Learner:
-  """Compiled functions of one model, one objective and one optimiser.
+  """Updates a policy: one model, one objective and one optimiser.
 
   Args:
     config: of the model.
@@ -62,8 +79,8 @@ class Learner:
     skip_constant: whether rows without advantage are left out where there is
       no KL term; that changes the time alone.
     pmapped: whether each device takes whole microbatches and the sums meet at
-      the end (`jax.pmap`), instead of every microbatch being cut over the mesh.
-      For a mesh that only copies the parameters.
+      the end (`rl/pmap.py`), instead of every microbatch being cut over the
+      mesh. For a mesh that only copies the parameters.
     balance_speed: gamma of `moe.balanced`, for routers that have a bias.
   """
 
@@ -77,54 +94,47 @@ class Learner:
     pmapped: bool = False,
     balance_speed: float = 0.0,
   ):
-    self._config = config
-    self._pmapped = pmapped
-    sizes = dict(micro_tokens=micro_tokens, max_len=objective.max_len)
-    self._cut = functools.partial(packing.microbatches, **sizes)
-    self._shapes = functools.partial(packing.shapes, **sizes)
+    self.config = config
+    self.transform = transform
+    self.micro_tokens, self.max_len = micro_tokens, objective.max_len
     # Without a KL term the objective of a row without advantage is constant.
     self._skips = skip_constant and objective.kl_coef == 0
-    self._transform = transform
     accumulate = functools.partial(_accumulate, config, objective)
-    self._accumulate = jax.jit(accumulate, donate_argnums=1)
-    self._accumulate_each = jax.pmap(
-      accumulate, in_axes=(None, 0, 0), donate_argnums=1
+    self.programs = Programs(
+      jax.jit(functools.partial(_logprobs, config, objective.temperature)),
+      jax.jit(accumulate, donate_argnums=1),
+      jax.jit(
+        functools.partial(_apply, transform, balance_speed), donate_argnums=0
+      ),
     )
-    self._apply = jax.jit(
-      functools.partial(_apply, transform, balance_speed), donate_argnums=0
-    )
-    self._logprobs = jax.jit(
-      functools.partial(_logprobs, config, objective.temperature)
-    )
+    self._device_sums = None
+    if pmapped:
+      self._device_sums = pmap.DeviceSums(self.zeros, accumulate, _psum)
 
   def init(self, params: Params) -> TrainState:
-    """Parameters on the current mesh, and the optimiser's state beside them.
+    """Puts parameters on the current mesh, the optimiser's state beside them.
 
     Those that lie there already are not copied: the first update donates them.
     """
     params = sharding.device_put_params(transformer.AXES, params)
-    return TrainState(params, self._transform.init(params))
+    return TrainState(params, self.transform.init(params))
 
   def update(
-    self, state: TrainState, rows: packing.RolloutBatch
+    self, state: TrainState, batch: packing.RolloutBatch
   ) -> tuple[TrainState, dict[str, float]]:
-    """One optimiser step on the rows; `state` is donated.
+    """Makes one optimiser step on the batch; `state` is donated.
 
     Returns:
       the new state and metrics. On a loss or gradient that is not finite the
       state is the old one and `loss` says so.
     """
-    grads, totals = self.gradient(state.params, rows)
-    state, loss, norm = self._apply(
-      state, grads, totals, jnp.float32(len(rows.completions))
+    grads, totals = self.gradient(state.params, batch)
+    state, loss, norm = self.programs.apply(
+      state, grads, totals, jnp.float32(len(batch.completions))
     )
     totals, loss, norm = jax.device_get((totals, loss, norm))
     tokens = max(float(totals.tokens), 1.0)
-    chosen = self._chosen(rows)
-    shared = np.unique(rows.prompt_index[chosen])
-    prefix_len = padding.shared_prefix_len(rows.prompts) * bool(shared.size)
-    real = sum(len(rows.completions[i]) for i in chosen) + prefix_len
-    real += sum(len(rows.prompts[p]) - prefix_len for p in shared)
+    useful = metrics.useful_tokens(batch, self.chosen(batch))
     return state, {
       'policy/loss': float(loss),
       'policy/grad_norm': float(norm),
@@ -133,152 +143,78 @@ class Learner:
       'policy/clip_fraction': float(totals.clipped) / tokens,
       'policy/old_mismatch_mean': float(totals.mismatch) / tokens,
       'policy/old_mismatch_max': float(totals.mismatch_max),
-      'update/useful_over_computed': real
+      'update/useful_over_computed': useful
       / max(float(totals.padded_tokens), 1.0),
-      **_balance(totals.loads),
+      **metrics.expert_balance(totals.loads),
     }
 
   def gradient(
-    self, params: Params, rows: packing.RolloutBatch
+    self, params: Params, batch: packing.RolloutBatch
   ) -> tuple[Params, Totals]:
-    """Sum over the rows of the loss's gradient; not yet divided."""
-    chosen = self._chosen(rows)
-    if self._pmapped:
-      return self._gradient_of_devices(params, rows, chosen)
-    carry = _empty(self._config, params)
-    for _, micro in self._cut(rows, chosen, ways=sharding.axis_size('B')):
-      carry = self._accumulate(params, carry, _place(micro))
+    """Sums the gradient of the loss over the rows; does not divide it."""
+    chosen = self.chosen(batch)
+    if self._device_sums:
+      cut = packing.microbatches(batch, chosen, self.micro_tokens, self.max_len)
+      return self._device_sums(params, (micro for _, micro in cut))
+    carry = self.zeros(params)
+    for _, micro in self.microbatches(batch, chosen):
+      carry = self.programs.accumulate(params, carry, put(micro))
     return carry
 
-  def _gradient_of_devices(self, params, rows, chosen):
-    """Each device sums over its own microbatches; then the devices add up."""
-    number = sharding.axis_size('B')
-    micros = (micro for _, micro in self._cut(rows, chosen))
-    with sharding.without_mesh():
-      carry = _empty_each(self._config, params, np.arange(number))
-      for stacked in packing.side_by_side(micros, number):
-        carry = self._accumulate_each(params, carry, stacked)
-      return _added(carry)
-
-  def abstract(self, params: Params) -> TrainState:
-    """Shapes and places of `init`, for programs that are only compiled."""
-    params = sharding.abstract_params(transformer.AXES, params)
-    of_params = dict(jax.tree_util.tree_leaves_with_path(params))
-
-    def placed(path, leaf):
-      """A leaf whose path ends like a parameter's lies where that does."""
-      ends = (of_params.get(path[i:]) for i in range(len(path)))
-      return next(filter(None, ends), leaf)
-
-    opt_state = jax.eval_shape(self._transform.init, params)
-    return TrainState(
-      params, jax.tree_util.tree_map_with_path(placed, opt_state)
-    )
-
-  def lower(
-    self, state: TrainState, rows: packing.RolloutBatch
-  ) -> dict[str, jax.stages.Lowered]:
-    """The programs of an update, to be looked at.
-
-    Args:
-      state: arrays, or their shapes and places (`abstract`).
-      rows: completions; the programs are those of their first microbatch,
-        which is as wide as the longest needs.
-
-    Returns:
-      `reference` scores a microbatch, `update` adds its gradient to those
-      before, and `apply` is the optimiser's step.
-    """
-    params, carry = self._abstract_carry(state.params)
-    _, micro = next(
-      self._cut(rows, self._chosen(rows), ways=sharding.axis_size('B'))
-    )
-    micro = _place(micro, sharding.abstract)
-    one = jax.ShapeDtypeStruct((), np.float32)
-    return {
-      'reference': self._logprobs.lower(params, micro),
-      'update': self._accumulate.lower(params, carry, micro),
-      'apply': self._apply.lower(state, *carry, one),
-    }
-
-  def _abstract_carry(self, params):
-    params = sharding.abstract_params(transformer.AXES, params)
-    _, totals = jax.eval_shape(functools.partial(_empty, self._config), params)
-    return params, (params, totals)
-
-  def lower_all(
-    self, params: Params, rows: packing.RolloutBatch, name: str
-  ) -> list[jax.stages.Lowered]:
-    """The program for each shape that microbatches of such rows may have.
-
-    Args:
-      params: of the policy.
-      rows: completions; how long they are makes no difference.
-      name: 'reference' or 'update'.
-    """
-    params, carry = self._abstract_carry(params)
-    micros = [
-      _place(micro, sharding.abstract)
-      for micro in self._shapes(rows, ways=sharding.axis_size('B'))
-    ]
-    if name == 'reference':
-      return [self._logprobs.lower(params, micro) for micro in micros]
-    return [self._accumulate.lower(params, carry, micro) for micro in micros]
-
-  def _chosen(self, rows: packing.RolloutBatch) -> np.ndarray:
-    chosen = np.arange(len(rows.completions))
-    return chosen[rows.advantages != 0] if self._skips else chosen
-
   def logprobs(
-    self, params: Params, rows: packing.RolloutBatch
+    self, params: Params, batch: packing.RolloutBatch
   ) -> list[np.ndarray]:
-    """Log-probs of every completion's tokens under other parameters."""
-    out: list[Any] = [None] * len(rows.completions)
-    everything = np.arange(len(out))
-    ways = sharding.axis_size('B')
+    """Computes the log-probs of all completions under other parameters."""
+    out: list[Any] = [None] * len(batch.completions)
     # The host cuts the next microbatch while the device works on this one.
     ahead = [
-      (places, self._logprobs(params, _place(micro)))
-      for places, micro in self._cut(rows, everything, ways=ways)
+      (placements, self.programs.logprobs(params, put(micro)))
+      for placements, micro in self.microbatches(batch, np.arange(len(out)))
     ]
-    for places, logprobs in ahead:
+    for placements, logprobs in ahead:
       logprobs = hosts.fetch(logprobs)
-      for i, row, start in places:
-        out[i] = logprobs[row, start : start + len(rows.completions[i])]
+      for i, row, start in placements:
+        out[i] = logprobs[row, start : start + len(batch.completions[i])]
     return out
 
+  def chosen(self, batch: packing.RolloutBatch) -> np.ndarray:
+    """Returns the indices of the completions that an update computes."""
+    chosen = np.arange(len(batch.completions))
+    return chosen[batch.advantages != 0] if self._skips else chosen
 
-def _empty(config: ModelConfig, params: Params) -> tuple[Params, Totals]:
-  zeros = {name: jnp.zeros(()) for name in Totals._fields if name != 'loads'}
-  loads = ()
-  if config.experts:
-    routed = config.num_layers - config.num_dense_layers
-    loads = jnp.zeros((routed, config.experts.num_experts))
-  totals = Totals(**zeros, loads=loads)
-  return jax.tree.map(jnp.zeros_like, params), totals
+  def microbatches(
+    self, batch: packing.RolloutBatch, chosen: np.ndarray
+  ) -> Iterator[tuple[list[packing.Placement], packing.Microbatch]]:
+    """Packs completions for the current mesh; see `packing.microbatches`."""
+    return packing.microbatches(
+      batch,
+      chosen,
+      self.micro_tokens,
+      self.max_len,
+      sharding.axis_size('B'),
+    )
+
+  def zeros(self, params: Params) -> tuple[Params, Totals]:
+    """Makes the sums of gradient and totals before the first microbatch."""
+    zeros = {name: jnp.zeros(()) for name in Totals._fields if name != 'loads'}
+    loads = ()
+    if self.config.experts:
+      routed = self.config.num_layers - self.config.num_dense_layers
+      loads = jnp.zeros((routed, self.config.experts.num_experts))
+    totals = Totals(**zeros, loads=loads)
+    return jax.tree.map(jnp.zeros_like, params), totals
 
 
-@functools.partial(
-  jax.pmap, in_axes=(None, None, 0), static_broadcasted_argnums=0
-)
-def _empty_each(config, params, device):
-  del device  # there to say how many
-  return _empty(config, params)
-
-
-@functools.partial(jax.pmap, axis_name='devices', out_axes=None)
-def _added(carry: tuple[Params, Totals]) -> tuple[Params, Totals]:
-  """Sums over the devices; a mean of means would weigh short rows more."""
-  grads, totals = carry
-  largest = jax.lax.pmax(totals.mismatch_max, 'devices')
-  grads, totals = jax.lax.psum((grads, totals), 'devices')
-  return grads, totals._replace(mismatch_max=largest)
-
-
-def _place(
-  micro: packing.Microbatch, place=sharding.device_put
+def put(
+  micro: packing.Microbatch,
+  place: Callable[[Any, str], Any] = sharding.device_put,
 ) -> packing.Microbatch:
-  """A microbatch on the devices, its rows cut over them."""
+  """Puts a microbatch on the devices, its rows sharded over them.
+
+  Args:
+    micro: on the host.
+    place: (array, its axes) -> the array there.
+  """
   prompts = micro.prompts
   return micro._replace(
     tokens=jax.tree.map(lambda x: place(x, 'BT'), micro.tokens),
@@ -300,7 +236,7 @@ def _place(
 
 
 def _predicted(config, params, micro):
-  """Hidden state before each completion token, the head, and the routing."""
+  """Returns hidden states before completion tokens, the head, the routing."""
   hidden, prompt_hidden, _, routing = transformer.routed(
     config, params, micro.tokens, micro.prompts, given=micro.routes
   )
@@ -311,7 +247,7 @@ def _predicted(config, params, micro):
 
 
 def _logprobs(config, temperature, params, micro):
-  """Log-prob of each completion token, [B, T]."""
+  """Computes the log-prob of each completion token, [B, T]."""
   before, head, _ = _predicted(config, params, micro)
   return vocab_head.logprobs_and_entropy(
     before, head, micro.tokens.ids, temperature
@@ -319,7 +255,7 @@ def _logprobs(config, temperature, params, micro):
 
 
 def _loss(config, objective, params, micro):
-  """Minus the summed objective of the rows (arXiv 2501.12948, eq. 1)."""
+  """Computes minus the rows' summed objective (arXiv 2501.12948, eq. 1)."""
   before, head_weight, routing = _predicted(config, params, micro)
   extras = (
     micro.mask,
@@ -353,7 +289,7 @@ def _loss(config, objective, params, micro):
 
 
 def _terms(objective, logprobs, entropy, extras):
-  """The objective's terms of some tokens, and their totals."""
+  """Sums the objective over some tokens, [B, C], and counts their totals."""
   mask, counts, old_logprobs, ref_logprobs, advantages = extras
   mask = mask.astype(jnp.float32)
   # What does not count has old log-probs of 0; 0 here keeps exp() finite.
@@ -383,6 +319,11 @@ def _terms(objective, logprobs, entropy, extras):
   )
 
 
+def _psum(carry, axis_name):
+  grads, totals = carry
+  return jax.lax.psum(grads, axis_name), totals.psum(axis_name)
+
+
 def _accumulate(config, objective, params, carry, micro):
   grads, totals = carry
   loss = functools.partial(_loss, config, objective)
@@ -407,20 +348,3 @@ def _apply(transform, balance_speed, state, grads, totals, num_rows):
   sound = jnp.isfinite(loss) & jnp.isfinite(norm)
   new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
   return new, loss, norm
-
-
-def _balance(loads) -> dict[str, float]:
-  """Metrics of the experts' loads [L, E], means over the layers."""
-  if not len(loads):
-    return {}
-  total = np.maximum(loads.sum(axis=1, keepdims=True), 1.0)
-  shares = loads / total
-  entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-30)), axis=1)
-  return {
-    # 1 is balanced; the number of experts if all tokens go to one.
-    'experts/load_max_over_mean': float(
-      np.mean(shares.max(axis=1)) * loads.shape[1]
-    ),
-    # 1 is balanced.
-    'experts/load_entropy': float(np.mean(entropy) / np.log(loads.shape[1])),
-  }

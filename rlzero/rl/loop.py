@@ -1,17 +1,25 @@
-"""A run and its folder: the loop over steps, with all of its side effects."""
+"""Trains step by step, with all side effects in the run's folder.
+
+Collecting (`rl/collect.py`) and updating (`rl/update.py`) take turns here;
+checkpoints, the journal, evaluations, metrics and samples are written here.
+"""
 
 import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import rlzero
+from rlzero import weights
 from rlzero.evaluation import measure
 from rlzero.rl import learner
-from rlzero.rl.step import Experience, Loop
+from rlzero.rl.collect import Collector, Experience, resharded
+from rlzero.rl.settings import Config
+from rlzero.rl.update import Trainer
 from rlzero.rollout import journal
 from rlzero.runtime import (
   files,
@@ -21,7 +29,8 @@ from rlzero.runtime import (
   provenance,
   saved_config,
 )
-from rlzero.scoring import rewards
+from rlzero.scoring import reward_pool, rewards
+from rlzero.tasks.datasets import stream
 from rlzero.train import checkpoint, folders
 
 
@@ -29,37 +38,47 @@ class _Preempted(Exception):
   """SIGTERM came, on this host or another."""
 
 
-class Run:
-  """A run and its folder: checkpoints, metrics, evaluations, samples.
+class TrainingLoop:
+  """Runs a training and keeps its folder, so that it can resume at any step.
 
-  What a checkpoint holds is enough at any moment between two updates: the
-  policy, its optimiser, the reference, the place in the stream of problems
-  where the rollout under way began, that rollout's journal, and the metrics
-  that are not written yet.
+  A checkpoint between two updates holds the policy, its optimiser state, the
+  reference, the place in the stream of problems where the current rollout
+  began, the header of that rollout's journal, and metrics not written yet.
+
+  Args:
+    cfg: of the run.
+    loaded: the model that it starts from.
+    pool: verifies completions.
+    prompt_stream: of the problems.
   """
 
-  def __init__(self, cfg, loaded, pool, prompt_stream):
-    self.cfg = cfg
-    self.loop = Loop(cfg, loaded, pool)
+  def __init__(
+    self,
+    cfg: Config,
+    loaded: weights.Loaded,
+    pool: reward_pool.RewardPool,
+    prompt_stream: stream.PromptStream,
+  ):
+    self.cfg, self.pool, self.tokenizer = cfg, pool, loaded.tokenizer
+    self.trainer = Trainer(cfg, loaded)
+    self.collector = Collector(cfg, self.trainer.learner, self.tokenizer, pool)
     self.stream = prompt_stream
     self.store = checkpoint.Store(cfg.workdir, cfg.keep_checkpoints)
     self.wall_s, self.began = 0.0, time.monotonic()
     self.commit = provenance.commit()  # of the code that runs, not a later one
     self.preempted = lambda: False
     self.saved_step = -1
-    # Of the rollout under way.
+    # Of the current rollout.
     self.cursor = prompt_stream.get_state()  # where its problems begin
     self.header: dict[str, Any] = {}  # of its journal
     self.experience: Experience | None = None
-    self.row: dict[str, Any] | None = None  # of an update, not written yet
+    self.unwritten: dict[str, Any] | None = None  # metrics of the last step
     self._restore()
     if hosts.is_first():
-      folders.write_description(
-        cfg.workdir, self.loop.model, self.loop.tokenizer
-      )
+      folders.write_description(cfg.workdir, self.trainer.model, self.tokenizer)
 
-  def go(self) -> None:
-    """Runs to the last step; every part that is done already is passed by.
+  def run(self) -> None:
+    """Runs to the last step; skips every part that is done already.
 
     Raises:
       SystemExit: lifecycle.PREEMPTED after SIGTERM; all is saved.
@@ -73,14 +92,15 @@ class Run:
       except _Preempted:
         self._save()
         hosts.print_once(
-          f'SIGTERM: saved at step {self.loop.step}; the same command resumes'
+          f'SIGTERM: saved at step {self.trainer.step}; the same command '
+          'resumes'
         )
         sys.exit(lifecycle.PREEMPTED)
 
   def _train(self) -> None:
-    cfg, loop = self.cfg, self.loop
+    cfg, trainer = self.cfg, self.trainer
     self._evaluate_once('before', 0)
-    start = loop.step - (self.row is not None)
+    start = trainer.step - (self.unwritten is not None)
     with contextlib.ExitStack() as stack:
       writer = progress = None
       if hosts.is_first():
@@ -88,36 +108,45 @@ class Run:
         progress = stack.enter_context(
           metrics.Progress(cfg.num_steps, 'grpo', start)
         )
-      while loop.step < cfg.num_steps or self.row:
-        if not self.row:
-          self._check_preempted()
-          if not (self.experience and self.experience.minibatches):
-            self._collect()
-          row = loop.update(self.experience)
-          self._check_finite(row)
-          self.row = row
-          if not self.experience.minibatches:  # the next rollout begins here
-            self.cursor = self.stream.get_state()
-        if cfg.eval_every and loop.step % cfg.eval_every == 0:
-          self.row |= self._evaluate_during()
-        row, self.row = self.row, None
+      while trainer.step < cfg.num_steps or self.unwritten:
+        if not self.unwritten:
+          self._step()
+        if cfg.eval_every and trainer.step % cfg.eval_every == 0:
+          self.unwritten |= self._evaluate_during()
+        step_metrics, self.unwritten = self.unwritten, None
         if writer:
-          writer.write(row.pop('step'), row)
+          writer.write(step_metrics.pop('step'), step_metrics)
           progress.show(
-            loop.step,
-            reward=row['reward/mean'],
-            length=row['completion/len_mean'],
-            tokens_per_s=row['time/tokens_per_s'],
+            trainer.step,
+            reward=step_metrics['reward/mean'],
+            length=step_metrics['completion/len_mean'],
+            tokens_per_s=step_metrics['time/tokens_per_s'],
           )
-        if loop.step % cfg.save_every == 0 or loop.step == cfg.num_steps:
+        if trainer.step % cfg.save_every == 0 or trainer.step == cfg.num_steps:
           self._save()
           self._warn()
+    self._finish()
+
+  def _step(self) -> None:
+    """Makes one update, after the rollout that it needs."""
+    self._check_preempted()
+    if not (self.experience and self.experience.minibatches):
+      self._collect()
+    step_metrics = self.trainer.update(self.experience)
+    self._check_finite(step_metrics)
+    self.unwritten = step_metrics
+    if not self.experience.minibatches:  # the next rollout begins here
+      self.cursor = self.stream.get_state()
+
+  def _finish(self) -> None:
+    """Writes the model folder and evaluates it."""
+    cfg, trainer = self.cfg, self.trainer
     self.store.wait()
-    params = loop.state.params
+    params = trainer.state.params
     if hosts.count() > 1:
       params = hosts.fetch_first(params)
     if hosts.is_first():
-      folders.write_model(cfg.workdir, loop.model, params, loop.tokenizer)
+      folders.write_model(cfg.workdir, trainer.model, params, self.tokenizer)
       self._prune()
     self._evaluate_once('after', cfg.num_steps)
     self._write_description()
@@ -128,16 +157,16 @@ class Run:
       raise _Preempted
 
   def _collect(self) -> None:
-    """The next rollout, or what is left of the one that was under way."""
-    cfg, loop = self.cfg, self.loop
-    used = loop.step % cfg.steps_per_rollout
-    first = loop.step - used
+    """Makes the next rollout, or what is left of an interrupted one."""
+    cfg, trainer = self.cfg, self.trainer
+    used = trainer.step % cfg.steps_per_rollout
+    first = trainer.step - used
     sampled = self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
     if not used:
       self.header = {
         'step': first,
         'config': journal.digest(saved_config.resume_key(cfg)),
-        'policy': checkpoint.fingerprint(loop.state.params),
+        'policy': checkpoint.fingerprint(trainer.state.params),
         'prompts': journal.digest(
           [(draw, example.uid, example.question) for draw, example in sampled]
         ),
@@ -150,18 +179,22 @@ class Run:
           f'step {first}: {len(log.completions)} completions and '
           f'{len(log.scores)} scores are in the journal'
         )
-      self.experience = loop.rollout(sampled, log, self._check_preempted)
+      self.experience = self.collector.collect(
+        trainer.policy, sampled, log, self._check_preempted
+      )
     self.experience.metrics |= measured
     every = cfg.keep_completions_every
     if -first % every < cfg.steps_per_rollout and hosts.is_first():
-      self._keep(first, self.experience.records)
+      self._write_samples(first, self.experience.records)
 
-  def _check_finite(self, row) -> None:
-    loss, norm = row['policy/loss'], row['policy/grad_norm']
+  def _check_finite(self, step_metrics: Mapping[str, Any]) -> None:
+    loss = step_metrics['policy/loss']
+    norm = step_metrics['policy/grad_norm']
     if np.isfinite(loss) and np.isfinite(norm):
       return
     raise ValueError(
-      f'At step {row["step"]} the loss is {loss} and the gradient norm {norm}; '
+      f'At step {step_metrics["step"]} the loss is {loss} and the gradient '
+      f'norm {norm}; '
       f'the run stopped, and {self.cfg.workdir}/checkpoints holds the last '
       f'good state (step {self.store.latest()}). Lower learning_rate or '
       'max_grad_norm and start again from it with --checkpoint.'
@@ -178,27 +211,58 @@ class Run:
     """Evaluates the final split at a step, unless that has been done."""
     cfg = self.cfg
     path = os.path.join(cfg.workdir, 'evaluations', f'{name}.json')
-    if hosts.broadcast(os.path.exists(path)) or self.loop.step != step:
+    if hosts.broadcast(os.path.exists(path)) or self.trainer.step != step:
       return
     show = measure.progress(f'evaluate {name}') if hosts.is_first() else None
-    measured, generations = self.loop.evaluate(
+    measured, generations = self.evaluate(
       cfg.final_split,
       cfg.final_problems,
       cfg.final_samples,
       show,
-      self._check_preempted,
     )
     if hosts.is_first():
       measure.write(cfg.workdir, name, measured, generations)
     hosts.print_once(f'{name}: {measure.summary(measured)}')
 
+  def evaluate(
+    self,
+    split: str,
+    num_problems: int,
+    num_samples: int,
+    on_progress: Callable[[int, int], None] | None = None,
+  ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measures the policy on held-out problems.
+
+    Returns:
+      metrics, and the generations.
+    """
+    cfg, trainer = self.cfg, self.trainer
+    with resharded(trainer.model, trainer.state.params, cfg.rollout_mesh) as (
+      params,
+      _,
+    ):
+      measured, generations = measure.measure(
+        trainer.model,
+        params,
+        self.tokenizer,
+        cfg.task,
+        cfg.template,
+        self.pool,
+        measure.examples(cfg.task, split, num_problems),
+        num_samples,
+        cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
+        cfg.seed + 1_000_003,  # noise that no rollout of the run has
+        on_progress,
+        self._check_preempted,
+      )
+    return {**measured, 'split': split, 'step': trainer.step}, generations
+
   def _evaluate_during(self) -> dict[str, float]:
-    cfg, step = self.cfg, self.loop.step
-    measured, generations = self.loop.evaluate(
+    cfg, step = self.cfg, self.trainer.step
+    measured, generations = self.evaluate(
       'validation',
       cfg.eval_problems,
       cfg.eval_samples,
-      poll=self._check_preempted,
     )
     if hosts.is_first():
       measure.write(cfg.workdir, f'step_{step:06d}', measured, generations)
@@ -212,7 +276,9 @@ class Run:
       ],
     }
 
-  def _keep(self, step: int, records) -> None:
+  def _write_samples(
+    self, step: int, records: Sequence[Mapping[str, Any]]
+  ) -> None:
     """Writes the completions of two groups, to be read by people."""
     name = f'step_{step:06d}.jsonl'
     files.write_jsonl(
@@ -221,51 +287,54 @@ class Run:
     )
 
   def _rest(self) -> dict[str, Any]:
-    loop = self.loop
-    return {'opt_state': loop.state.opt_state, 'reference': loop.reference}
+    trainer = self.trainer
+    return {
+      'opt_state': trainer.state.opt_state,
+      'reference': trainer.reference,
+    }
 
   def _save(self) -> None:
-    cfg, loop = self.cfg, self.loop
-    if self.saved_step == loop.step:
+    cfg, trainer = self.cfg, self.trainer
+    if self.saved_step == trainer.step:
       return
     size = cfg.steps_per_rollout
-    used = loop.step % size
+    used = trainer.step % size
     if hosts.is_first():
       self._prune()
     self.store.save(
-      loop.step,
-      loop.state.params,
+      trainer.step,
+      trainer.state.params,
       self._rest(),
       {
         'stream': self.cursor,
         'wall_s': self._wall(),
         'journal': self.header if used else None,
         'metrics': self.experience.metrics if used else {},
-        'row': self.row,
+        'unwritten': self.unwritten,
       },
     )
-    self.saved_step = loop.step
+    self.saved_step = trainer.step
     self._write_description()
 
   def _prune(self) -> None:
     """Leaves the journals that a checkpoint may need: its own, later ones."""
-    oldest = min([self.loop.step, *self.store.steps()])
+    oldest = min([self.trainer.step, *self.store.steps()])
     journal.prune(
       self.cfg.workdir, oldest - oldest % self.cfg.steps_per_rollout
     )
 
   def _restore(self) -> None:
-    cfg, loop = self.cfg, self.loop
+    cfg, trainer = self.cfg, self.trainer
     saved = self.store.restore(
-      loop.state.params, self._rest(), self._check_journal
+      trainer.state.params, self._rest(), self._check_journal
     )
     if saved is None:
       return
     metadata = saved.metadata
-    loop.state = learner.TrainState(saved.params, saved.state['opt_state'])
-    loop.reference = saved.state['reference']
-    loop.step = self.saved_step = saved.step
-    self.wall_s, self.row = metadata['wall_s'], metadata['row']
+    trainer.state = learner.TrainState(saved.params, saved.state['opt_state'])
+    trainer.reference = saved.state['reference']
+    trainer.step = self.saved_step = saved.step
+    self.wall_s, self.unwritten = metadata['wall_s'], metadata['unwritten']
     self.cursor = metadata['stream']
     self.stream.set_state(self.cursor)
     if metadata['journal']:
@@ -299,7 +368,7 @@ class Run:
       'hardware': provenance.hardware(),
       'version': rlzero.__version__,
       'commit': self.commit,
-      'verdicts': self.loop.pool.counts,
+      'verdicts': self.pool.counts,
     }
     files.write_json(
       os.path.join(self.cfg.workdir, 'run.json'), metadata, indent=2

@@ -1,12 +1,12 @@
-"""Completions cut into packed microbatches of few shapes; on the host.
+"""Packs completions into microbatches of few shapes, on the host.
 
-Several completions share a row, and a row continues at most two prompts. Rows
-are filled first with what needs the widest ones, group by group, so that a
-prompt is computed in few microbatches. Supervised stages pack whole sequences,
-prompt and completion, in the same way (`pack`).
+A row holds several completions, of at most two prompts. The longest go first,
+and a group stays together, so that few microbatches compute the same prompt.
+Supervised stages pack whole sequences, prompt and completion, in the same way
+(`pack`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,25 +18,29 @@ from rlzero.models import padding
 from rlzero.types import Prompts, Tokens
 
 _WIDTH = 128  # tokens of the narrowest rows; wider ones double
-_SHORT = 64  # rows where no completion is longer; each token meets fewer others
-_WIDTH_STEP = 32  # the widest are cut to a multiple of this
+# Where no completion is longer, the rows are this wide: attention in narrower
+# rows compares a token with fewer others.
+_SHORT = 64
+_WIDTH_STEP = 32  # the widest rows are rounded up to a multiple of this
 _PROMPTS_A_ROW = 2
-_SHARES = 1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16  # of the most rows
-
-_EMPTY = 6  # at most one row of so many is there only to fill up
+# Numbers of rows that are compiled for, as shares of the largest.
+_SHARES = 1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16
+# If more than 1 row in 6 would be padding, a smaller microbatch is filled whole
+# and the rest goes into the next one.
+_ROWS_PER_EMPTY_ROW = 6
 
 
 class RolloutBatch(NamedTuple):
-  """Completions on the host, as the update wants them; whole groups."""
+  """Completions of whole groups, on the host: the input of an update."""
 
   prompts: Sequence[Sequence[int]]  # P token lists
   prompt_index: np.ndarray  # [B]
   completions: Sequence[np.ndarray]  # B token arrays, EOS included
   old_logprobs: Sequence[np.ndarray]  # of the policy that sampled
   ref_logprobs: Sequence[np.ndarray] | None  # None without a KL term
-  advantages: np.ndarray  # [B], over the whole group
-  # Experts [L, T, C] that the sampler took for the tokens of each completion,
-  # to be taken again; None leaves the choice to the router.
+  advantages: np.ndarray  # [B], within the group
+  # Experts [L, T, C] that the sampler chose for each completion's tokens, which
+  # the update then takes too; None leaves the choice to the router.
   routes: Sequence[np.ndarray] | None = None
   # Whether each token counts in the loss, bool; None counts them all.
   masks: Sequence[np.ndarray | None] | None = None
@@ -56,21 +60,21 @@ class Microbatch(NamedTuple):
 
 
 class PackItem(NamedTuple):
-  """Whole sequences that stay together in a row, one after the other."""
+  """Whole sequences that share a row, one after the other."""
 
   sequences: Sequence[np.ndarray]  # token ids of each
-  extras: Any  # pytree of [n], what else each of their n tokens carries
+  extras: Any  # pytree of [n], further values of their n tokens
 
 
 class PackedBatch(NamedTuple):
-  """A microbatch of packed items."""
+  """Rows of packed items."""
 
   tokens: Tokens  # [B, T], a segment for each sequence
   extras: Any  # pytree of [B, T]; padding has zeros
 
 
 class Placement(NamedTuple):
-  """Where a completion, or an item, stands in a microbatch."""
+  """The place of a completion, or an item, in a microbatch."""
 
   completion: int  # its index among all
   row: int
@@ -78,108 +82,65 @@ class Placement(NamedTuple):
 
 
 def microbatches(
-  rows: RolloutBatch,
+  batch: RolloutBatch,
   chosen: np.ndarray,
   micro_tokens: int,
   max_len: int,
-  ways: int = 1,
+  multiple: int = 1,
 ) -> Iterator[tuple[list[Placement], Microbatch]]:
-  """Cuts the chosen completions into packed microbatches.
+  """Packs the chosen completions into microbatches.
 
   Args:
-    rows: the completions.
+    batch: the completions.
     chosen: indices of those that take part.
-    micro_tokens: about how many tokens the rows of a microbatch may have.
-    max_len: the longest a completion can be; no longer one is compiled for.
-    ways: rows and prompts are multiples of it, for as many devices.
+    micro_tokens: upper limit of a microbatch, rows times width, in tokens.
+    max_len: upper limit of a completion, in tokens; the widest rows fit it.
+    multiple: the numbers of rows and of prompts are multiples of it, so that
+      as many devices get equal shares.
 
   Yields:
-    where the completions stand, and the microbatch. Widths, and the numbers of
-    rows and prompts, come in few sizes, so that few shapes are compiled.
+    where the completions stand, and the microbatch. Widths and the numbers of
+    rows and prompts come in few sizes, so that few shapes are compiled.
   """
-  lengths = np.array([len(c) for c in rows.completions])
-  widths = np.array([_width(len(c), max_len) for c in rows.completions])
+  lengths = np.array([len(c) for c in batch.completions])
+  widths = np.array([row_width(len(c), max_len) for c in batch.completions])
   order = chosen[
-    np.lexsort((-lengths[chosen], rows.prompt_index[chosen], -widths[chosen]))
+    np.lexsort((-lengths[chosen], batch.prompt_index[chosen], -widths[chosen]))
   ]
   while order.size:
     width = int(widths[order[0]])
-    sizes = row_sizes(micro_tokens, width, ways)
+    sizes = row_sizes(micro_tokens, width, multiple)
     places, order, size = _fill_some(
-      order, lengths, rows.prompt_index, width, sizes
+      order, lengths, batch.prompt_index, width, sizes
     )
-    yield places, _micro(rows, places, size, width, ways)
+    yield places, _microbatch(batch, places, size, width, multiple)
 
 
 def pack(
-  items: Sequence[PackItem], micro_tokens: int, max_len: int, ways: int = 1
+  items: Sequence[PackItem], micro_tokens: int, max_len: int, multiple: int = 1
 ) -> Iterator[tuple[list[Placement], PackedBatch]]:
-  """Cuts items into packed microbatches; arguments as of `microbatches`."""
+  """Packs items into microbatches; takes the arguments of `microbatches`."""
   sizes = [sum(map(len, p.sequences)) for p in items]
   lengths = np.array(sizes)
-  widths = np.array([_width(n, max_len) for n in sizes])
+  widths = np.array([row_width(n, max_len) for n in sizes])
   order = np.lexsort((-lengths, -widths))
   alike = np.zeros(len(items), int)  # as if all continued one prompt
   while order.size:
     width = int(widths[order[0]])
-    sizes = row_sizes(micro_tokens, width, ways)
+    sizes = row_sizes(micro_tokens, width, multiple)
     places, order, size = _fill_some(order, lengths, alike, width, sizes)
     yield places, _packed(items, places, size, width)
 
 
-def shapes(
-  rows: RolloutBatch, micro_tokens: int, max_len: int, ways: int = 1
-) -> Iterator[Microbatch]:
-  """An empty microbatch of each shape that `microbatches` may yield.
-
-  For as many completions and prompts, and as long ones; arguments as there.
-  """
-  for width in sorted({_width(n + 1, max_len) for n in range(max_len)}):
-    sizes = row_sizes(micro_tokens, width, ways)
-    enough = [n for n in sizes if n >= len(rows.completions)]
-    for size in sizes[max(len(enough) - 1, 0) :]:
-      for num_prompts in _prompt_sizes(size, len(rows.prompts), ways):
-        yield _empty(rows, [], size, num_prompts, width, ways)
-
-
-def row_sizes(micro_tokens: int, width: int, ways: int = 1) -> list[int]:
-  """Numbers of rows that a microbatch may have, the largest first."""
+def row_sizes(micro_tokens: int, width: int, multiple: int = 1) -> list[int]:
+  """Lists the numbers of rows that a microbatch may have, largest first."""
   most = max(micro_tokens // width, 1)
   sizes = {max(int(most * share), 1) for share in _SHARES}
-  return sorted({padding.round_up(n, ways) for n in sizes}, reverse=True)
+  return sorted({padding.round_up(n, multiple) for n in sizes}, reverse=True)
 
 
-def side_by_side(
-  micros: Iterable[Microbatch], number: int
-) -> Iterator[Microbatch]:
-  """Stacks `number` microbatches of one shape, in order; empty ones fill up.
-
-  Yields:
-    microbatches with an axis before their own, for as many devices.
-  """
-  waiting: dict[Any, list[Microbatch]] = {}
-
-  def stacked(group):
-    empty = jax.tree.map(np.zeros_like, group[0])
-    # A prompt that only pads has one token, so that it has a last one.
-    empty.prompts.tokens.segments[:, 0] = 1
-    if empty.prompts.shared_prefix:
-      empty.prompts.shared_prefix.segments[:] = 1
-    group = group + [empty] * (number - len(group))
-    return jax.tree.map(lambda *parts: np.stack(parts), *group)
-
-  for micro in micros:
-    shapes = tuple(x.shape for x in jax.tree.leaves(micro))
-    group = waiting.setdefault(shapes, [])
-    group.append(micro)
-    if len(group) == number:
-      yield stacked(waiting.pop(shapes))
-  for group in waiting.values():
-    yield stacked(group)
-
-
-def _width(length: int, max_len: int) -> int:
-  """Of the rows that a completion of this length may be packed into."""
+def row_width(length: int, max_len: int) -> int:
+  """Chooses the width, in tokens, of rows for a completion of this length."""
   # The widest rows have room for the longest completion, and for two of them
   # where these fit into short rows.
   widest = min(2 * max_len, max(_SHORT, padding.round_up(max_len, _WIDTH_STEP)))
@@ -190,26 +151,26 @@ def _width(length: int, max_len: int) -> int:
 
 
 def _fill_some(order, lengths, prompt_index, width, sizes):
-  """Fills a microbatch of one of the sizes, of which few rows stay empty.
+  """Fills a microbatch whose size leaves few rows empty.
 
   Returns:
-    places of what went in, what did not, and the number of rows.
+    placements of what went in, what did not, and the number of rows.
   """
   places, left = _fill(order, lengths, prompt_index, width, sizes[0])
   used = 1 + max(p.row for p in places)
   size = min(n for n in sizes if n >= used)
   smaller = [n for n in sizes if n <= used]
-  if (size - used) * _EMPTY > size and smaller:
+  if (size - used) * _ROWS_PER_EMPTY_ROW > size and smaller:
     size = smaller[0]  # full, and the rest in another
     places, left = _fill(order, lengths, prompt_index, width, size)
   return places, left, size
 
 
 def _fill(order, lengths, prompt_index, width, most):
-  """First fit: each completion goes to the first row with room for it.
+  """Places each completion in the first row with room for it (first fit).
 
   Returns:
-    places of what went in, and what did not.
+    placements of what went in, and what did not.
   """
   used: list[int] = []  # tokens in each row
   prompts: list[set[int]] = []  # of each row
@@ -235,12 +196,13 @@ def _fill(order, lengths, prompt_index, width, most):
   return places, np.array(left, order.dtype)
 
 
-def _prompt_sizes(num_rows: int, num_prompts: int, ways: int) -> list[int]:
-  """Numbers of prompts beside so many rows, the smallest first."""
+def prompt_sizes(num_rows: int, num_prompts: int, multiple: int) -> list[int]:
+  """Lists the numbers of prompts beside so many rows, smallest first."""
   most = min(num_rows * _PROMPTS_A_ROW, num_prompts)
-  # Long completions, a group in four rows or more; short ones; any.
+  # Enough for long completions (a group fills four rows or more), for short
+  # ones, and for any.
   wanted = -(-num_rows // 4), -(-num_rows // 2) + 1, most
-  return sorted({padding.round_up(min(n, most), ways) for n in wanted})
+  return sorted({padding.round_up(min(n, most), multiple) for n in wanted})
 
 
 def _packed(items, places, num_rows, width) -> PackedBatch:
@@ -264,29 +226,40 @@ def _packed(items, places, num_rows, width) -> PackedBatch:
   return PackedBatch(Tokens(ids, positions, segments), extras)
 
 
-def _empty(rows, used, num_rows, num_prompts, width, ways) -> Microbatch:
-  """Rows of padding alone, beside the prompts with the indices `used`."""
+def empty_microbatch(
+  batch: RolloutBatch,
+  used: Sequence[int] | np.ndarray,
+  num_rows: int,
+  num_prompts: int,
+  width: int,
+  multiple: int,
+) -> Microbatch:
+  """Makes rows of padding beside the prompts with the indices `used`."""
   shape = num_rows, width
-  prefix_len = padding.shared_prefix_len(rows.prompts)
-  longest = padding.prompt_width(max(len(p) for p in rows.prompts) - prefix_len)
+  prefix_len = padding.shared_prefix_len(batch.prompts)
+  longest = padding.prompt_width(
+    max(len(p) for p in batch.prompts) - prefix_len
+  )
   ints = [np.zeros(shape, np.int32) for _ in range(5)]
   floats = [np.zeros(shape, np.float32) for _ in range(3)]
   routes = None
-  if rows.routes is not None:
-    num_layers, _, num_chosen = rows.routes[0].shape
+  if batch.routes is not None:
+    num_layers, _, num_chosen = batch.routes[0].shape
     routes = np.full((num_layers, *shape, num_chosen), -1, np.int32)
   return Microbatch(
     tokens=Tokens(*ints[:3]),
     prompts=Prompts(
       padding.pad(
-        [rows.prompts[p][prefix_len:] for p in used],
+        [batch.prompts[p][prefix_len:] for p in used],
         num_prompts,
         longest,
         prefix_len,
       ),
       np.zeros((num_rows, _PROMPTS_A_ROW), np.int32),
       ints[3],
-      padding.pad([rows.prompts[0][:prefix_len]] * ways, ways, prefix_len)
+      padding.pad(
+        [batch.prompts[0][:prefix_len]] * multiple, multiple, prefix_len
+      )
       if prefix_len
       else None,
     ),
@@ -299,15 +272,15 @@ def _empty(rows, used, num_rows, num_prompts, width, ways) -> Microbatch:
   )
 
 
-def _micro(rows, places, num_rows, width, ways) -> Microbatch:
+def _microbatch(batch, places, num_rows, width, multiple) -> Microbatch:
   chosen = [p.completion for p in places]
-  used, local = np.unique(rows.prompt_index[chosen], return_inverse=True)
+  used, local = np.unique(batch.prompt_index[chosen], return_inverse=True)
   num_prompts = min(
     n
-    for n in _prompt_sizes(num_rows, len(rows.prompts), ways)
+    for n in prompt_sizes(num_rows, len(batch.prompts), multiple)
     if n >= used.size
   )
-  micro = _empty(rows, used, num_rows, num_prompts, width, ways)
+  micro = empty_microbatch(batch, used, num_rows, num_prompts, width, multiple)
   (ids, positions, segments), index = micro.tokens, micro.prompts.index
   held: list[list[int]] = [[] for _ in range(num_rows)]
   for segment, (place, prompt) in enumerate(zip(places, local, strict=True)):
@@ -315,21 +288,21 @@ def _micro(rows, places, num_rows, width, ways) -> Microbatch:
     if prompt not in held[row]:
       index[row, len(held[row])] = prompt
       held[row].append(prompt)
-    size = len(rows.completions[i])
+    size = len(batch.completions[i])
     at = row, slice(start, start + size)
-    ids[at] = rows.completions[i]
-    positions[at] = len(rows.prompts[used[prompt]]) + np.arange(size)
+    ids[at] = batch.completions[i]
+    positions[at] = len(batch.prompts[used[prompt]]) + np.arange(size)
     segments[at] = segment + 1
     micro.prompts.which[at] = held[row].index(prompt)
-    mask = rows.masks[i] if rows.masks else None
+    mask = batch.masks[i] if batch.masks else None
     mask = np.ones(size, bool) if mask is None else mask
     micro.mask[at] = mask
     micro.counts[at] = mask.sum()
-    micro.advantages[at] = rows.advantages[i]
-    micro.old_logprobs[at] = np.where(mask, rows.old_logprobs[i], 0)
-    # Without a KL term they count for nothing.
-    reference = rows.ref_logprobs or rows.old_logprobs
+    micro.advantages[at] = batch.advantages[i]
+    micro.old_logprobs[at] = np.where(mask, batch.old_logprobs[i], 0)
+    # Without a KL term no one reads them.
+    reference = batch.ref_logprobs or batch.old_logprobs
     micro.ref_logprobs[at] = np.where(mask, reference[i], 0)
-    if rows.routes is not None:
-      micro.routes[:, row, start : start + size] = rows.routes[i]
+    if batch.routes is not None:
+      micro.routes[:, row, start : start + size] = batch.routes[i]
   return micro

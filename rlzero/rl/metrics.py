@@ -1,0 +1,158 @@
+"""Draws the metrics of rollouts and updates; nothing here is learned from."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlzero.models import padding
+from rlzero.rollout.scheduler import Usage
+from rlzero.scoring import rewards
+from rlzero.train.packing import RolloutBatch
+
+_SHARED_PARTS = 'reshard', 'rollout', 'score', 'reference'
+
+
+class Clock:
+  """Measures the parts of a step, in seconds."""
+
+  def __init__(self):
+    self.laps: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def lap(self, name: str) -> None:
+    """Books the time since the last call, or the start, to this part."""
+    now = time.perf_counter()
+    self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+    self._last = now
+
+
+def of_rollout(
+  records: Sequence[Mapping[str, Any]],
+  groups: np.ndarray,
+  usage: Usage,
+  laps: Mapping[str, float],
+  resharded_bytes: int | None,
+) -> dict[str, float]:
+  """Returns the metrics of a rollout, which each of its updates reports.
+
+  Args:
+    records: graded completions.
+    groups: rewards [P, G].
+    usage: of the slots.
+    laps: seconds by part.
+    resharded_bytes: what devices were sent; None if nothing was resharded.
+  """
+  metrics = _of_completions(records, groups, usage)
+  metrics |= {f'time/{name}_s': s for name, s in laps.items()}
+  if resharded_bytes is None:
+    del metrics['time/reshard_s']
+  else:
+    metrics['reshard/bytes'] = resharded_bytes
+  return metrics
+
+
+def of_step(
+  step: int,
+  of_rollout: Mapping[str, float],
+  of_update: Mapping[str, float],
+  update_s: float,
+  steps_per_rollout: int,
+  num_completions: int,
+) -> dict[str, float]:
+  """Joins a rollout's metrics and an update's to those of a step.
+
+  A step takes the time of its own update and its share of the rollout.
+
+  Args:
+    step: number of updates before this one.
+    of_rollout: metrics of the rollout.
+    of_update: metrics of the update.
+    update_s: seconds that the update took.
+    steps_per_rollout: updates that share the rollout.
+    num_completions: of a step.
+  """
+  shared_s = sum(of_rollout.get(f'time/{p}_s', 0.0) for p in _SHARED_PARTS)
+  step_s = shared_s / steps_per_rollout + update_s
+  tokens = of_rollout['completion/len_mean'] * num_completions
+  return {
+    'step': step,
+    **of_rollout,
+    **of_update,
+    'time/update_s': update_s,
+    'time/step_s': step_s,
+    'time/tokens_per_s': tokens / step_s,
+  }
+
+
+def useful_tokens(batch: RolloutBatch, chosen: np.ndarray) -> int:
+  """Counts the tokens that an update of the chosen rows cannot leave out.
+
+  Each completion counts, each prompt once, and the prefix that all prompts
+  share once.
+  """
+  prompts = np.unique(batch.prompt_index[chosen])
+  prefix_len = padding.shared_prefix_len(batch.prompts) * bool(prompts.size)
+  own = sum(len(batch.prompts[p]) - prefix_len for p in prompts)
+  return sum(len(batch.completions[i]) for i in chosen) + prefix_len + own
+
+
+def expert_balance(loads: np.ndarray | tuple[()]) -> dict[str, float]:
+  """Says how evenly tokens went to experts, as means over the layers.
+
+  Args:
+    loads: tokens of each expert, [L, E]; () of a model without experts.
+  """
+  if not len(loads):
+    return {}
+  total = np.maximum(loads.sum(axis=1, keepdims=True), 1.0)
+  shares = loads / total
+  entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-30)), axis=1)
+  return {
+    # 1 is balanced; the number of experts if all tokens go to one.
+    'experts/load_max_over_mean': float(
+      np.mean(shares.max(axis=1)) * loads.shape[1]
+    ),
+    # 1 is balanced.
+    'experts/load_entropy': float(np.mean(entropy) / np.log(loads.shape[1])),
+  }
+
+
+def _of_completions(records, groups, usage):
+  lengths = np.array([r['len'] for r in records])
+  correct = np.array([r['correct'] for r in records])
+
+  def mean(name):
+    return float(np.mean([r[name] for r in records]))
+
+  def mean_len(chosen):
+    return float(lengths[chosen].mean()) if chosen.any() else float('nan')
+
+  return {
+    'reward/mean': mean('reward'),
+    'reward/accuracy': mean('accuracy'),
+    'reward/format': mean('format'),
+    'reward/correct': mean('correct'),
+    'completion/len_mean': float(lengths.mean()),
+    'completion/len_max': int(lengths.max()),
+    'completion/len_correct': mean_len(correct),
+    'completion/len_wrong': mean_len(~correct),
+    'completion/truncated': mean('truncated'),
+    'completion/tries': mean('tries'),
+    'completion/reflection_per_1k': 1000
+    * sum(r['reflections'] for r in records)
+    / float(lengths.sum()),
+    'completion/unscored': float(
+      np.mean([r['status'] != 'ok' for r in records])
+    ),
+    **{
+      f'reward/{name}': float(
+        np.mean([r['parts'].get(name, 0) for r in records])
+      )
+      for name in sorted({name for r in records for name in r['parts']})
+    },
+    **rewards.describe(records),
+    'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
+    'rollout/slot_use': usage.tokens / usage.computed,
+  }
