@@ -10,8 +10,8 @@ from rlzero.tasks import notation, units
 from rlzero.tasks.numeric import DECIMAL, number, only_number
 
 _STATED = re.compile(
-  r'(?:\banswer\s*(?:\*\*|__|\$)?\s*(?:is\b|:|=)|^\s*####)(?P<said>[^\n]*)'
-  r'|^[\s#*_]*(?:final\s+)?answer[\s#*_:]*$(?P<below>)',
+  r'\banswer\s*(?:\*\*|__|\$)?\s*(?:is\b|:|=)|^\s*####'
+  r'|^[ #*_]*(?:final\s+)?answer[ #*_:]*$',
   re.I | re.M,
 )
 _RESULT = re.compile(rf'=\s*\$?\s*[-+]?{DECIMAL}')
@@ -20,6 +20,7 @@ _BETWEEN = re.compile(
   r'|\b[A-Za-z](?:_\{?\w\}?)?\s*=)*'
 )
 _NUMBER = re.compile(rf'(?:(?<![\w)}}.])[-+])?{DECIMAL}(?:/{DECIMAL})?')
+_MAX_STATEMENTS = 20  # of a text; the last ones
 # Where the answer ends and talk begins.
 _TALK = re.compile(
   r'(?<!\bMr)(?<!\bDr)(?<!\bSt)(?:(?<!\b[A-Za-z])[.!?](?=\s|$)'
@@ -29,6 +30,13 @@ _TALK = re.compile(
   r'|approximately)\b|;\s+(?:this|it|that|note|check|since|as|the|we|see)\b'
   r'|\s+[-–—]\s+(?=[A-Za-z]{2})|\s*—'
 )
+_SENTENCE = re.compile(r'\n|[.!?]\s')
+# Of several numbers none is the last if they are offered, or one expression.
+_HEDGE = re.compile(r'\b(?:or|maybe|perhaps)\b', re.I)
+_JOINED = re.compile(
+  r'(?:[\s,;/&|()\[\]{}?<>*+^x.-]|(?<!\s):(?!\s)|\band\b|\bto\b|\\[a-z]+)+'
+)
+_COMPARED = re.compile(r'(?:[<>≠≤≥]|\\(?:ne|le|ge|lt|gt)q?)\s*$')
 _FRACTION = re.compile(r'\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}')
 
 
@@ -39,14 +47,13 @@ def last_answer(text: str, numeric: bool = True) -> str | None:
   last <answer>; else what follows the last 'answer is' or '####'; else the
   last number if `numeric`, otherwise the last line.
   """
-  if (stated := last_boxes(text)) is None and '<answer>' in text:
-    stated = text.rsplit('<answer>', 1)[1].split('</answer>')[0]
-    if said := _after_words(stated):
-      stated = said
-  elif stated is None:
-    stated = _after_words(text)
-    if numeric and stated is not None and not re.search(r'\d', stated):
-      stated = None  # 'the answer is clear'
+  text = squeeze(text)
+  if (stated := last_boxes(text)) is None:
+    if '<answer>' in text:
+      inside = text.rsplit('<answer>', 1)[1].split('</answer>')[0]
+      stated = _after_words(inside, numeric) or inside
+    else:
+      stated = _after_words(text, numeric)
   if numeric:
     return last_number(text) if stated is None else _one_number(stated)
   if stated is None:
@@ -54,33 +61,47 @@ def last_answer(text: str, numeric: bool = True) -> str | None:
   return stated.strip().rstrip('.').strip() or None
 
 
+def squeeze(text: str) -> str:
+  """The text with one space or new line for many; patterns are slow on them."""
+  return re.sub(r'\n\s*\n', '\n\n', re.sub(r'[^\S\n]+', ' ', text))
+
+
 def last_number(text: str) -> str | None:
   r"""The last number in a text, as it is written there.
 
-  With what makes it another number, if anything does: \sqrt{5} and 5! are not
-  5, so they are given whole.
+  With what makes it another number or none, if anything does: \sqrt{5}, 5!
+  and '4 or 5' are given whole, for they are not 5.
   """
-  text = _FRACTION.sub(r'\1/\2', text)
+  text = _FRACTION.sub(r'\1/\2', squeeze(text))
   found = list(_NUMBER.finditer(text))
   if not found:
     return None
   start, end = found[-1].span()
+  ends = [m.end() for m in _SENTENCE.finditer(text, 0, start)]
+  sentence = text[ends[-1] if ends else 0 :]
+  between = text[found[-2].end() : start] if len(found) > 1 else ''
+  numbers = len(_NUMBER.findall(sentence))
+  if numbers > 1 and (_HEDGE.search(sentence) or _JOINED.fullmatch(between)):
+    return sentence.strip()
   while start and text[start - 1] not in ' \n\t=:,;$':
     start -= 1
   while end < len(text) and text[end] not in ' \n\t=:,;$':
     end += 1
-  before = re.search(r'([A-Za-z]+)\s*$', text[:start])
-  after = re.match(r'\s*([A-Za-z]+)', text[end:])
-  if before and not units.is_harmless(before[1]):
+  before = re.search(r"(?:[A-Za-z']+\s+){0,3}$", text[:start])
+  after = re.match(r'(?:\s+[A-Za-z]+){0,3}', text[end:])
+  if not units.is_harmless(before[0], in_prose=True):
     start = before.start()
-  if after and not units.is_harmless(after[1]):
+  if compared := _COMPARED.search(text[:start]):
+    start = compared.start()
+  is_hedged = re.match(r'\s*or\b', after[0])
+  if is_hedged or not units.is_harmless(after[0], in_prose=True):
     end += after.end()
   return _one_number(text[start:end], found[-1][0])
 
 
 def count_results(text: str) -> int:
   """How often a text states a result, '= number': the tries at a sum."""
-  return len(_RESULT.findall(text))
+  return len(_RESULT.findall(squeeze(text)))
 
 
 def _one_number(stated: str, written: str | None = None) -> str | None:
@@ -111,13 +132,16 @@ def last_boxes(text: str) -> str | None:
   return ' and '.join(contents)
 
 
-def _after_words(text: str) -> str | None:
+def _after_words(text: str, numeric: bool) -> str | None:
   """What follows the last 'answer is', to the end of the statement."""
-  for found in reversed(list(_STATED.finditer(text))):
-    said = re.sub(r'^\s*(?:\*+|_+)(?=[\s:])', '', found['said'] or '')
+  for found in list(_STATED.finditer(text))[: -_MAX_STATEMENTS - 1 : -1]:
+    rest = text[found.end() :]
+    said = re.sub(r'^\s*(?:\*+|_+)(?=[\s:])', '', rest.split('\n', 1)[0])
     if not said.strip(' *_:'):
-      said = (text[found.end() :].strip().splitlines() or [''])[0]
-    if said := _after_words(said) or _statement(said):
+      said = (rest.strip().splitlines() or [''])[0]
+    said = _statement(said)
+    # A number is stated with digits: 'the answer is clear' is talk.
+    if said and (not numeric or re.search(r'\d', said)):
       return said
   return None
 

@@ -21,6 +21,7 @@ _STATED = re.compile(
 _LEAD = (
   r'(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)\s*(?:is|:)?\s*)?'
 )
+_MAX_CHARS = 200  # of a statement
 _GOES_ON = (
   r'because|since|as|which|due|for|so|given|based|is\s+(?:right|correct)'
   r'|therefore|thus|hence'
@@ -35,6 +36,7 @@ def choice(text: str, letters: str = 'ABCD') -> str | None:
       <answer> tags, or with words such as 'answer is'. The last one counts.
     letters: of the choices.
   """
+  text = answers.squeeze(text)
   if (boxed := answers.last_boxes(text)) is not None:
     return _letter(boxed, letters)
   if '<answer>' in text:
@@ -42,21 +44,23 @@ def choice(text: str, letters: str = 'ABCD') -> str | None:
   plain = _plain(text)
   if (letter := _letter(plain, letters)) is not None:
     return letter
-  for found in reversed(list(_STATED.finditer(plain))):
-    rest = plain[found.end() :].lstrip()
-    line = rest.splitlines()[0] if rest else ''
-    if (letter := _letter(line, letters)) is not None:
+  for statement in reversed(_statements(plain)):
+    if (letter := _letter(statement, letters)) is not None:
       return letter
   return None
 
 
 def count(text: str, letters: str = 'ABCD') -> int:
   """How often a text states a choice."""
-  plain = _plain(text)
-  rests = (plain[found.end() :] for found in _STATED.finditer(plain))
-  lines = (rest.lstrip().split('\n', 1)[0] for rest in rests)
-  stated = sum(_letter(line, letters) is not None for line in lines)
+  found = _statements(_plain(answers.squeeze(text)))
+  stated = sum(_letter(one, letters) is not None for one in found)
   return stated + len(notation.boxes(text))
+
+
+def _statements(text: str) -> list[str]:
+  """The lines behind 'answer is' and the like."""
+  rests = (text[found.end() :][:_MAX_CHARS] for found in _STATED.finditer(text))
+  return [rest.lstrip().split('\n', 1)[0] for rest in rests]
 
 
 def _plain(text: str) -> str:

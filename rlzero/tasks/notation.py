@@ -121,7 +121,7 @@ def depth(text: str) -> int:
 @functools.lru_cache(maxsize=8192)
 def tidy(text: str) -> str:
   """The answer in the one notation, or '' if it is nested too deeply."""
-  text = _latex_characters(text.strip())
+  text = _latex_characters(' '.join(text.split()))
   for _ in range(3):  # a box in bold in a box
     inner = boxes(text)
     if len(inner) == 1:

@@ -75,16 +75,20 @@ _TEXT_UNIT = re.compile(
 _DEGREES = re.compile(r'\s*\^\\circ\s*([CFK]|\\text\{\s*[CFK]\s*\})?$')
 # Words behind a number are what is counted: 5 red apples.
 _COUNTED = re.compile(r'(?<=[\d}])\s*([A-Za-z]{3,}(?:[\s-]+[A-Za-z]+)*)$')
-# Of these words none is a unit: they change the value or state another.
-CHANGING = frozenset(
-  'not no nor never neither none or and isn aren wasn minus negative plus than '
-  'least most over under above below except excluding without between sqrt '
-  'root roots square squared cubed factorial half halves third thirds quarter '
+# Words that change the number they stand beside.
+_CHANGING = frozenset(
+  'not no nor never neither none isn aren wasn minus negative plus than least '
+  'most over under above below except excluding without between sqrt root '
+  'roots square squared cubed factorial half halves third thirds quarter '
   'quarters double doubled twice thrice triple hundred thousand million '
   'billion trillion hundreds thousands millions billions trillions dozen '
   'dozens power log ln exp sin cos tan cot sec csc pi infinity divided '
-  'multiplied zero one two three four five six seven eight nine ten eleven '
-  'twelve if when where for mod modulo base'.split()
+  'multiplied mod modulo base'.split()
+)
+# Words that state another number or a condition, if they stand in an answer.
+_OTHER = frozenset(
+  'or and zero one two three four five six seven eight nine ten eleven twelve '
+  'if when where for'.split()
 )
 
 
@@ -113,13 +117,18 @@ def split(text: str) -> tuple[str, str]:
   return text, ''
 
 
-def is_harmless(words: str) -> bool:
-  """Whether words beside a number leave its value as it is."""
+def is_harmless(words: str, in_prose: bool = False) -> bool:
+  """Whether words beside a number leave its value as it is.
+
+  Args:
+    words: before or behind the number.
+    in_prose: they belong to a sentence, which may count other things too.
+  """
   found = {w.lower() for w in re.findall(r'[A-Za-z]+', words)}
   # 'square' changes a number before it only if no unit follows.
   if re.search(r'\bsquare\s+[a-z]', words, re.IGNORECASE):
     found.discard('square')
-  return not found & CHANGING
+  return not found & (_CHANGING if in_prose else _CHANGING | _OTHER)
 
 
 def conflict(first: str, second: str) -> bool:
