@@ -135,3 +135,17 @@ def test_verdicts_of_math_verify_alone(question, target, text, correct, reason):
   found = compare_graders.differences(task, {'u': target}, [record])
   assert found['samples'] == 1 and found['agree'] == (reason is None)
   assert found['reasons'] == ({reason: 1} if reason else {})
+
+
+def test_verdicts_beside_a_published_graders():
+  problem = {
+    'target': '10{,}000',
+    'ends': ['\\boxed{10000}', '\\boxed{9}', 'lost', '\\boxed{10,000}'],
+    'graded_right': [False, False, True, True],
+  }
+  found = compare_graders.published_differences([problem])
+  assert found['outputs'] == 4 and found['without_answer'] == 1
+  assert found['agree'] == 2 and found['agreement'] == 2 / 3
+  assert found['differences'] == [
+    {'target': '10{,}000', 'answer': '10000', 'ours': True, 'theirs': False}
+  ]

@@ -7,6 +7,12 @@ DIR is the workdir of an evaluation of the suite in the gin file (by default
 configs/runs/evaluate_reasoning_gym.gin). A completion is right here if
 `verify(parse(target), parse(completion))`. Verdicts that differ from the
 evaluation's are written down, each with its reason.
+
+  python -m rlzero.benchmarks.compare_graders --outputs=FILE
+
+compares our verdicts with those that a published grader gave instead. Each
+line of FILE is a JSON object: a `target`, `ends` (the last characters of model
+outputs) and `graded_right` (a verdict for each). It prints every difference.
 """
 
 import argparse
@@ -16,12 +22,14 @@ import logging
 import pathlib
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import math_verify
 
 from rlzero import evaluate
 from rlzero.runtime import config, provenance
-from rlzero.tasks import base
+from rlzero.tasks import base, verify
 
 _EXPRESSION = re.compile(r'[\d(][\d\s()+*/-]*')
 REASONS = {
@@ -38,12 +46,19 @@ REASONS = {
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--workdir', type=pathlib.Path, required=True)
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument('--workdir', type=pathlib.Path)
+  source.add_argument('--outputs', type=pathlib.Path)
   parser.add_argument('--out', type=pathlib.Path)
   parser.add_argument(
     '--gin_file', default='configs/runs/evaluate_reasoning_gym.gin'
   )
   flags = parser.parse_args()
+  if flags.outputs:
+    lines = flags.outputs.read_text(encoding='utf-8').splitlines()
+    found = published_differences([json.loads(line) for line in lines])
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+    return
   logging.getLogger('math_verify').setLevel(logging.ERROR)
   cfg = config.build(
     evaluate, [f'--gin_file={flags.gin_file}', f'--workdir={flags.workdir}']
@@ -66,6 +81,41 @@ def main() -> None:
     }
     facts |= {'reasons': REASONS, **provenance.metadata(), 'benchmarks': found}
     flags.out.write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+
+
+def published_differences(problems: Sequence[Mapping[str, Any]]) -> dict:
+  """Our verdicts beside a published grader's.
+
+  An output that was graded right but whose kept end neither has a box nor the
+  target cannot be judged: its answer stood before the end. It is counted apart.
+  """
+  judge = verify.Formulas()
+  outputs, cut, differing = 0, 0, []
+  for problem in problems:
+    target = problem['target']
+    for text, right in zip(
+      problem['ends'], problem['graded_right'], strict=True
+    ):
+      outputs += 1
+      answer = judge.extract(text)
+      ours = answer is not None and judge.verify(answer, target)
+      if ours == right:
+        continue
+      if right and '\\boxed' not in text and target not in text:
+        cut += 1
+        continue
+      differing.append(
+        {'target': target, 'answer': answer, 'ours': ours, 'theirs': right}
+      )
+  agree = outputs - cut - len(differing)
+  return {
+    'outputs': outputs,
+    'without_answer': cut,
+    'agree': agree,
+    'agreement': agree / max(outputs - cut, 1),
+    'agreement_of_all': agree / max(outputs, 1),
+    'differences': differing,
+  }
 
 
 def differences(task: base.Task, targets, records) -> dict:
