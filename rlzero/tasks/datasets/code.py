@@ -27,37 +27,40 @@ _PLAIN_STEPS = frozenset(
   ('PROTO', 'FRAME', 'MEMOIZE', 'BINPUT', 'PUT', 'LONG_BINPUT', 'STOP')
   + ('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8')
 )
-# What the pickle of a string is made of.
-_PLAIN_STEPS = frozenset(
-  ('PROTO', 'FRAME', 'MEMOIZE', 'BINPUT', 'PUT', 'LONG_BINPUT', 'STOP')
-  + ('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8')
-)
-# What the pickle of a string is made of.
-_PLAIN_STEPS = frozenset(
-  ('PROTO', 'FRAME', 'MEMOIZE', 'BINPUT', 'PUT', 'LONG_BINPUT', 'STOP')
-  + ('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8')
-)
 _MAX_TESTS = 1 << 30  # bytes of a problem's private tests
 
 
 @dataclasses.dataclass(frozen=True)
 class _Programs:
-  """What tasks of programs have in common: their judge."""
+  """The judge that tasks of programs share."""
 
   data_dir: str = '~/tensorflow_datasets'  # folder of TFDS datasets
   # Run programs with limits alone where no sandbox works; see `isolation`.
-  allow_unsandboxed: bool = False
+  allow_unsandboxed: bool = dataclasses.field(default=False, kw_only=True)
+  # One of fences.LANGUAGES.
+  language: str = dataclasses.field(default='python', kw_only=True)
 
-  def warm_up(self) -> None:
-    """Finds the sandbox before the first program does.
+  def __post_init__(self):
+    if self.language not in fences.LANGUAGES:
+      raise ValueError(
+        f'{type(self).__name__}.language is {self.language!r}; choose one of '
+        f'{", ".join(fences.LANGUAGES)}.'
+      )
+
+  def notice(self) -> str:
+    """Which sandbox programs run in.
 
     Raises:
       RuntimeError: there is none, and that is not allowed.
     """
-    isolation.describe(self.allow_unsandboxed)
+    return isolation.describe(self.allow_unsandboxed)
+
+  def warm_up(self) -> None:
+    """Finds the sandbox before the first program does; raises as `notice`."""
+    self.notice()
 
   def extract(self, text: str) -> str | None:
-    return execute.program(text, self._language)
+    return execute.program(text, self.language)
 
   def verify(self, answer: str, target: str) -> bool:
     """Whether the program passes every test."""
@@ -74,7 +77,7 @@ class _Programs:
     tests = [execute.Test(*test) for test in facts['tests']]
     if private := facts.get('private'):
       tests += _tests(_unpacked(private))
-    source = fences.stated(answer, self._language)
+    source = fences.stated(answer, self.language)
     if source is None:
       return execute.Verdict.CRASH
     return execute.run(
@@ -83,7 +86,7 @@ class _Programs:
       facts['function'],
       facts['limit_s'],
       facts['memory'],
-      language=self._language,
+      language=self.language,
       allow_unsandboxed=self.allow_unsandboxed,
     )
 
@@ -92,12 +95,8 @@ class _Programs:
     return first.strip() == second.strip()
 
   def count_tries(self, text: str) -> int:
-    names = fences.LANGUAGES[self._language]
+    names = fences.LANGUAGES[self.language]
     return sum(block.language in names for block in fences.blocks(text))
-
-  @property
-  def _language(self) -> str:
-    return getattr(self, 'language', 'python')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +201,6 @@ class Codeforces(_Programs):
       if note := hub.column(row, 'note'):
         parts.append(f'Note\n{note}')
       scale = self.time_scale if self.language == 'python' else 1.0
-      scale = self.time_scale if self.language == 'python' else 1.0
-      scale = self.time_scale if self.language == 'python' else 1.0
       seconds = float(hub.column(row, 'time_limit') or 2)
       yield base.Example(
         str(hub.column(row, 'id')),
@@ -218,14 +215,6 @@ class Codeforces(_Programs):
           }
         ),
       )
-
-
-def _ask(language: str = 'python') -> str:
-  return _STDIN.format(name=_NAMES[language], fence=language)
-
-
-def _ask(language: str = 'python') -> str:
-  return _STDIN.format(name=_NAMES[language], fence=language)
 
 
 def _ask(language: str = 'python') -> str:
