@@ -27,7 +27,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from rlzero import grpo, weights
-from rlzero.models import padding, transformer
+from rlzero.models import kv_cache, padding, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.planner import flops, hardware
 from rlzero.rl import collect, settings, update
@@ -177,7 +177,7 @@ def useful(
   item = jnp.dtype(model.dtype).itemsize
   # The weights are read once for every token of the fullest schedule.
   decode_steps = max(lengths.max(), lengths.sum() / num_slots)
-  cache = jax.eval_shape(lambda: transformer.empty_cache(model, 1, 1))
+  cache = jax.eval_shape(lambda: kv_cache.empty_cache(model, 1, 1))
   held = sum(part.size for part in jax.tree.leaves(cache))  # of a token
   looked_at = (lengths * (prompts[:, None] - prefix_len + lengths / 2)).sum()
   looked_at += decode_steps * prefix_len  # by all rows at a time

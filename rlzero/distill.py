@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero.models import transformer, vocab_head
+from rlzero.models import parameters, transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling
@@ -99,7 +99,7 @@ def run(cfg: Config) -> None:
     params = supervised.fit(
       cfg,
       'distill',
-      sharding.device_put_params(transformer.AXES, loaded.params),
+      sharding.device_put_params(parameters.AXES, loaded.params),
       cfg.num_steps or order.num_steps(cfg.num_epochs),
       lambda step, params: supervised.pack(
         cfg,

@@ -28,6 +28,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
+from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import config, files, metrics, saved_config, sharding
 from rlzero.scoring import reward_model
@@ -116,8 +117,8 @@ def run(cfg: Config) -> None:
     judgements = list(itertools.chain(*taught))
     saved_config.save(cfg, cfg.workdir)
     params = {
-      **sharding.device_put_params(reward_model.AXES, loaded.params),
-      'score': sharding.device_put_params(reward_model.AXES, fresh(model)),
+      **sharding.device_put_params(parameters.AXES, loaded.params),
+      'score': sharding.device_put_params(parameters.AXES, fresh(model)),
     }
     the_loss = functools.partial(loss, model)
     params = supervised.fit(
@@ -127,7 +128,6 @@ def run(cfg: Config) -> None:
       cfg.num_steps or order.num_steps(cfg.num_epochs),
       lambda step, _: _packed(cfg, [judgements[i] for i in order.batch(step)]),
       the_loss,
-      axes=reward_model.AXES,
     )
     measured = judge(the_loss, params, _packed(cfg, apart))
     _write(cfg, model, params, loaded.tokenizer, measured)

@@ -17,7 +17,7 @@ Differences from the paper:
 import dataclasses
 import functools
 
-from rlzero.models import transformer
+from rlzero.models import parameters
 from rlzero.runtime import config, saved_config, sharding
 from rlzero.train import demonstrations, folders, supervised
 
@@ -44,7 +44,7 @@ def run(cfg: Config) -> None:
     params = supervised.fit(
       cfg,
       'sft',
-      sharding.device_put_params(transformer.AXES, loaded.params),
+      sharding.device_put_params(parameters.AXES, loaded.params),
       num_steps,
       lambda step, _: supervised.pack(
         cfg, [demonstrations.piece(examples[i]) for i in order.batch(step)]

@@ -37,7 +37,7 @@ class KeyValues(NamedTuple):
 
   Entry s of a row has position s. A product with queries reads keys whose
   positions are next to each other. Of latent attention there are no values, and
-  keys are [L, B, 1, S, A]. Where layers are unstacked (`transformer.unstack`),
+  keys are [L, B, 1, S, A]. Where layers are unstacked (`parameters.unstack`),
   each part is a tuple of L arrays of one layer.
   """
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.experimental import topologies
 
-from rlzero.models import attention, splash, transformer
+from rlzero.models import attention, parameters, splash, transformer
 from rlzero.models.config import Latent, ModelConfig
 from rlzero.rl import learner
 from rlzero.rl.objective import Objective
@@ -102,7 +102,7 @@ def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
   request.getfixturevalue('on_tpu')
   assert attention.fuses(LATENT, 128)
   with sharding.use(sharding.Mesh(data=2, tensor=2), jax.devices()[:4]):
-    on_mesh = sharding.device_put_params(transformer.AXES, params)
+    on_mesh = sharding.device_put_params(parameters.AXES, params)
     fused = _loss_and_gradient(LATENT, on_mesh, learner.put(micro))
     _assert_same(plain, jax.device_get(fused))
 

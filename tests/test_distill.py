@@ -11,7 +11,7 @@ from test_sft import base, make_examples, packed, tokenizer, write  # noqa: F401
 from test_transformer import noisy
 
 from rlzero import distill, sft
-from rlzero.models import transformer
+from rlzero.models import parameters, transformer
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics, sharding
 from rlzero.text.template import Template
@@ -95,7 +95,7 @@ def test_packed_and_sharded_equal_one_at_a_time():
   np.testing.assert_allclose(totals['loss'].total, total, rtol=1e-5)
   with sharding.use(sharding.Mesh(data=2, fsdp=4)):
     placed, frozen = (
-      sharding.device_put_params(transformer.AXES, p) for p in (params, other)
+      sharding.device_put_params(parameters.AXES, p) for p in (params, other)
     )
     micros = [supervised.place(m) for m in packed(examples, 512, 8)]
     grads, sums = supervised.gradient(loss)(placed, micros, frozen)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from rlzero import bench, grpo
-from rlzero.models import transformer
+from rlzero.models import parameters, transformer
 from rlzero.runtime import config, sharding
 from rlzero.types import Tokens
 from rlzero.weights import mapping
-from rlzero.weights import rows as rows_of
 
 _MODELS = pathlib.Path(__file__).parents[1] / 'configs' / 'models'
 # Parameters as published, in millions; a tied embedding counts once.
@@ -66,7 +65,10 @@ def model(path):
 def test_named_models_have_their_size(name):
   cfg = model(_MODELS / f'{name}.gin')
   shapes = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-  rows = {row.path: row.shape(rows_of.sizes(cfg)) for row in mapping.table(cfg)}
+  rows = {
+    row.path: row.shape(parameters.axis_sizes(cfg))
+    for row in mapping.table(cfg)
+  }
   paths = jax.tree_util.tree_leaves_with_path(shapes)
   for path, leaf in paths:
     name_of = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -110,7 +112,7 @@ def test_deepseek_v3_divides_on_a_mesh():
   sizes = {'data': 1, 'fsdp': 8, 'expert': 32, 'tensor': 2}
   mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
   with jax.sharding.use_abstract_mesh(mesh):
-    specs = sharding.param_specs(transformer.AXES, shapes)
+    specs = sharding.param_specs(parameters.AXES, shapes)
   held = sum(
     math.prod(jax.sharding.NamedSharding(mesh, spec).shard_shape(leaf.shape))
     for leaf, spec in zip(

@@ -10,7 +10,7 @@ from test_learner import CONFIG, distance
 from test_sft import EOS, base, tokenizer, write  # noqa: F401
 from test_transformer import noisy
 
-from rlzero.models import transformer
+from rlzero.models import parameters, transformer
 from rlzero.reward_model import Judgement
 from rlzero.runtime import sharding
 from rlzero.scoring import reward_model
@@ -119,11 +119,9 @@ def test_packed_and_sharded_equal_one_at_a_time(kind):
   assert distance(grads, expected) < 1e-5
   assert float(jnp.linalg.norm(grads['score']['weight'])) > 0
   with sharding.use(sharding.Mesh(data=2, fsdp=4)):
-    placed = sharding.device_put_params(reward_model.AXES, params)
+    placed = sharding.device_put_params(parameters.AXES, params)
     micros = [supervised.place(m) for m in packed(some, 512, 8)]
-    grads, sums = supervised.gradient(the_loss, reward_model.AXES)(
-      placed, micros
-    )
+    grads, sums = supervised.gradient(the_loss)(placed, micros)
   assert distance(grads, expected) < 1e-5
   np.testing.assert_allclose(sums['loss'].total, total, rtol=1e-5)
 

@@ -14,7 +14,7 @@ from test_learner import CONFIG, distance
 from test_transformer import noisy
 
 from rlzero import sft
-from rlzero.models import transformer
+from rlzero.models import parameters, transformer
 from rlzero.runtime import config, lifecycle, metrics, saved_config, sharding
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
@@ -179,7 +179,7 @@ def test_sharded_equals_unsharded():
   params, examples = jax.device_get(noisy(CONFIG)), make_examples()
   expected, totals = supervised.gradient(the_loss)(params, packed(examples))
   with sharding.use(sharding.Mesh(data=2, fsdp=4)):
-    placed = sharding.device_put_params(transformer.AXES, params)
+    placed = sharding.device_put_params(parameters.AXES, params)
     micros = [
       jax.tree.map(lambda x: sharding.device_put(x, 'BT'), m)
       for m in packed(examples, 512, 8)

@@ -15,15 +15,14 @@ from test_learner import (
   distance,
   make_rows,
 )
-from test_transformer import V2, V3
+from test_transformer import V3
 
-from rlzero.models import transformer
+from rlzero.models import parameters, transformer
 from rlzero.rl import learner, settings
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics, sharding
 from rlzero.train import optim
-from rlzero.weights import mapping
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -54,7 +53,7 @@ def test_parameters_are_made_in_their_parts(config, mesh):
   whole = params_of(config)
   with sharding.use(mesh):
     parts = transformer.initialise(config, jax.random.key(3))
-    placed = sharding.device_put_params(transformer.AXES, whole)
+    placed = sharding.device_put_params(parameters.AXES, whole)
   jax.tree.map(np.testing.assert_array_equal, parts, whole)
   jax.tree.map(np.testing.assert_array_equal, placed, whole)
   held = sum(
@@ -139,7 +138,7 @@ def test_completions_on_a_mesh_are_those_without(config, mesh):
 
   alone = completions(params)
   with sharding.use(mesh):
-    placed = sharding.device_put_params(transformer.AXES, params)
+    placed = sharding.device_put_params(parameters.AXES, params)
     together = completions(placed)
   for one, other in zip(together, alone, strict=True):
     # Logits of noise are far apart: rounding decides no token here.
@@ -150,9 +149,9 @@ def test_completions_on_a_mesh_are_those_without(config, mesh):
 def test_resharded_parameters_are_the_same_and_their_bytes_counted():
   params = params_of(EVEN)
   with sharding.use(sharding.Mesh(fsdp=8)):
-    before = sharding.device_put_params(transformer.AXES, params)
+    before = sharding.device_put_params(parameters.AXES, params)
     with sharding.use(sharding.Mesh(data=4, tensor=2)):
-      after = sharding.device_put_params(transformer.AXES, before)
+      after = sharding.device_put_params(parameters.AXES, before)
   jax.tree.map(np.testing.assert_array_equal, after, params)
   # Width 16 in 8 parts of 2, then heads in 2 parts: a device that holds an
   # eighth of the kernel gets its half of it, less the sixteenth it has.
@@ -209,17 +208,6 @@ def test_update_gathers_neither_the_model_nor_logits(mesh):
     assert size < total / 2, (kind, sizes)
 
 
-def test_letters_agree_with_the_weight_table():
-  full = dataclasses.replace(
-    CONFIG, family='qwen3', qkv_bias=True, qk_norm=True, tied_embedding=False
-  )
-  v2 = dataclasses.replace(V2, family='deepseek_v2')
-  v3 = dataclasses.replace(V3, family='deepseek_v3')
-  for row in (*mapping.table(full), *mapping.table(v2), *mapping.table(v3)):
-    letters = 'L' * bool(row.layers) + transformer.AXES[row.path.split('/')[-1]]
-    assert row.letters == letters, row.path
-
-
 @pytest.mark.parametrize(
   ('mesh', 'sentence'),
   [
@@ -250,7 +238,7 @@ def test_what_no_rule_knows_is_named():
       sharding.spec('BY', (8, 2), 'An array')
     with pytest.raises(ValueError, match='Parameter layers/extra has no axes'):
       sharding.device_put_params(
-        transformer.AXES, {'layers': {'extra': np.ones(2)}}
+        parameters.AXES, {'layers': {'extra': np.ones(2)}}
       )
 
 

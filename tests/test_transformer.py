@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero.models import attention, rope, transformer
+from rlzero.models import (
+  attention,
+  kv_cache,
+  layers,
+  parameters,
+  rope,
+  transformer,
+)
 from rlzero.models.config import (
   Experts,
   Latent,
@@ -17,6 +24,7 @@ from rlzero.models.config import (
   RopeScaling,
   Yarn,
 )
+from rlzero.runtime import sharding
 from rlzero.types import CachedContext, KeyValues, Prompts, Tokens
 
 MHA = ModelConfig(
@@ -288,8 +296,8 @@ def test_cached_decoding_equals_full_forward(config):
   full, _, _ = forward(config, params, padded(whole, 11))
   starts = [w[:n] for w, n in zip(whole, lengths, strict=True)]
   _, _, held = forward(config, params, padded(starts, 8))
-  axes = transformer.position_axes(config)
-  fresh = jax.tree.map(np.array, transformer.empty_cache(config, 2, 3))
+  axes = kv_cache.position_axes(config)
+  fresh = jax.tree.map(np.array, kv_cache.empty_cache(config, 2, 3))
   rows = np.arange(2)
   for i in range(3):
     here = Tokens(
@@ -323,7 +331,7 @@ def test_cached_decoding_equals_full_forward(config):
   )
   each = each._replace(valid=valid, positions=places)
   alone, _, mine = forward(
-    config, transformer.unstack(params), here, context=each
+    config, parameters.unstack(params), here, context=each
   )
   np.testing.assert_allclose(alone, hidden, rtol=1e-5, atol=1e-5)
   joined = KeyValues(*(part and np.concatenate(part) for part in mine))
@@ -340,7 +348,7 @@ def test_parameters_in_the_compute_dtype_give_the_same_bits(config):
   params = noisy(config)
   rows = padded(sequences(5, (8, 5)), 8)
   before, _, keys = forward(config, params, rows)
-  narrow = transformer.cast(config, params)
+  narrow = parameters.cast(config, params)
   after, _, same = forward(config, narrow, rows)
   jax.tree.map(np.testing.assert_array_equal, (before, keys), (after, same))
   sizes = [x.nbytes for x in jax.tree.leaves((params, narrow))]
@@ -407,6 +415,16 @@ def test_bfloat16_is_close_and_keeps_float32_parameters():
   assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype('float32')}
 
 
+@pytest.mark.parametrize('platform, barriers', [('cpu', 2), ('tpu', 0)])
+def test_only_a_cpu_keeps_the_products_of_an_mlp_apart(
+  platform, barriers, monkeypatch
+):
+  monkeypatch.setattr(sharding, 'platform', lambda: platform)
+  arrays = np.ones((2, 3, 4)), *[np.ones(s) for s in ((4, 8), (4, 8), (8, 4))]
+  jaxpr = jax.make_jaxpr(lambda *a: layers.glu(*a, MHA))(*arrays)
+  assert str(jaxpr).count('optimization_barrier') == barriers
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('config', [GQA, MQA], ids=['tied', 'untied'])
 def test_next_logits_are_float32_whether_layers_are_unstacked_or_not(
@@ -416,7 +434,7 @@ def test_next_logits_are_float32_whether_layers_are_unstacked_or_not(
   params = transformer.init(config, jax.random.key(0))
   hidden = jax.random.normal(jax.random.key(1), (3, config.width), dtype)
   exact = np.float32(hidden) @ np.float32(transformer.head(config, params))
-  for held in (params, transformer.unstack(params)):
+  for held in (params, parameters.unstack(params)):
     logits = transformer.next_logits(config, held, hidden)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ import safetensors.numpy
 from test_tokenizer import metadata as tokenizer_metadata
 
 from rlzero import weights
-from rlzero.models import rope, transformer
+from rlzero.models import parameters, rope, transformer
 from rlzero.models.config import (
   Experts,
   Latent,
@@ -874,13 +874,12 @@ def test_a_row_with_names_for_experts(piece, monkeypatch):
   """Layers from the third on, an expert each in a tensor of its own."""
   monkeypatch.setattr(rows, '_PIECE', piece)
   row = rows.Row(
-    'layers/up',
+    'layers/expert_up',
     'model.layers.{L}.experts.{E}.up.weight',
-    'L E F D -> LEDF',
     'blk.{L}.up_exps.weight',
     range(2, 4),
   )
-  lengths = {'E': 3, 'F': 4, 'D': 5}
+  lengths = {'E': 3, 'W': 4, 'D': 5}
   whole = np.arange(2 * 3 * 5 * 4).reshape(2, 3, 5, 4)
   names = row.names('hf', lengths)
   assert names[:4:3] == [
@@ -923,7 +922,7 @@ def test_each_device_reads_its_own_part(folder, block_bytes, monkeypatch):
   hf.write_folder(folder, config, params, words())
   with sharding.use(sharding.Mesh(fsdp=4, tensor=2)):
     loaded = weights.load(folder)
-    where = sharding.param_shardings(transformer.AXES, loaded.params)
+    where = sharding.param_shardings(parameters.AXES, loaded.params)
     same = jax.tree.map(
       lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), loaded.params, where
     )

@@ -21,57 +21,57 @@ _SHORTEST = 128  # tokens; what the kernels' blocks hold
 _WIDEST = 128  # numbers of a head, of those that cuDNN has on every GPU
 
 
-class Ids(NamedTuple):
-  """Who may look at whom: a query at the keys of its own id."""
+class SegmentIds(NamedTuple):
+  """The mask as ids: a query may look at the keys of its own id."""
 
   query: Int[Array, 'B T']
   key: Int[Array, 'B S']
 
   def mask(self, causal: bool) -> Bool[Array, 'B T S']:
-    """The same, one by one; causal: and not ahead in the row."""
+    """The mask for each query and key; causal: and not ahead in the row."""
     same = self.query[:, :, None] == self.key[:, None]
     if not causal:
       return same
     length = self.query.shape[1]
     return same & jnp.tril(jnp.ones((length, length), bool))[None]
 
-  def of(self, local: None) -> 'Ids':
-    """As `Visible.of`; kernels are not used for models with windows."""
+  def of(self, local: None) -> 'SegmentIds':
+    """As `Mask.of`; kernels are not used for models with windows."""
     del local
     return self
 
 
-class Visible(NamedTuple):
-  """Which keys exist for a query: in global layers, and in local ones."""
+class Mask(NamedTuple):
+  """Which keys a query may look at, in global layers and in local ones."""
 
-  everywhere: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S']
-  windowed: Bool[Array, 'B T S'] | None  # None: the model has no windows
+  global_mask: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S']
+  window_mask: Bool[Array, 'B T S'] | None  # None: the model has no windows
 
   def of(self, local: Bool[Array, ''] | bool | None) -> Bool[Array, 'B _ S']:
-    """In a layer that is local or not."""
-    if local is None or self.windowed is None:
-      return self.everywhere
-    return jnp.where(local, self.windowed, self.everywhere)
+    """The mask of a layer that is local or not."""
+    if local is None or self.window_mask is None:
+      return self.global_mask
+    return jnp.where(local, self.window_mask, self.global_mask)
 
 
-def windows(
+def sliding_window(
   visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S'],
   positions: Int[Array, 'B T'],
   keys: Int[Array, 'B S'],
   window: int,
-) -> Visible:
-  """Who is seen at all, and who of them from less than `window` tokens away.
+) -> Mask:
+  """Adds to a mask the one of local layers, which look back `window` tokens.
 
   Args:
-    visible: in global layers.
+    visible: the mask of global layers.
     positions: of the queries.
     keys: positions of the keys.
     window: tokens, the query's own included; 0 for a model without windows.
   """
   if not window:
-    return Visible(visible, None)
+    return Mask(visible, None)
   near = positions[:, :, None] - keys[:, None, :] < window
-  return Visible(visible, visible & near)
+  return Mask(visible, visible & near)
 
 
 class Part(NamedTuple):
@@ -82,7 +82,7 @@ class Part(NamedTuple):
 
   key: Float[Array, 'B K S H']
   value: Float[Array, 'B K S U']
-  visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S'] | Ids
+  visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S'] | SegmentIds
 
 
 def attend(
@@ -99,7 +99,7 @@ def attend(
   """
   if query.shape[3] > 1:
     parts = [_of_each_row(part, query.shape[0]) for part in parts]
-    if isinstance(parts[-1].visible, Ids):
+    if isinstance(parts[-1].visible, SegmentIds):
       return _fused(query, parts, scale)
     keys, values, visible = zip(*parts, strict=True)
     parts = [
@@ -196,7 +196,9 @@ def _cudnn(query, arrays, scale, implementation='cudnn'):
     for parts in list(zip(*arrays, strict=True))[:2]
   )
   own = len(arrays) - 1
-  mask = [Ids(*ids).mask(i == own) for i, (_, _, *ids) in enumerate(arrays)]
+  mask = [
+    SegmentIds(*ids).mask(i == own) for i, (_, _, *ids) in enumerate(arrays)
+  ]
   out = jax.nn.dot_product_attention(
     query.reshape(b, k * r, t, h).swapaxes(1, 2),
     keys,

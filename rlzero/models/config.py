@@ -1,4 +1,4 @@
-"""What a decoder is made of, as numbers."""
+"""Shape and options of a decoder, as a user sets them."""
 
 import dataclasses
 from typing import Literal

@@ -16,7 +16,7 @@ import flax.linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from rlzero.models import layers, rope
+from rlzero.models import layers, parameters, rope
 from rlzero.models.config import ModelConfig
 from rlzero.types import KeyValues
 
@@ -28,38 +28,24 @@ class LatentAttention(nn.Module):
   transposed: bool = False  # matrices are [out, in]
 
   def setup(self):
-    c, a = self.config, self.config.latent
-    d, n, h = c.width, c.num_heads, c.head_dim
-    plain = h - a.rope_dim
-    if a.query_rank:
-      q = a.query_rank
-      self.query_down = layers.matrix(self, 'query_down', d, q)
-      self.query_down_norm = self.param(
-        'query_down_norm', layers.norm_init(c), (q,)
-      )
-      self.query_up = layers.matrix(self, 'query_up', q, n, h)
+    if self.config.latent.query_rank:
+      self.query_down = parameters.declare(self, 'query_down')
+      self.query_down_norm = parameters.declare(self, 'query_down_norm')
+      self.query_up = parameters.declare(self, 'query_up')
     else:
-      self.query = layers.matrix(self, 'query', d, n, h)
-    self.latent_down = layers.matrix(
-      self, 'latent_down', d, a.kv_rank + a.rope_dim
-    )
-    self.latent_norm = self.param(
-      'latent_norm', layers.norm_init(c), (a.kv_rank,)
-    )
-    self.latent_up = self.param(
-      'latent_up', layers.INIT, (a.kv_rank, n, plain + a.value_dim)
-    )
-    self.latent_output = layers.matrix(
-      self, 'latent_output', n, a.value_dim, d, inputs=2
-    )
+      self.query = parameters.declare(self, 'query')
+    self.latent_down = parameters.declare(self, 'latent_down')
+    self.latent_norm = parameters.declare(self, 'latent_norm')
+    self.latent_up = parameters.declare(self, 'latent_up')
+    self.latent_output = parameters.declare(self, 'latent_output')
 
   def project(
     self,
     x: Float[Array, 'B T D'],
-    cos_sin: tuple[Float[Array, 'B T half'], Float[Array, 'B T half']],
+    cos_sin: rope.CosSin,
     absorbed: bool,
   ) -> tuple[Float[Array, 'B K R T H'], KeyValues, KeyValues]:
-    """Queries, what they attend over, and what the cache holds.
+    """Makes queries, the keys and values they attend over, and a cache entry.
 
     Plain, K = N and R = 1; absorbed, K = 1, R = N and H is the cache's width.
     The cache has no values: they are the first part of its keys.
@@ -72,29 +58,29 @@ class LatentAttention(nn.Module):
     latent, shared = jnp.split(down, [a.kv_rank], axis=-1)
     latent = layers.rms_norm(latent, self.latent_norm, c)
     shared = rope.rotate(shared[:, None], cos_sin, interleaved=True)
-    held = jnp.concatenate([latent[:, None], shared], axis=-1)
-    held = KeyValues(held, None)
+    entry = jnp.concatenate([latent[:, None], shared], axis=-1)
+    entry = KeyValues(entry, None)
     key_up, value_up = self._up(x.dtype)
     if absorbed:
       query = jnp.einsum('bnth,rnh->bntr', query, key_up)
       query = jnp.concatenate([query, turned], axis=-1)[:, None]
-      return query, self.seen(held), held
+      return query, self.read_cache(entry), entry
     key, value = (
       jnp.einsum('btr,rnh->bnth', latent, up) for up in (key_up, value_up)
     )
     shared = jnp.broadcast_to(shared, (*key.shape[:-1], a.rope_dim))
     key = jnp.concatenate([key, shared], axis=-1)
     query = jnp.concatenate([query, turned], axis=-1)[:, :, None]
-    return query, KeyValues(key, value), held
+    return query, KeyValues(key, value), entry
 
-  def seen(self, held: KeyValues) -> KeyValues:
-    """What is attended over, absorbed, of what is cached."""
-    return KeyValues(held.key, held.key)
+  def read_cache(self, cache_entry: KeyValues) -> KeyValues:
+    """Cached latents as keys and values that absorbed queries attend over."""
+    return KeyValues(cache_entry.key, cache_entry.key)
 
   def merge(
     self, heads: Float[Array, 'B K R T H'], absorbed: bool
   ) -> Float[Array, 'B T D']:
-    """What the heads have seen, back in the model's width."""
+    """Projects the outputs of all heads back to the model's width."""
     if absorbed:
       _, value_up = self._up(heads.dtype)
       latent = heads[:, 0, ..., : self.config.latent.kv_rank]

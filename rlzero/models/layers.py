@@ -1,16 +1,18 @@
-"""Parts that layers of every kind are made of."""
+"""Norms, matrix products and the MLP, which layers of every kind share."""
 
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
 
+from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
+from rlzero.runtime import sharding
 
 # What the backward pass finds again, beside matrix products, where a layer is
 # not recomputed as a whole; each is marked with `checkpoint_name`.
 SAVED_NAMES = ('attention_output', 'expert_product')
 
-INIT = nn.initializers.normal(0.02)
 ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': nn.gelu}
 
 
@@ -20,17 +22,22 @@ class RMSNorm(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x):
-    scale = self.param('scale', norm_init(self.config), (x.shape[-1],))
+  def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+    scale = parameters.declare(self, 'scale')
     return rms_norm(x, scale, self.config)
 
 
-def norm_init(config):
-  """Every norm multiplies by one at first."""
-  return nn.initializers.constant(0.0 if config.unit_offset_norm else 1.0)
+def rms_norm(
+  x: Float[Array, '*B D'], scale: Float[Array, 'D'], config: ModelConfig
+) -> Float[Array, '*B D']:
+  """`RMSNorm` as a function; the result has the dtype of x.
 
-
-def rms_norm(x, scale, config):
+  Args:
+    x: normalised over its last axis, whatever that is.
+    scale: what the result is multiplied with, or that minus one where the
+      config has `unit_offset_norm`.
+    config: of the model.
+  """
   x32 = x.astype(jnp.float32)
   inverse = jax.lax.rsqrt(
     jnp.mean(x32**2, axis=-1, keepdims=True) + config.rms_norm_eps
@@ -41,17 +48,12 @@ def rms_norm(x, scale, config):
   return (x32 * inverse * scale).astype(x.dtype)
 
 
-def matrix(module, name, *axes, inputs=1):
-  """The parameter of a matrix, whose first axes are its inputs.
-
-  Where the module's matrices are transposed, the last ones are.
-  """
-  ins, outs = axes[:inputs], axes[inputs:]
-  shape = outs + ins if module.transposed else ins + outs
-  return module.param(name, INIT, shape)
-
-
-def multiply(x, kernel, transposed=False, dtype=None):
+def multiply(
+  x: Float[Array, '*B in'],
+  kernel: Float[Array, '...'],
+  transposed: bool = False,
+  dtype: DTypeLike | None = None,
+) -> Float[Array, '*B out']:
   """x @ kernel as one matrix of all tokens; a kernel may have more axes.
 
   On a CPU the gradient of a product with two axes of rows is a transposed
@@ -60,12 +62,10 @@ def multiply(x, kernel, transposed=False, dtype=None):
   Args:
     x: [..., in].
     kernel: of as many numbers as [in, out], or [out, in] if it is transposed.
-    transposed: and it stands on the left. XLA:CPU arranges the right side of
-      a product anew each time; of few tokens these should be it.
+    transposed: whether the kernel is [out, in] and stands on the left. XLA:CPU
+      rearranges the right side of a product each time; when tokens are few,
+      they are the cheaper side to rearrange.
     dtype: of the result; that of x by default.
-
-  Returns:
-    [..., out].
   """
   flat = _times(_flat(x, transposed), kernel, transposed, dtype)
   return _rows(flat, x, transposed)
@@ -87,7 +87,7 @@ def _times(flat, kernel, transposed, dtype=None):
 
 
 def _rows(flat, like, transposed):
-  """Undoes `_flat`."""
+  """The product's result with the leading axes of `like`; undoes `_flat`."""
   if transposed:
     # Or the compiler would exchange the sides of the product again.
     flat = jax.lax.optimization_barrier(flat).T
@@ -101,18 +101,46 @@ class MLP(nn.Module):
   transposed: bool = False  # matrices are [out, in]
 
   @nn.compact
-  def __call__(self, x):
-    d, f = self.config.width, self.config.mlp_width
-    gate, up = matrix(self, 'gate', d, f), matrix(self, 'up', d, f)
-    down = matrix(self, 'down', f, d)
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    gate, up, down = (
+      parameters.declare(self, name) for name in ('gate', 'up', 'down')
+    )
     return glu(x, gate, up, down, self.config, self.transposed)
 
 
-def glu(x, gate, up, down, config, transposed=False):
+def glu(
+  x: Float[Array, '*B D'],
+  gate: Float[Array, 'D F'] | Float[Array, 'F D'],
+  up: Float[Array, 'D F'] | Float[Array, 'F D'],
+  down: Float[Array, 'F D'] | Float[Array, 'D F'],
+  config: ModelConfig,
+  transposed: bool = False,
+) -> Float[Array, '*B D']:
+  """down(act(gate x) * up x), a gated linear unit, of each token.
+
+  Args:
+    x: of the tokens.
+    gate: matrix of the activated half.
+    up: matrix of the other half.
+    down: matrix back to the width.
+    config: of the model; it names the activation.
+    transposed: whether matrices are [out, in], as `multiply` has it.
+  """
   flat = _flat(x, transposed)
-  gate, up = jax.lax.optimization_barrier(
+  gate, up = _separate(
     (_times(flat, gate, transposed), _times(flat, up, transposed))
   )
   act = ACTIVATIONS[config.activation]
-  hidden = jax.lax.optimization_barrier(act(gate) * up)
+  hidden = _separate(act(gate) * up)
   return _rows(_times(hidden, down, transposed), x, transposed)
+
+
+def _separate(x):
+  """Keeps XLA:CPU from fusing the products with what stands between them.
+
+  There the fused loop is slower than both apart. Compilers of accelerators
+  fuse well, and move a third less memory when they may.
+  """
+  if sharding.platform() != 'cpu':
+    return x
+  return jax.lax.optimization_barrier(x)

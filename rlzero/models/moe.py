@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero.models import layers
+from rlzero.models import layers, parameters
 from rlzero.models.config import Experts, ModelConfig
 from rlzero.runtime import sharding
 from rlzero.types import Params
@@ -45,15 +45,14 @@ class MoE(nn.Module):
       real: which are no padding; padding goes to no expert.
       given: experts to take instead of choosing, -1 to choose.
     """
-    e, d = self.config.experts, self.config.width
-    router = self.param('router', layers.INIT, (d, e.num_experts))
+    e = self.config.experts
+    router = parameters.declare(self, 'router')
     bias = None
     if e.scores == 'sigmoid':
-      bias = self.param('router_bias', nn.initializers.zeros, (e.num_experts,))
-    shape = e.num_experts, d, e.width
-    gate = self.param('expert_gate', layers.INIT, shape)
-    up = self.param('expert_up', layers.INIT, shape)
-    down = self.param('expert_down', layers.INIT, (e.num_experts, e.width, d))
+      bias = parameters.declare(self, 'router_bias')
+    gate = parameters.declare(self, 'expert_gate')
+    up = parameters.declare(self, 'expert_up')
+    down = parameters.declare(self, 'expert_down')
     # bfloat16 products of a router would choose other experts.
     logits = jnp.einsum(
       'btd,de->bte',
@@ -67,9 +66,9 @@ class MoE(nn.Module):
     if e.shared_width:
       out += layers.glu(
         x,
-        layers.matrix(self, 'shared_gate', d, e.shared_width),
-        layers.matrix(self, 'shared_up', d, e.shared_width),
-        layers.matrix(self, 'shared_down', e.shared_width, d),
+        parameters.declare(self, 'shared_gate'),
+        parameters.declare(self, 'shared_up'),
+        parameters.declare(self, 'shared_down'),
         self.config,
         self.transposed,
       )

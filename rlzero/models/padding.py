@@ -30,7 +30,7 @@ def shared_prefix_len(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def prompt_width(longest: int) -> int:
-  """Of padded prompts: in few sizes, a quarter too many at most or 7 tokens."""
+  """Width of padded prompts: one of few, at most a quarter or 7 tokens over."""
   return round_up(longest, max(8, (1 << (longest - 1).bit_length()) // 8))
 
 

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -46,7 +45,7 @@ def frequencies(
 
 
 def amplitude(scaling: Scaling | None) -> float:
-  """What rotated queries and keys are multiplied with.
+  """The factor of rotated queries and keys.
 
   sqrt(1/t) of YaRN (arXiv 2309.00071, eq. 22), as DeepSeek weights it.
   """
@@ -60,7 +59,7 @@ def amplitude(scaling: Scaling | None) -> float:
 
 
 def score_scale(scaling: Scaling | None) -> float:
-  """What DeepSeek's YaRN multiplies all scores of latent attention with."""
+  """The factor of all scores of latent attention under DeepSeek's YaRN."""
   if not isinstance(scaling, Yarn) or not scaling.mscale_all_dim:
     return 1.0
   return _mscale(scaling.factor, scaling.mscale_all_dim) ** 2
@@ -70,22 +69,26 @@ def _mscale(factor: float, weight: float) -> float:
   return 0.1 * weight * float(np.log(factor)) + 1.0
 
 
+# Cosines and sines of positions.
+CosSin = tuple[Float[Array, 'B T half'], Float[Array, 'B T half']]
+
+
 class RopeTable(NamedTuple):
   """Cosines and sines of positions, [B, T, H / 2]; made once for all layers.
 
   Left to each layer, a compiler would take them again for every head.
   """
 
-  everywhere: tuple[jax.Array, jax.Array]
-  local: tuple[jax.Array, jax.Array] | None  # None: the model has no windows
+  global_layers: CosSin
+  local_layers: CosSin | None  # None: the model has no windows
 
-  def of(self, local: Bool[Array, ''] | bool | None):
-    """In a layer that is local or not."""
-    if local is None or self.local is None:
-      return self.everywhere
+  def of(self, local: Bool[Array, ''] | bool | None) -> CosSin:
+    """The cosines and sines of a layer that is local or not."""
+    if local is None or self.local_layers is None:
+      return self.global_layers
     return tuple(
       jnp.where(local, near, far)
-      for near, far in zip(self.local, self.everywhere, strict=True)
+      for near, far in zip(self.local_layers, self.global_layers, strict=True)
     )
 
 
@@ -107,7 +110,7 @@ def make_table(config: ModelConfig, positions: Int[Array, 'B T']) -> RopeTable:
 
 def rotate(
   x: Float[Array, 'B *K T H'],
-  cos_sin: tuple[Float[Array, 'B T half'], Float[Array, 'B T half']],
+  cos_sin: CosSin,
   interleaved: bool = False,
 ) -> Float[Array, 'B *K T H']:
   """Rotary position embedding (arXiv 2104.09864, eq. 34).

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import jax
 
-from rlzero.models import transformer
+from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
 
 
@@ -21,10 +21,9 @@ def matrices(model: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
   """
   shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-    axes = transformer.AXES[path[-1].key]
-    # From or to the width or a rank: no norm and no bias.
-    if 'layers' in path[0].key and set('DQR') & set(axes) and axes[1:]:
-      yield path[0].key, axes, leaf.shape
+    param = parameters.of_path(path)
+    if 'layers' in path[0].key and param.kind == 'matrix':
+      yield path[0].key, param.axes, leaf.shape
 
 
 @functools.cache

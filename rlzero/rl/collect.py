@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlzero.models import transformer
+from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
 from rlzero.rl import losses, metrics, programs
 from rlzero.rl.learner import Learner
@@ -188,9 +188,9 @@ def resharded(
   if mesh is None:
     yield params, None
     return
-  narrow = transformer.cast(model, params)
+  narrow = parameters.cast(model, params)
   with sharding.use(mesh):
-    moved = sharding.device_put_params(transformer.AXES, narrow)
+    moved = sharding.device_put_params(parameters.AXES, narrow)
     jax.block_until_ready(moved)
     yield moved, sharding.moved_bytes(narrow, moved)
 

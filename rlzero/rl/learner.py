@@ -16,7 +16,7 @@ import optax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from rlzero.models import moe, transformer, vocab_head
+from rlzero.models import moe, parameters, transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.rl import losses, metrics, pmap
 from rlzero.rl.objective import Objective
@@ -116,7 +116,7 @@ class Learner:
 
     Those that lie there already are not copied: the first update donates them.
     """
-    params = sharding.device_put_params(transformer.AXES, params)
+    params = sharding.device_put_params(parameters.AXES, params)
     return TrainState(params, self.transform.init(params))
 
   def update(
@@ -332,7 +332,7 @@ def _accumulate(config, objective, params, carry, micro):
 
 
 # Gradients and new parameters lie where the parameters do.
-_as_params = functools.partial(sharding.constrain_params, transformer.AXES)
+_as_params = functools.partial(sharding.constrain_params, parameters.AXES)
 
 
 def _apply(transform, balance_speed, state, grads, totals, num_rows):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from rlzero.models import transformer
+from rlzero.models import parameters
 from rlzero.rl.learner import Learner, TrainState, put
 from rlzero.rollout import programs as rollout_programs
 from rlzero.rollout import scheduler
@@ -81,7 +81,7 @@ def abstract_state(learner: Learner, params: Params) -> TrainState:
     learner: whose optimiser it is.
     params: arrays or their shapes.
   """
-  params = sharding.abstract_params(transformer.AXES, params)
+  params = sharding.abstract_params(parameters.AXES, params)
   of_params = dict(jax.tree_util.tree_leaves_with_path(params))
 
   def placed(path, leaf):
@@ -168,6 +168,6 @@ def shapes(
 
 
 def _abstract_carry(learner, params):
-  params = sharding.abstract_params(transformer.AXES, params)
+  params = sharding.abstract_params(parameters.AXES, params)
   _, totals = jax.eval_shape(learner.zeros, params)
   return params, (params, totals)

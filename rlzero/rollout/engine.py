@@ -15,7 +15,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero.models import rope, transformer
+from rlzero.models import kv_cache, parameters, rope, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import sampling
 from rlzero.rollout.slots import (
@@ -37,14 +37,14 @@ def to_decode_layout(config: ModelConfig, params: Params) -> Params:
   token, so layers are unstacked there; elsewhere they stay stacked, since the
   time to compile would grow with their number.
   """
-  params = transformer.cast(config, params)
+  params = parameters.cast(config, params)
   return _unstack(params) if sharding.platform() == 'cpu' else params
 
 
 @jax.jit
 def _unstack(params):
-  params = transformer.unstack(params)
-  return sharding.constrain_params(transformer.UNSTACKED_AXES, params)
+  params = parameters.unstack(params)
+  return sharding.constrain_params(parameters.UNSTACKED_AXES, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -199,7 +199,7 @@ def decode(
     strict=True,
   )
   before = [pieces + own for pieces, own in before]
-  new = transformer.empty_cache(
+  new = kv_cache.empty_cache(
     config, num_slots, num_steps, 'layers' not in params
   )
   # Made for the whole call: inside, each layer and head would make them again.

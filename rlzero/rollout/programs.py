@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from rlzero.models import transformer
+from rlzero.models import kv_cache
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import buckets, engine, scheduler
 from rlzero.rollout.prefill import shared_prefix_len
@@ -135,7 +135,7 @@ def lower_resize(
       jax.tree.leaves(part)[0], chosen, axis=axis, cache_len=cache_len
     )
     for part, axis in zip(
-      slots.cache, transformer.position_axes(config), strict=True
+      slots.cache, kv_cache.position_axes(config), strict=True
     )
     if part is not None
   ]
@@ -151,7 +151,7 @@ def _abstract_shared_prefix(
   if not length:
     return None
   shapes = jax.eval_shape(
-    lambda: transformer.empty_cache(config, 1, length, unstacked)
+    lambda: kv_cache.empty_cache(config, 1, length, unstacked)
   )
   return engine.constrain_shared_prefix(shapes, sharding.abstract)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from rlzero.models import transformer
+from rlzero.models import kv_cache
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
 from rlzero.types import KeyValues
@@ -57,7 +57,7 @@ def empty_slots(
     shape = routed, num_slots, max_len, config.experts.num_chosen
     routes = jnp.full(shape, -1, jnp.int16)
   slots = Slots(
-    cache=transformer.empty_cache(config, num_slots, cache_len, unstacked),
+    cache=kv_cache.empty_cache(config, num_slots, cache_len, unstacked),
     cached=zeros(),
     token=zeros(),
     key=jnp.zeros((num_slots, 2), jnp.uint32),
@@ -106,14 +106,14 @@ def _constrain_part(part, constrain=sharding.constrain):
 def cache_capacity(config: ModelConfig, cache: KeyValues) -> int:
   """Tokens that a row of the cache has room for."""
   one = jax.tree.leaves(cache.key)[0]
-  return one.shape[transformer.position_axes(config).key]
+  return one.shape[kv_cache.position_axes(config).key]
 
 
 def map_cache(
   function: Callable[..., Array], config: ModelConfig, *caches: KeyValues
 ) -> KeyValues:
   """Maps `function(position_axis, *arrays)` over the keys and the values."""
-  axes = transformer.position_axes(config)
+  axes = kv_cache.position_axes(config)
   return KeyValues(
     *(
       jax.tree.map(functools.partial(function, axis), *parts)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from rlzero.models import transformer
+from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import encoding
 from rlzero.runtime import hosts, sharding
@@ -19,8 +19,6 @@ from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import demonstrations, folders, packing, supervised
 from rlzero.types import Params
-
-AXES = {**transformer.AXES, 'weight': 'D', 'bias': ''}
 
 SCORE_FILE = (
   'score.json'  # beside the weights: the last layer, and what is read
@@ -105,7 +103,7 @@ def load(path: str) -> RewardModel:
   params = {
     **loaded.params,
     'score': sharding.device_put_params(
-      AXES, {k: jnp.float32(facts[k]) for k in ('weight', 'bias')}
+      parameters.AXES, {k: jnp.float32(facts[k]) for k in ('weight', 'bias')}
     ),
   }
   return RewardModel(

@@ -13,7 +13,7 @@ import jax
 
 import rlzero
 from rlzero import weights
-from rlzero.models import transformer
+from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import files, sharding
 from rlzero.text.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def open_model(path: str) -> weights.Loaded:
     lambda key: transformer.init(config, key), jax.random.key(0)
   )
   one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  where = sharding.param_shardings(transformer.AXES, shapes) or jax.tree.map(
+  where = sharding.param_shardings(parameters.AXES, shapes) or jax.tree.map(
     lambda _: one, shapes
   )
   params = store.restore_params(

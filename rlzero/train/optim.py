@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import optax
 
+from rlzero.models import parameters
 from rlzero.types import Params
 
 
@@ -76,7 +77,7 @@ class Optimizer:
         adam_b1=self.b1,
         adam_b2=self.b2,
         adam_weight_decay=self.weight_decay,
-        muon_weight_dimension_numbers=_matrices,
+        muon_weight_dimension_numbers=muon_matrices,
         consistent_rms=0.2,  # Adam's update size (arXiv 2502.16982)
       )
     else:
@@ -86,18 +87,21 @@ class Optimizer:
     return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), rule)
 
 
-def _matrices(params: Params):
-  """Which axes of a hidden weight are its matrix; None leaves it to Adam."""
-  spec = optax.contrib.MuonDimensionNumbers
-  axes = {
-    'query': spec((1,), (2, 3)),
-    'key': spec((1,), (2, 3)),
-    'value': spec((1,), (2, 3)),
-    'output': spec((1, 2), (3,)),
-    'gate': spec((1,), (2,)),
-    'up': spec((1,), (2,)),
-    'down': spec((1,), (2,)),
-  }
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: axes.get(path[-1].key), params
-  )
+def muon_matrices(params: Params) -> Params:
+  """Input and output axes of each matrix that Muon updates, else None.
+
+  Raises:
+    ValueError: a parameter that `models/parameters.py` does not declare.
+  """
+
+  def of_one(path, leaf):
+    param = parameters.of_path(path)
+    if not param.muon:
+      return None
+    first = leaf.ndim - len(param.outputs)
+    return optax.contrib.MuonDimensionNumbers(
+      tuple(range(first - len(param.inputs), first)),
+      tuple(range(first, leaf.ndim)),
+    )
+
+  return jax.tree_util.tree_map_with_path(of_one, params)

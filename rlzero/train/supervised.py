@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from rlzero.models import transformer
+from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import lifecycle, metrics, sharding
 from rlzero.runtime.fields import mutable_on_resume
@@ -237,15 +237,14 @@ def place(packed: packing.PackedBatch) -> packing.PackedBatch:
 
 
 def gradient(
-  loss: Loss, axes: Mapping[str, str] = transformer.AXES
+  loss: Loss,
 ) -> Callable[[Params, Iterable[Any], Any], tuple[Params, dict]]:
   """A function that sums gradient and totals over microbatches.
 
   Args:
     loss: of a microbatch.
-    axes: of the parameters, as in `sharding.param_specs`.
   """
-  lay = functools.partial(sharding.constrain_params, axes)
+  lay = functools.partial(sharding.constrain_params, parameters.AXES)
 
   @functools.partial(jax.jit, donate_argnums=1)
   def add(params, carry, micro, frozen):
@@ -280,7 +279,6 @@ def fit(
   batch: Callable[[int, Params], Sequence[Any]],
   loss: Loss,
   frozen: Any = (),
-  axes: Mapping[str, str] = transformer.AXES,
 ) -> Params:
   """Trains from the parameters, or resumes from the last checkpoint.
 
@@ -293,7 +291,6 @@ def fit(
       are `packing.PackedBatch`.
     loss: of a microbatch.
     frozen: what else the loss wants, without a gradient.
-    axes: of the parameters.
 
   Raises:
     ValueError: a loss that is not finite.
@@ -301,7 +298,7 @@ def fit(
   """
   transform = cfg.optimizer.transform(num_steps)
   rate = cfg.optimizer.rate(num_steps)
-  gradient_of = gradient(loss, axes)
+  gradient_of = gradient(loss)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def apply(params, opt_state, grads, totals):
@@ -309,7 +306,7 @@ def fit(
     updates, opt_state = transform.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     return (
-      sharding.constrain_params(axes, params),
+      sharding.constrain_params(parameters.AXES, params),
       opt_state,
       optax.tree.norm(grads),
     )

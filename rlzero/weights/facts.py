@@ -1,4 +1,4 @@
-"""What a config.json or the head of a GGUF file says, read with checks."""
+"""Reads a config.json or the head of a GGUF file, with checks."""
 
 import math
 from collections.abc import Mapping

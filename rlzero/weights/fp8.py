@@ -61,7 +61,7 @@ def reader(
 
 @functools.lru_cache(maxsize=1)
 def _header(path: str) -> tuple[dict[str, Any], int]:
-  """What the file says of its tensors, and where the first one starts."""
+  """Reads the file's header: its tensors, and where the first one starts."""
   with open(path, 'rb') as file:
     size = int.from_bytes(file.read(8), 'little')
     return json.loads(file.read(size)), 8 + size

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import lifecycle, sharding
 from rlzero.types import Params
 from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.families import FAMILIES, GGUF_FAMILIES, llama
-from rlzero.weights.rows import Lazy, Row, Stored, sizes
+from rlzero.weights.rows import Lazy, Row, Stored
 
 _BLOCK_BYTES = 128 * 2**20  # of a parameter that the host holds at a time
 
@@ -36,7 +37,7 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
 
 def shapes(config: ModelConfig) -> Params:
   """The parameter tree of a model, a float32 shape for each."""
-  lengths = sizes(config)
+  lengths = parameters.axis_sizes(config)
   return _nested(
     {
       row.path: jax.ShapeDtypeStruct(row.shape(lengths), np.float32)
@@ -157,7 +158,8 @@ def params_from_tensors(
   """
   found, left_out = _checked(config, tensors, naming, source)
   flat = {
-    row.path: Lazy(row, found, naming, sizes(config)) for row in table(config)
+    row.path: Lazy(row, found, naming, parameters.axis_sizes(config))
+    for row in table(config)
   }
   return Read(config, _nested(flat), left_out)
 
@@ -197,7 +199,7 @@ def tensors_from_params(
     WeightsError: names every parameter the config does not expect, lacks,
       or expects in another shape; at once, not at the first tensor.
   """
-  lengths = sizes(config)
+  lengths = parameters.axis_sizes(config)
   rows = {row.path: row for row in table(config)}
   flat = dict(_flatten(params))
   _raise_all(
@@ -259,7 +261,7 @@ def _checked(
   source: str,
 ) -> tuple[dict[str, Stored], tuple[str, ...]]:
   """The tensors by name, and sentences about those passed over."""
-  lengths = sizes(config)
+  lengths = parameters.axis_sizes(config)
   targets = {
     name: row for row in table(config) for name in row.names(naming, lengths)
   }

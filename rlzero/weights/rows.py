@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlzero.models.config import Experts, Latent, ModelConfig
+from rlzero.models import parameters
 
 Index = tuple[slice, ...]
 _PIECE = 16 * 2**20  # numbers of a tensor that are read at a time
@@ -55,32 +55,36 @@ class Lazy:
 class Row:
   """One parameter: where it lives here, and its name and layout in files.
 
-  `axes` reads 'axes of the file -> our axes'; file axes written together
-  are one dimension there. An axis whose letter stands in braces in the name,
+  Its axes are those that `models/parameters.py` declares for the last part of
+  the path. An axis whose letter stands in braces in a name in files,
   'layers.{L}.experts.{E}.up', is no dimension there: each index of it has a
   tensor of its own.
   """
 
   path: str
   hf: str
-  axes: str
   gguf: str = ''  # no name: GGUF files do not have it
   layers: range = range(0)  # of the model, that axis L runs over
   from_gguf: Callable[[np.ndarray], np.ndarray] | None = None  # undoes theirs
 
   @property
+  def param(self) -> parameters.Param:
+    """The declaration of the parameter."""
+    return parameters.PARAMS[self.path.split('/')[-1]]
+
+  @property
   def letters(self) -> str:
-    """Our axes."""
-    return self.axes.replace(' ', '').split('->')[1]
+    """Axes of the parameter."""
+    return 'L' * bool(self.layers) + self.param.axes
 
   def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Of the parameter; `sizes` says how long the axes are, by letter."""
+    """Shape of the parameter; `sizes` are lengths of axes, by letter."""
     return tuple(self._size(sizes, letter) for letter in self.letters)
 
   def file_shape(
     self, naming: str, sizes: Mapping[str, int]
   ) -> tuple[int, ...]:
-    """Of each tensor in the file."""
+    """Shape of each tensor in the file."""
     return tuple(
       math.prod(self._size(sizes, letter) for letter in dim)
       for dim in self._dims(naming)
@@ -197,9 +201,19 @@ class Row:
     return ''.join(a for a in self.letters if '{' + a + '}' in name)
 
   def _dims(self, naming: str) -> list[str]:
-    """The dimensions of a tensor in the file, a string of letters each."""
-    named = self._named(naming)
-    dims = self.axes.split(' -> ')[0].split()
+    """The dimensions of a tensor in the file, a string of letters each.
+
+    Files hold matrices as [outputs, inputs], whatever axes of ours these have.
+    """
+    named, param = self._named(naming), self.param
+    match param.kind:
+      case 'matrix':
+        own = [*param.stack, param.outputs, param.inputs]
+      case 'embedding':
+        own = [param.inputs, param.outputs]
+      case 'norm' | 'bias':
+        own = [param.outputs]
+    dims = ['L'] * bool(self.layers) + own
     return [dim for dim in dims if dim not in named]
 
   def _size(self, sizes: Mapping[str, int], letter: str) -> int:
@@ -219,54 +233,20 @@ class Row:
 def layer_rows(
   layers: range, rows: Sequence[tuple[str, ...]], under: str = 'layers'
 ) -> tuple[Row, ...]:
-  """Rows of a stack of layers, each (path, hf, gguf, axes), axis L left out.
+  """Rows of a stack of layers, each (path, hf, gguf).
 
   The names get what stands before the layer's part, and '.weight', or '.bias'
   where our name ends so.
   """
   out = []
-  for path, hf, gguf, axes in rows:
+  for path, hf, gguf in rows:
     kind = '.bias' if path.endswith('_bias') else '.weight'
-    file, ours = axes.split(' -> ')
     out.append(
       Row(
         f'{under}/{path}',
         'model.layers.{L}.' + hf + kind,
-        f'L {file} -> L{ours}',
         'blk.{L}.' + gguf + kind,
         layers,
       )
     )
   return tuple(out)
-
-
-def sizes(config: ModelConfig) -> dict[str, int]:
-  """Lengths of the axes of a model's parameters, by letter."""
-  return {
-    'V': config.vocab_size,
-    'D': config.width,
-    'F': config.mlp_width,
-    'N': config.num_heads,
-    'K': config.num_kv_heads,
-    'H': config.head_dim,
-    **(_of_latent(config.head_dim, config.latent) if config.latent else {}),
-    **(_of_experts(config.experts) if config.experts else {}),
-  }
-
-
-def _of_latent(head_dim: int, latent: Latent) -> dict[str, int]:
-  return {
-    'A': latent.kv_rank + latent.rope_dim,
-    'Q': latent.query_rank,
-    'R': latent.kv_rank,
-    'U': latent.value_dim,
-    'X': head_dim - latent.rope_dim + latent.value_dim,
-  }
-
-
-def _of_experts(experts: Experts) -> dict[str, int]:
-  return {
-    'E': experts.num_experts,
-    'W': experts.width,
-    'Z': experts.shared_width,
-  }

@@ -21,28 +21,27 @@ _ATTENTION = (
     'attention/latent_down',
     'self_attn.kv_a_proj_with_mqa',
     '',
-    'A D -> DA',
   ),
-  ('attention/latent_norm', 'self_attn.kv_a_layernorm', '', 'R -> R'),
-  ('attention/latent_up', 'self_attn.kv_b_proj', '', 'NX R -> RNX'),
-  ('attention/latent_output', 'self_attn.o_proj', '', 'D NU -> NUD'),
+  ('attention/latent_norm', 'self_attn.kv_a_layernorm', ''),
+  ('attention/latent_up', 'self_attn.kv_b_proj', ''),
+  ('attention/latent_output', 'self_attn.o_proj', ''),
 )
-_QUERY = (('attention/query', 'self_attn.q_proj', '', 'NH D -> DNH'),)
+_QUERY = (('attention/query', 'self_attn.q_proj', ''),)
 _QUERY_RANK = (
-  ('attention/query_down', 'self_attn.q_a_proj', '', 'Q D -> DQ'),
-  ('attention/query_down_norm', 'self_attn.q_a_layernorm', '', 'Q -> Q'),
-  ('attention/query_up', 'self_attn.q_b_proj', '', 'NH Q -> QNH'),
+  ('attention/query_down', 'self_attn.q_a_proj', ''),
+  ('attention/query_down_norm', 'self_attn.q_a_layernorm', ''),
+  ('attention/query_up', 'self_attn.q_b_proj', ''),
 )
 _SHARED = (
-  ('moe/shared_gate', 'mlp.shared_experts.gate_proj', '', 'Z D -> DZ'),
-  ('moe/shared_up', 'mlp.shared_experts.up_proj', '', 'Z D -> DZ'),
-  ('moe/shared_down', 'mlp.shared_experts.down_proj', '', 'D Z -> ZD'),
+  ('moe/shared_gate', 'mlp.shared_experts.gate_proj', ''),
+  ('moe/shared_up', 'mlp.shared_experts.up_proj', ''),
+  ('moe/shared_down', 'mlp.shared_experts.down_proj', ''),
 )
 EXPERTS = (
-  ('moe/router', 'mlp.gate', '', 'E D -> DE'),
-  ('moe/expert_gate', 'mlp.experts.{E}.gate_proj', '', 'E W D -> EDW'),
-  ('moe/expert_up', 'mlp.experts.{E}.up_proj', '', 'E W D -> EDW'),
-  ('moe/expert_down', 'mlp.experts.{E}.down_proj', '', 'E D W -> EWD'),
+  ('moe/router', 'mlp.gate', ''),
+  ('moe/expert_gate', 'mlp.experts.{E}.gate_proj', ''),
+  ('moe/expert_up', 'mlp.experts.{E}.up_proj', ''),
+  ('moe/expert_down', 'mlp.experts.{E}.down_proj', ''),
 )
 
 
@@ -57,7 +56,6 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
   bias = Row(
     'layers/moe/router_bias',
     'model.layers.{L}.mlp.gate.e_score_correction_bias',
-    'L E -> LE',
     layers=routed,
   )
   return (

@@ -28,19 +28,17 @@ RENAMED = {
 # Text models without its row have it in their tokenizer all the same.
 EXTRA_TOKENS = ('<image_soft_token>',)
 _NORMS = (
-  ('attention_norm/scale', 'input_layernorm', 'attn_norm', 'D -> D'),
+  ('attention_norm/scale', 'input_layernorm', 'attn_norm'),
   (
     'attention_post_norm/scale',
     'post_attention_layernorm',
     'post_attention_norm',
-    'D -> D',
   ),
-  ('mlp_norm/scale', 'pre_feedforward_layernorm', 'ffn_norm', 'D -> D'),
+  ('mlp_norm/scale', 'pre_feedforward_layernorm', 'ffn_norm'),
   (
     'mlp_post_norm/scale',
     'post_feedforward_layernorm',
     'post_ffw_norm',
-    'D -> D',
   ),
 )
 _LOCAL, _GLOBAL = 'sliding_attention', 'full_attention'

@@ -1,5 +1,6 @@
 """Llama 2, 3, 3.1, 3.2 and 3.3, and SmolLM2."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,27 +21,24 @@ EXTRA_TOKENS: tuple[str, ...] = ()
 EMBEDDING = Row(
   'embed/embedding',
   'model.embed_tokens.weight',
-  'V D -> VD',
   'token_embd.weight',
 )
-NORM = Row(
-  'final_norm/scale', 'model.norm.weight', 'D -> D', 'output_norm.weight'
-)
-HEAD = Row('head/kernel', 'lm_head.weight', 'V D -> DV', 'output.weight')
+NORM = Row('final_norm/scale', 'model.norm.weight', 'output_norm.weight')
+HEAD = Row('head/kernel', 'lm_head.weight', 'output.weight')
 ATTENTION = (
-  ('attention/query', 'self_attn.q_proj', 'attn_q', 'NH D -> DNH'),
-  ('attention/key', 'self_attn.k_proj', 'attn_k', 'KH D -> DKH'),
-  ('attention/value', 'self_attn.v_proj', 'attn_v', 'KH D -> DKH'),
-  ('attention/output', 'self_attn.o_proj', 'attn_output', 'D NH -> NHD'),
+  ('attention/query', 'self_attn.q_proj', 'attn_q'),
+  ('attention/key', 'self_attn.k_proj', 'attn_k'),
+  ('attention/value', 'self_attn.v_proj', 'attn_v'),
+  ('attention/output', 'self_attn.o_proj', 'attn_output'),
 )
 NORMS = (
-  ('attention_norm/scale', 'input_layernorm', 'attn_norm', 'D -> D'),
-  ('mlp_norm/scale', 'post_attention_layernorm', 'ffn_norm', 'D -> D'),
+  ('attention_norm/scale', 'input_layernorm', 'attn_norm'),
+  ('mlp_norm/scale', 'post_attention_layernorm', 'ffn_norm'),
 )
 MLP = (
-  ('mlp/gate', 'mlp.gate_proj', 'ffn_gate', 'F D -> DF'),
-  ('mlp/up', 'mlp.up_proj', 'ffn_up', 'F D -> DF'),
-  ('mlp/down', 'mlp.down_proj', 'ffn_down', 'D F -> FD'),
+  ('mlp/gate', 'mlp.gate_proj', 'ffn_gate'),
+  ('mlp/up', 'mlp.up_proj', 'ffn_up'),
+  ('mlp/down', 'mlp.down_proj', 'ffn_down'),
 )
 
 
@@ -220,4 +218,4 @@ def _paired(row: Row, num_heads: int | None) -> Row:
   if num_heads is None:
     return row
   undo = functools.partial(unpermute, num_heads=num_heads)
-  return Row(row.path, row.hf, row.axes, row.gguf, row.layers, undo)
+  return dataclasses.replace(row, from_gguf=undo)

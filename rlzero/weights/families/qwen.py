@@ -12,13 +12,13 @@ RENAMED = llama.RENAMED
 EXTRA_TOKENS = llama.EXTRA_TOKENS
 
 _BIAS = (
-  ('attention/query_bias', 'self_attn.q_proj', 'attn_q', 'NH -> NH'),
-  ('attention/key_bias', 'self_attn.k_proj', 'attn_k', 'KH -> KH'),
-  ('attention/value_bias', 'self_attn.v_proj', 'attn_v', 'KH -> KH'),
+  ('attention/query_bias', 'self_attn.q_proj', 'attn_q'),
+  ('attention/key_bias', 'self_attn.k_proj', 'attn_k'),
+  ('attention/value_bias', 'self_attn.v_proj', 'attn_v'),
 )
 QK_NORM = (
-  ('attention/query_norm', 'self_attn.q_norm', 'attn_q_norm', 'H -> H'),
-  ('attention/key_norm', 'self_attn.k_norm', 'attn_k_norm', 'H -> H'),
+  ('attention/query_norm', 'self_attn.q_norm', 'attn_q_norm'),
+  ('attention/key_norm', 'self_attn.k_norm', 'attn_k_norm'),
 )
 
 

@@ -1,0 +1,258 @@
+"""One layer of the decoder: attention, then an MLP or experts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from rlzero.models import (
+  attention,
+  latent,
+  layers,
+  masks,
+  moe,
+  parameters,
+  rope,
+)
+from rlzero.models.attention import Mask, SegmentIds
+from rlzero.models.config import ModelConfig
+from rlzero.runtime import sharding
+from rlzero.types import KeyValues, Routing, Tokens
+
+
+class Attention(nn.Module):
+  """Projections around `attention.attend`; keys leave it for the cache."""
+
+  config: ModelConfig
+  transposed: bool = False  # matrices are [out, in]
+
+  def setup(self):
+    c = self.config
+    self.query = parameters.declare(self, 'query')
+    self.key = parameters.declare(self, 'key')
+    self.value = parameters.declare(self, 'value')
+    self.output = parameters.declare(self, 'output')
+    if c.qkv_bias:
+      self.query_bias = parameters.declare(self, 'query_bias')
+      self.key_bias = parameters.declare(self, 'key_bias')
+      self.value_bias = parameters.declare(self, 'value_bias')
+    if c.qk_norm:
+      self.query_norm = parameters.declare(self, 'query_norm')
+      self.key_norm = parameters.declare(self, 'key_norm')
+
+  def project(
+    self, x: Float[Array, 'B T D'], cos_sin: rope.CosSin, absorbed: bool
+  ) -> tuple[Float[Array, 'B K R T H'], KeyValues, KeyValues]:
+    """Makes queries, the keys and values they attend over, and a cache entry.
+
+    Args:
+      x: of the tokens.
+      cos_sin: RoPE cosines and sines of their positions.
+      absorbed: there is one way here; see `LatentAttention.project`.
+
+    Returns:
+      queries: R = N / K of them share a key.
+      keys_values: [B, K, T, H] each, as `attention.attend` takes them.
+      cache_entry: the same in the cache's layout, keys [B, K, H, T].
+    """
+    del absorbed
+    c = self.config
+
+    def heads(kernel, bias):
+      y = layers.multiply(x, kernel, self.transposed)
+      y = y.reshape(*x.shape[:2], -1, c.head_dim).swapaxes(1, 2)
+      return y + bias.astype(x.dtype)[None, :, None] if c.qkv_bias else y
+
+    query = heads(self.query, c.qkv_bias and self.query_bias)
+    key = heads(self.key, c.qkv_bias and self.key_bias)
+    value = heads(self.value, c.qkv_bias and self.value_bias)
+    if c.qk_norm:
+      query = layers.rms_norm(query, self.query_norm, c)
+      key = layers.rms_norm(key, self.key_norm, c)
+    query, key = rope.rotate(query, cos_sin), rope.rotate(key, cos_sin)
+    b, _, t, h = query.shape
+    query = query.reshape(b, c.num_kv_heads, -1, t, h)
+    return query, KeyValues(key, value), KeyValues(key.swapaxes(2, 3), value)
+
+  def read_cache(self, cache_entry: KeyValues) -> KeyValues:
+    """Cached keys and values in the layout that attention reads."""
+    return KeyValues(cache_entry.key.swapaxes(2, 3), cache_entry.value)
+
+  def merge(
+    self, heads: Float[Array, 'B K R T H'], absorbed: bool
+  ) -> Float[Array, 'B T D']:
+    """Projects the outputs of all heads back to the model's width."""
+    del absorbed
+    b, k, r, t, h = heads.shape
+    heads = heads.reshape(b, k * r, t, h).swapaxes(1, 2)
+    return layers.multiply(
+      heads.reshape(b, t, -1), self.output, self.transposed
+    )
+
+
+class Positions(NamedTuple):
+  """Where tokens stand, as every layer needs to know it."""
+
+  rope_table: rope.RopeTable
+  mask: Mask | SegmentIds  # over a row's own tokens
+  real: Bool[Array, 'B T']  # not padding
+
+
+class SharedPrompts(NamedTuple):
+  """Positions of the prompts that rows continue, and of their shared prefix."""
+
+  prompts: Positions
+  index: Int[Array, 'B M']  # the prompts that a row continues
+  shared_prefix: Positions | None
+  masks: list[Mask | SegmentIds]  # of prompts over the shared prefix, if any
+
+
+# Hidden states of rows, of prompts and of the shared prefix, between layers.
+Carry = tuple[
+  Float[Array, 'B T D'],
+  Float[Array, 'P Tp D'] | None,
+  Float[Array, '_ Ts D'] | None,
+]
+
+
+def make_positions(
+  config: ModelConfig,
+  tokens: Tokens,
+  rope_table: rope.RopeTable | None = None,
+) -> Positions:
+  """`Positions` of these tokens, with their own RoPE table by default."""
+  return Positions(
+    rope_table or rope.make_table(config, tokens.positions),
+    masks.own_mask(config, tokens),
+    tokens.segments > 0,
+  )
+
+
+class Block(nn.Module):
+  """One layer, applied to rows and, where given, to the prompts they share."""
+
+  config: ModelConfig
+  routed: bool  # to experts; else it has an MLP
+  transposed: bool = False  # matrices are [out, in]
+
+  def setup(self):
+    c = self.config
+    self.attention_norm = layers.RMSNorm(c)
+    kind = latent.LatentAttention if c.latent else Attention
+    self.attention = kind(c, self.transposed)
+    self.mlp_norm = layers.RMSNorm(c)
+    if self.routed:
+      self.moe = moe.MoE(c, self.transposed)
+    else:
+      self.mlp = layers.MLP(c, self.transposed)
+    if c.post_norms:
+      self.attention_post_norm = layers.RMSNorm(c)
+      self.mlp_post_norm = layers.RMSNorm(c)
+
+  def __call__(
+    self,
+    carry: Carry,
+    cached: Sequence[KeyValues],
+    local: Bool[Array, ''] | bool | None,
+    given: Int[Array, 'B T C'] | None,
+    rows: Positions,
+    shared: SharedPrompts | None,
+    context_masks: Sequence[Mask | SegmentIds],
+  ) -> tuple[Carry, tuple[KeyValues, Routing | None]]:
+    """Applies the layer.
+
+    Args:
+      carry: hidden states; those of prompts and prefix are None without.
+      cached: keys and values of this layer that rows continue, in pieces.
+      local: whether the layer sees a window alone; None in models without.
+      given: experts of the rows' tokens, -1 where the router chooses.
+      rows: positions of the rows.
+      shared: positions of the prompts that rows continue.
+      context_masks: of rows over what they continue: the pieces of the cache,
+        or the shared prefix, if any, and the prompts.
+
+    Returns:
+      the carry, and the rows' cache entry with their routing.
+    """
+    x, prompt_x, prefix_x = carry
+    absorbed, prompt_ids = bool(cached), None
+    before = [self.attention.read_cache(piece) for piece in cached]
+    if prefix_x is not None:
+      prefix_x, keys_values, _, _ = self._layer(
+        prefix_x, shared.shared_prefix, local, None, (), False
+      )
+      before = [keys_values]
+    if shared is not None:
+      parts = _parts(before, shared.masks, local)
+      prompt_x, keys_values, _, prompt_ids = self._layer(
+        prompt_x, shared.prompts, local, None, parts, False
+      )
+      # The gradient of this gather adds up that of the rows of a group.
+      of_rows = KeyValues(*(_of_rows(x, shared.index) for x in keys_values))
+      before = [*before, of_rows]
+    parts = _parts(before, context_masks, local)
+    x, _, cache_entry, ids = self._layer(x, rows, local, given, parts, absorbed)
+    if prefix_x is not None:
+      prefix_x = sharding.constrain(prefix_x, 'PT_')
+    if shared is not None:
+      prompt_x = sharding.constrain(prompt_x, 'PT_')
+    routing = self._routing(ids, prompt_ids) if self.routed else None
+    carry = sharding.constrain(x, 'BT_'), prompt_x, prefix_x
+    return carry, (cache_entry, routing)
+
+  def _layer(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Positions,
+    local: Bool[Array, ''] | bool | None,
+    given: Int[Array, 'B T C'] | None,
+    before: Sequence[attention.Part],
+    absorbed: bool,
+  ) -> tuple[
+    Float[Array, 'B T D'], KeyValues, KeyValues, Int[Array, 'B T C'] | None
+  ]:
+    """The layer on one kind of tokens, which look at `before` and themselves.
+
+    Returns:
+      hidden states, keys and values, cache entry, and the experts chosen.
+    """
+    c = self.config
+    query, keys_values, cache_entry = self.attention.project(
+      self.attention_norm(x), positions.rope_table.of(local), absorbed
+    )
+    scale = (c.query_scalar or c.head_dim) ** -0.5
+    if c.latent:
+      scale *= rope.score_scale(c.rope_scaling)
+    parts = [*before, attention.Part(*keys_values, positions.mask.of(local))]
+    heads = attention.attend(query, parts, scale)
+    more = self.attention.merge(heads, absorbed)
+    x = x + (self.attention_post_norm(more) if c.post_norms else more)
+    normed, ids = self.mlp_norm(x), None
+    if self.routed:
+      more, ids = self.moe(normed, positions.real, given)
+    else:
+      more = self.mlp(normed)
+    x = x + (self.mlp_post_norm(more) if c.post_norms else more)
+    return x, keys_values, cache_entry, ids
+
+  def _routing(self, ids, prompt_ids):
+    number = self.config.experts.num_experts
+    loads = moe.loads(ids, number)
+    if prompt_ids is not None:
+      loads += moe.loads(prompt_ids, number)
+    return Routing(ids, loads)
+
+
+def _parts(keys_values, masks_of, local):
+  """Pairs keys and values with their masks in a layer that is local or not."""
+  return [
+    attention.Part(*pair, mask.of(local))
+    for pair, mask in zip(keys_values, masks_of, strict=True)
+  ]
+
+
+def _of_rows(part, index):
+  """Keys or values of prompts, [P, K, Tp, H], for rows: [B, K, M * Tp, H]."""
+  part = part[index].swapaxes(1, 2)
+  return part.reshape(*part.shape[:2], -1, part.shape[-1])
