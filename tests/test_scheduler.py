@@ -22,7 +22,7 @@ from rlzero.rollout import (
   scheduler,
 )
 from rlzero.rollout.sampling import Finish, Sampling
-from rlzero.rollout.slots import cache_capacity, empty_slots, resize_slots
+from rlzero.rollout.slots import cache_capacity
 from rlzero.train import packing
 from rlzero.types import Tokens
 
@@ -519,7 +519,7 @@ def test_batches_that_are_passed_at_once_were_compiled_ahead(
     return lower_resize(config, slots, number, cache_len)
 
   def doing(config, slots, chosen, cache_len):
-    done.add(sizes(slots, None if chosen is None else len(chosen), cache_len))
+    done.add(sizes(slots, None if chosen is None else chosen.size, cache_len))
     return resize(config, slots, chosen, cache_len)
 
   monkeypatch.setattr(programs, 'lower_resize', planning)
@@ -626,13 +626,6 @@ def test_requests_that_come_later_get_the_tokens_they_get_alone(
     assert index == i
     other = by_slots(4)[0][i]
     np.testing.assert_array_equal(completion.tokens, other.tokens)
-
-
-def test_a_slot_that_is_added_does_not_run():
-  slots = empty_slots(CONFIG, 4, 32, 16)
-  slots = slots._replace(running=np.ones(4, bool))
-  slots = resize_slots(CONFIG, slots, np.int32([0, 3, -1, -1, -1]), 32)
-  assert slots.running.tolist() == [True, True, False, False, False]
 
 
 def test_completions_are_handed_back_once_in_the_order_of_slots(params):

@@ -8,10 +8,13 @@ from rlzero.models.config import ModelConfig
 from rlzero.rollout import buckets
 from rlzero.rollout.sampling import Sampling
 from rlzero.rollout.slots import empty_slots, resize_slots
+from rlzero.runtime import sharding
 
 
 class Batch:
   """Slots that grow and shrink with the requests in them.
+
+  Where the mesh splits the rows, each shard has as many slots as the others.
 
   Args:
     config: of the model.
@@ -35,6 +38,7 @@ class Batch:
   ):
     self._config, self._sizes = config, sizes
     self._decode_steps = sampling.decode_steps
+    self._num_shards = sharding.axis_size('B')
     self._smaller = buckets.batch_buckets(sizes.num_slots)
     self.requests: list[Any] = [None] * sizes.num_slots
     self.cached = np.zeros(sizes.num_slots, int)
@@ -57,24 +61,36 @@ class Batch:
     """Whether a request is in each slot, [B]."""
     return np.array([request is not None for request in self.requests])
 
+  def free(self) -> np.ndarray:
+    """Free slots in the order in which they are to be filled.
+
+    The shard with the fewest requests comes first, so that all can shrink.
+    """
+    free = ~self._by_shard()
+    after = np.cumsum(free, axis=1) + (~free).sum(axis=1, keepdims=True)
+    slots = np.flatnonzero(free)
+    return slots[np.argsort(after.reshape(-1)[slots], kind='stable')]
+
   def grow(self, num_waiting: int) -> None:
     """Adds slots if more requests wait than slots are free."""
     wanted = self.occupied().sum() + num_waiting
     enough = [n for n in self._smaller if n >= wanted]
     larger = min([self._sizes.num_slots, *enough])
     if larger > len(self):
-      free = np.full(larger - len(self), -1)
-      self._choose(np.append(np.arange(len(self)), free))
+      size = len(self) // self._num_shards
+      more = larger // self._num_shards - size
+      chosen = np.pad(np.arange(size), (0, more), constant_values=-1)
+      self._choose(np.tile(chosen, (self._num_shards, 1)))
 
   def shrink(self) -> None:
     """Gives up free slots, as far as a smaller batch has been compiled."""
     for fewer in self._smaller:
-      occupied = self.occupied()
-      if occupied.sum() > fewer:
+      occupied, size = self._by_shard(), fewer // self._num_shards
+      if occupied.sum(axis=1).max() > size:
         break
       if fewer < len(self):
-        order = np.append(np.flatnonzero(occupied), np.flatnonzero(~occupied))
-        self._choose(order[:fewer])
+        order = np.argsort(~occupied, axis=1, kind='stable')
+        self._choose(order[:, :size])
         self.resize_cache()
 
   def resize_cache(self) -> None:
@@ -92,13 +108,21 @@ class Batch:
       self._sizes.cache_len, self._sizes.prompt_width, share
     )
 
+  def _by_shard(self):
+    """`occupied` as [shards, slots of a shard]."""
+    return self.occupied().reshape(self._num_shards, -1)
+
   def _choose(self, chosen):
-    """Keeps the chosen slots; -1 is a new one."""
+    """Keeps the slots with these indices in each shard; -1 is a new one."""
     self.arrays = resize_slots(
       self._config, self.arrays, np.int32(chosen), self._cache_len
     )
+    size = len(self) // self._num_shards
+    first = size * np.arange(self._num_shards)[:, None]
+    slots, new = (first + chosen).reshape(-1), chosen.reshape(-1) < 0
     self.requests = [
-      None if slot < 0 else self.requests[slot] for slot in chosen
+      None if is_new else self.requests[slot]
+      for slot, is_new in zip(slots, new, strict=True)
     ]
-    self.cached = self.cached[chosen]
-    self.replay_left = np.where(chosen < 0, 0, self.replay_left[chosen])
+    self.cached = self.cached[slots]
+    self.replay_left = np.where(new, 0, self.replay_left[slots])

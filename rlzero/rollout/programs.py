@@ -129,7 +129,11 @@ def lower_resize(
   config: ModelConfig, slots: Slots, number: int | None, cache_len: int
 ) -> list[jax.stages.Lowered]:
   """The programs of `resize_slots`; of `chosen` it takes the number alone."""
-  chosen = None if number is None else jax.ShapeDtypeStruct((number,), np.int32)
+  chosen = None
+  if number is not None:
+    num_shards = sharding.axis_size('B')
+    shape = num_shards, number // num_shards
+    chosen = jax.ShapeDtypeStruct(shape, np.int32)
   lowered = [
     resize_part.lower(
       jax.tree.leaves(part)[0], chosen, axis=axis, cache_len=cache_len

@@ -305,7 +305,7 @@ class Scheduler:
         block.seek(queue[0].prompt, [next(same).suffix for _, same in groups])
       source = np.full(len(batch), -1, np.int32)
       counters = np.zeros((len(batch), 2), np.int32)
-      for slot in np.flatnonzero(~batch.occupied()):
+      for slot in batch.free():
         if not queue or not block.contains(queue[0].prompt):
           break
         request = queue.popleft()

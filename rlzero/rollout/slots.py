@@ -4,6 +4,9 @@ The cache has room for as many tokens as its rows are about to reach, not for
 as many as they ever may, since attention reads all of it. It grows and shrinks
 between calls of `engine.decode`, and so does the batch, in few sizes
 (`buckets.py`), since decoding is compiled for each.
+
+A slot belongs to a device: where the mesh splits the rows in W shards, slots
+are chosen shard by shard, and none moves to another device.
 """
 
 import functools
@@ -125,7 +128,7 @@ def map_cache(
 def resize_slots(
   config: ModelConfig,
   slots: Slots,
-  chosen: Int[np.ndarray, 'C'] | None,
+  chosen: Int[np.ndarray, 'W C'] | None,
   cache_len: int,
 ) -> Slots:
   """Keeps the chosen slots, or all, with a cache of `cache_len` tokens each.
@@ -138,8 +141,8 @@ def resize_slots(
   Args:
     config: of the model.
     slots: the slots, donated.
-    chosen: indices of those to keep, or None; -1 is a new slot in which
-      nothing runs.
+    chosen: for each shard, indices in it of the slots to keep, or None; -1 is
+      a new slot in which nothing runs.
     cache_len: tokens of each slot; what lies beyond them is cut off.
   """
 
@@ -157,14 +160,14 @@ def resize_slots(
 @functools.partial(jax.jit, static_argnames=('axis', 'cache_len'))
 def resize_part(
   part: Array,
-  chosen: Int[Array, 'C'] | None,
+  chosen: Int[Array, 'W C'] | None,
   *,
   axis: int,
   cache_len: int,
 ) -> Array:
   """`resize_slots` of one array of the cache; `axis` is the positions'."""
   if chosen is not None:
-    part = part[:, chosen]
+    part = _take_rows(part, chosen, 1)
   more = max(cache_len - part.shape[axis], 0)
   size = min(cache_len, part.shape[axis])
   part = jax.lax.slice_in_dim(part, 0, size, axis=axis)
@@ -173,13 +176,28 @@ def resize_part(
 
 
 @jax.jit
-def choose_rows(slots: Slots, chosen: Int[Array, 'C']) -> Slots:
+def choose_rows(slots: Slots, chosen: Int[Array, 'W C']) -> Slots:
   """`resize_slots` of everything but the cache, which must be None."""
   rows = {
-    name: value[chosen]
+    name: _take_rows(value, chosen, 0)
     for name, value in slots._asdict().items()
     if name not in _LAYERS_FIRST
   }
-  rows['running'] &= chosen >= 0
-  routes = None if slots.routes is None else slots.routes[:, chosen]
+  rows['running'] &= chosen.reshape(-1) >= 0
+  routes = slots.routes
+  if routes is not None:
+    routes = _take_rows(routes, chosen, 1)
   return constrain_slots(slots._replace(routes=routes, **rows))
+
+
+def _take_rows(x, chosen, axis):
+  """Rows along an axis, [..., B, ...], by their indices in each of W shards.
+
+  One index over all rows would gather them all on every device.
+  """
+  num_shards = chosen.shape[0]
+  shards = x.reshape(*x.shape[:axis], num_shards, -1, *x.shape[axis + 1 :])
+  taken = jax.vmap(
+    lambda rows, index: rows[(slice(None),) * axis + (index,)], (axis, 0), axis
+  )(shards, chosen)
+  return taken.reshape(*x.shape[:axis], chosen.size, *x.shape[axis + 1 :])

@@ -1,0 +1,108 @@
+"""Slots belong to a device: choosing among them moves nothing."""
+
+import re
+
+import numpy as np
+import pytest
+
+from rlzero.models.config import ModelConfig
+from rlzero.rollout import batch, buckets, programs
+from rlzero.rollout.sampling import Sampling
+from rlzero.rollout.slots import empty_slots, resize_slots
+from rlzero.runtime import sharding
+
+CONFIG = ModelConfig(
+  vocab_size=16,
+  num_layers=2,
+  width=32,
+  mlp_width=32,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  max_position=1024,
+)
+
+MESH = sharding.Mesh(data=2, fsdp=2, tensor=2)  # rows in four shards
+
+SAMPLING = Sampling(max_len=64, max_prompt_len=8, num_slots=32, decode_steps=4)
+
+
+@pytest.mark.parametrize('unstacked', [False, True])
+def test_a_batch_that_shrinks_sends_nothing(unstacked):
+  with sharding.use(MESH):
+    slots = programs.abstract_slots(CONFIG, 32, 512, SAMPLING, unstacked)
+    lowered = programs.lower_resize(CONFIG, slots, 24, 512)
+    assert len(lowered) == 3  # keys, values, and the rest
+    for program in lowered:
+      compiled = program.compile()
+      assert not re.findall(
+        r'all-(?:reduce|gather|to-all)|collective-permute', compiled.as_text()
+      )
+      memory = compiled.memory_analysis()
+      # A device works on its own part.
+      assert memory.temp_size_in_bytes <= 2 * memory.argument_size_in_bytes
+
+
+def make_batch():
+  sizes = buckets.sizes(SAMPLING)
+  return batch.Batch(CONFIG, SAMPLING, sizes, unstacked=True)
+
+
+def numbered(held):
+  """The batch, with the number of the request in each slot as its token."""
+  numbers = [-1 if request is None else request for request in held.requests]
+  held.arrays = held.arrays._replace(
+    token=sharding.device_put(np.int32(numbers), 'B')
+  )
+
+
+@pytest.mark.parametrize('mesh', [sharding.Mesh(), MESH], ids=['one', 'mesh'])
+def test_slots_shrink_and_grow_with_their_requests(mesh):
+  with sharding.use(mesh):
+    held, num_shards = make_batch(), sharding.axis_size('B')
+    order = held.free()
+    # Shard by shard in turn; on one device from the first slot to the last.
+    shards = order // (32 // num_shards)
+    np.testing.assert_array_equal(shards, np.arange(32) % num_shards)
+    assert sorted(order) == list(range(32))
+    for number, slot in enumerate(order[:14]):
+      held.requests[slot] = number
+      held.cached[slot] = 20 + number
+      held.replay_left[slot] = number
+    numbered(held)
+    held.shrink()
+    assert len(held) == 16  # the smallest of 24, 20, 16, 12, 8, 4
+    held.grow(num_waiting=9)
+    assert len(held) == 24
+    kept = [request for request in held.requests if request is not None]
+    assert sorted(kept) == list(range(14))
+    tokens = np.asarray(held.arrays.token)
+    for slot, request in enumerate(held.requests):
+      if request is not None:
+        assert tokens[slot] == request
+        assert held.cached[slot] == 20 + request
+        assert held.replay_left[slot] == request
+      else:
+        assert held.replay_left[slot] == 0
+    # Each shard still has its share.
+    assert np.ptp(held.occupied().reshape(num_shards, -1).sum(axis=1)) <= 1
+
+
+def test_a_shard_that_is_full_keeps_the_batch():
+  with sharding.use(MESH):
+    held = make_batch()
+    for slot in range(7):  # of the eight of the first shard
+      held.requests[slot] = slot
+    held.shrink()
+    assert len(held) == 32
+    held.requests[1] = None
+    held.shrink()
+    assert len(held) == 24  # six a shard
+    assert held.requests[:6] == [0, 2, 3, 4, 5, 6]
+
+
+def test_a_slot_that_is_added_does_not_run():
+  slots = empty_slots(CONFIG, 4, 32, 16)
+  slots = slots._replace(running=np.ones(4, bool))
+  slots = resize_slots(CONFIG, slots, np.int32([[0, 3, -1, -1, -1]]), 32)
+  assert slots.running.tolist() == [True, True, False, False, False]
