@@ -180,6 +180,10 @@ def _measure_kept(
     kept = sampler.Kept(
       os.path.join(cfg.workdir, 'samples', f'{benchmark.name}.jsonl'),
       _settings(cfg, benchmark, model, about),
+      {
+        e.uid: model.fingerprint(benchmark.template, e.question)
+        for e in (chosen if model else ())
+      },
     )
   else:
     kept = contextlib.nullcontext()

@@ -75,7 +75,7 @@ def hub(tmp_path, monkeypatch):
   """A hub that has what is put into its folder, and a list of visits."""
   root, visits = tmp_path / 'hub', []
 
-  def download(repo, repo_type, allow_patterns):
+  def download(repo, repo_type, allow_patterns, token):
     visits.append(repo)
     if not (root / repo).exists():
       raise errors.LocalEntryNotFoundError('offline')
@@ -348,6 +348,9 @@ class _Model:
 
   def about(self):
     return {'checkpoint': 'none', 'sha256': '0' * 64}
+
+  def fingerprint(self, template, question):
+    return template.render(question, json.dumps)
 
   def sample(self, job, finished, on_finished):
     samples = dict(finished)

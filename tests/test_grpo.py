@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from rlzero import evaluate, grpo
-from rlzero.rl import collect, learner, settings, update
+from rlzero.rl import collect, learner, loop, settings, update
 from rlzero.rollout import journal, scheduler
 from rlzero.runtime import config, lifecycle, metrics, sharding
 from rlzero.tasks import countdown
@@ -367,6 +367,40 @@ def _killed_at(monkeypatch, owner, name, call):
 
   monkeypatch.setattr(owner, name, killing)
   return calls
+
+
+@pytest.mark.parametrize('inside', [True, False])  # a rollout, or between two
+def test_a_run_that_would_ask_otherwise_does_not_resume(
+  tmp_path, monkeypatch, inside
+):
+  base = tmp_path / 'base'
+  shutil.copytree(folders.embedded('tiny_base'), base)
+  path = base / 'tokenizer_config.json'
+  facts = json.loads(path.read_text())
+
+  def run(chat_template):
+    path.write_text(json.dumps(facts | {'chat_template': chat_template}))
+    grpo.run(
+      _config(
+        tmp_path / 'run',
+        checkpoint=str(base),
+        template=Template('chat'),
+        format_reward=0.0,
+        steps_per_rollout=1 + inside,
+        num_prompts=1,
+        num_steps=2,
+        save_every=1,
+        max_prompt_len=32,
+      )
+    )
+
+  _killed_at(monkeypatch, checkpoint.Store, 'save', 1)
+  with pytest.raises(_Killed):
+    run('User: {{ messages[0].content }} Assistant:')
+  if inside:  # then the tokens of the rollout are known, all of them
+    monkeypatch.setattr(loop.TrainingLoop, '_check_asked', lambda *_: None)
+  with pytest.raises(ValueError, match="has asked '.*' with another prompt"):
+    run('User: 2 {{ messages[0].content }} Assistant:')
 
 
 def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):

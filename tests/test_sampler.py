@@ -9,6 +9,7 @@ import pytest
 from rlzero.evaluation import sampler
 from rlzero.rollout import encoding
 from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import keys
 from rlzero.text.template import Template
 
 _SETTINGS = {'seed': 0, 'model': 'abc'}
@@ -23,12 +24,15 @@ class _Fake(http.server.BaseHTTPRequestHandler):
     body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
     with server.lock:
       server.asked.append((self.path, body))
+      server.keys.append(self.headers['Authorization'])
       failure = server.failures.pop(0) if server.failures else None
     if failure == 'hang up':
       self.connection.close()
       return
     if failure:
       self.send_response(failure)
+      if server.moved:
+        self.send_header('Location', server.moved)
       self.end_headers()
       return
     if 'messages' in body:
@@ -42,6 +46,11 @@ class _Fake(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     self.wfile.write(json.dumps(server.reply or reply).encode())
 
+  def do_GET(self):  # what a redirected POST becomes
+    self.server.keys.append(self.headers['Authorization'])
+    self.send_response(200)
+    self.end_headers()
+
   def log_message(self, *_):
     pass
 
@@ -50,7 +59,7 @@ class _Fake(http.server.BaseHTTPRequestHandler):
 def server():
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Fake) as found:
     found.lock, found.asked, found.failures = threading.Lock(), [], []
-    found.reply = None
+    found.reply, found.moved, found.keys = None, None, []
     found.url = f'http://127.0.0.1:{found.server_port}/v1#some/model'
     thread = threading.Thread(target=found.serve_forever, daemon=True)
     thread.start()
@@ -140,3 +149,83 @@ def test_kept_samples_outlive_the_process(tmp_path, tail):
     assert kept.samples == {('u1', 0): one, ('u1', 1): two}
   with pytest.raises(ValueError, match='seed 0, and now it is 1; set it back'):
     sampler.Kept(path, _SETTINGS | {'seed': 1})
+
+
+@pytest.mark.parametrize('status', [301, 302, 303, 307, 308])
+def test_the_key_follows_no_redirect(server, monkeypatch, status):
+  monkeypatch.setenv('OPENAI_API_KEY', 'secret')
+  # Another name of this machine: another host to whoever holds the key.
+  server.moved = f'http://localhost:{server.server_port}/elsewhere'
+  server.failures = [status] * 99
+  error, _ = _ask(server, ['one'], Template('chat'))
+  assert isinstance(error, ValueError)
+  assert f"redirects to '{server.moved}', where the key is not" in str(error)
+  assert set(server.keys) == {'Bearer secret'}
+  assert {path for path, _ in server.asked} == {'/v1/chat/completions'}
+  assert len(server.keys) == len(server.asked)  # nobody went elsewhere
+
+
+def test_the_key_goes_over_http_to_this_machine_alone(monkeypatch):
+  for name in ('127.0.0.1', '[::1]', 'localhost', 'a.example'):
+    sampler.load(f'http://{name}:8000/v1#m')  # there is no key
+  monkeypatch.setenv('OPENAI_API_KEY', 'secret')
+  for name in ('127.0.0.1', '[::1]', 'localhost'):
+    sampler.load(f'http://{name}:8000/v1#m')
+  sampler.load('https://a.example/v1#m')
+  for name in ('a.example', '10.0.0.1', 'localhost.a.example'):
+    with pytest.raises(ValueError, match='OPENAI_API_KEY is set, and http://'):
+      sampler.load(f'http://{name}/v1#m')
+  monkeypatch.setenv('RLZERO_ALLOW_HTTP_KEY', '1')
+  sampler.load('http://a.example/v1#m')
+  with pytest.raises(
+    ValueError, match='address of a.example holds a user'
+  ) as e:
+    sampler.load('https://me:word@a.example/v1#m')
+  assert 'word@' not in str(e.value)
+  with pytest.raises(ValueError, match='names no host'):
+    sampler.load('https:///v1#m')
+
+
+def test_this_machine_is_asked_without_a_proxy(server, monkeypatch):
+  monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+  monkeypatch.setenv('OPENAI_API_KEY', 'secret')
+  samples, _ = _ask(server, ['one'], Template('chat'))
+  assert samples[0].text == 'echo one' and 'Bearer secret' in server.keys
+
+
+@pytest.mark.parametrize(
+  ('endpoint', 'sent'),
+  [
+    ('https://huggingface.co', True),
+    ('http://huggingface.co', False),
+    ('https://huggingface.co.a.example', False),
+    ('https://mirror.example', False),
+    ('https://huggingface.co:8443', False),
+  ],
+)
+def test_the_hubs_token_goes_to_the_hub_alone(endpoint, sent):
+  assert keys.hub_token(endpoint) is (None if sent else False)
+
+
+def test_answers_to_another_prompt_are_not_mixed(tmp_path):
+  path = str(tmp_path / 'task.jsonl')
+  with sampler.Kept(path, _SETTINGS, {'u1': 'a', 'u2': 'b'}) as kept:
+    kept.keep('u1', 0, encoding.Sample('a', 3, False))
+  with sampler.Kept(path, _SETTINGS, {'u2': 'b', 'u3': 'c'}):
+    pass  # other problems of the same set
+  with sampler.Kept(path, {'seed': 0}):
+    pass  # scored without a model
+  for prompts in ({'u1': 'x'}, {'u3': 'x', 'u1': 'a'}):
+    with pytest.raises(ValueError, match='answers to another prompt of prob'):
+      sampler.Kept(path, _SETTINGS, prompts)
+  with sampler.Kept(path, _SETTINGS, {'u1': 'a'}) as kept:
+    assert len(kept.samples) == 1
+
+
+def test_what_a_model_is_given_has_a_fingerprint(server):
+  model = sampler.Endpoint(server.url)
+  plain, chat = Template('plain'), Template('chat')
+  asked = [(plain, 'a'), (plain, 'b'), (chat, 'a')]
+  found = [model.fingerprint(*one) for one in asked]
+  assert len(set(found)) == 3
+  assert found == [model.fingerprint(*one) for one in asked]

@@ -20,13 +20,16 @@ import jax
 import numpy as np
 
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import encoding, scheduler
+from rlzero.rollout import encoding, journal, scheduler
 from rlzero.rollout.sampling import Finish, Sampling
-from rlzero.runtime import files, metrics
+from rlzero.runtime import files, keys, metrics
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import folders
 from rlzero.types import Params
+
+_KEY = 'OPENAI_API_KEY'
+_MAX_REPLY = 1 << 28  # bytes
 
 
 class Job(NamedTuple):
@@ -49,6 +52,9 @@ class Sampler(Protocol):
 
   def about(self) -> dict[str, Any]:
     """What the model is, for the record."""
+
+  def fingerprint(self, template: Template, question: str) -> str:
+    """Of what the model is given: another one is another question."""
 
   def sample(
     self,
@@ -75,6 +81,10 @@ class Local:
     # The name alone: metrics shall not depend on where a model stands.
     name = os.path.basename(os.path.normpath(self._path))
     return {'checkpoint': name, 'sha256': digest(self._params)}
+
+  def fingerprint(self, template: Template, question: str) -> str:
+    tokens = encoding.encode_prompt(self._tokenizer, template, question)
+    return journal.digest(tokens)[:16]
 
   def sample(self, job, finished, on_finished) -> list[encoding.Sample]:
     samples = dict(finished)
@@ -113,7 +123,8 @@ class Endpoint:
   """A model behind a URL, by /chat/completions or /completions.
 
   What is refused for now (429), broken (5xx), slow or gone is asked again,
-  after waits that double; OPENAI_API_KEY, where set, is the key.
+  after waits that double; OPENAI_API_KEY, where set, is the key. It goes to
+  this host alone: no redirect is followed.
 
   Args:
     url: http://host/v1#model.
@@ -128,10 +139,15 @@ class Endpoint:
         f'{url} names no model; write it after the address, as in '
         'http://host:8000/v1#model.'
       )
+    keys.check_address(self._base)
+    keys.headers(self._base, _KEY)  # refused before anything is written
     self._max_tries, self._first_wait_s = max_tries, first_wait_s
 
   def about(self) -> dict[str, Any]:
     return {'endpoint': self._base, 'model': self._model}
+
+  def fingerprint(self, template: Template, question: str) -> str:
+    return journal.digest(template.render(question, json.dumps))[:16]
 
   def sample(self, job, finished, on_finished) -> list[encoding.Sample]:
     samples = dict(finished)
@@ -177,16 +193,21 @@ class Endpoint:
 
   def _ask(self, path: str, body: dict[str, Any]) -> encoding.Sample:
     url = f'{self._base.rstrip("/")}/{path}'
-    headers = {'Content-Type': 'application/json'}
-    if key := os.environ.get('OPENAI_API_KEY'):
-      headers['Authorization'] = f'Bearer {key}'
+    headers = {'Content-Type': 'application/json', **keys.headers(url, _KEY)}
+    opener = keys.opener(url)
     wait_s = self._first_wait_s
     for tries_left in reversed(range(self._max_tries)):
       request = urllib.request.Request(url, json.dumps(body).encode(), headers)
       try:
-        with urllib.request.urlopen(request, timeout=3600) as response:
-          return _read_reply(url, response.read())
+        with opener.open(request, timeout=3600) as response:
+          return _read_reply(url, response.read(_MAX_REPLY))
       except urllib.error.HTTPError as error:
+        if 300 <= error.code < 400:
+          error.close()
+          raise ValueError(
+            f'{url} redirects to {error.headers["Location"]!r}, where the key '
+            'is not sent; give that address, if you trust it.'
+          ) from error
         if error.code != 429 and error.code < 500:
           raise ValueError(
             f'{url} refuses the request ({error.code}: '
@@ -217,14 +238,21 @@ class Kept:
   Args:
     path: JSONL; its first line says what the samples were drawn with.
     settings: what they are drawn with now.
+    prompts: fingerprint of what the model is given, by uid of the problem.
 
   Raises:
-    ValueError: the file holds samples of other settings.
+    ValueError: the file holds samples of other settings or prompts.
   """
 
-  def __init__(self, path: str, settings: dict[str, Any]):
+  def __init__(
+    self,
+    path: str,
+    settings: dict[str, Any],
+    prompts: Mapping[str, str] | None = None,
+  ):
     self.samples: dict[tuple[str, int], encoding.Sample] = {}
     settings = json.loads(json.dumps(settings))
+    prompts = dict(prompts or {})
     lines = metrics.read_lines(path)
     if lines:
       for name, value in settings.items():
@@ -233,6 +261,18 @@ class Kept:
             f'{path} holds samples with {name} {found!r}, and now it is '
             f'{value!r}; set it back or choose another workdir.'
           )
+      before = lines[0].pop('prompts', {})
+      for uid in prompts:
+        if before.get(uid, prompts[uid]) != prompts[uid]:
+          raise ValueError(
+            f'{path} holds answers to another prompt of problem {uid!r} than '
+            'the model is given now: the question, the tokenizer or its chat '
+            'template has changed. Set it back or choose another workdir.'
+          )
+      prompts = before | prompts
+      settings = lines[0] | settings
+    if prompts:
+      settings['prompts'] = prompts
     for line in lines[1:]:
       place = line.pop('uid'), line.pop('sample')
       self.samples[place] = encoding.Sample(**line)

@@ -20,7 +20,7 @@ from rlzero.rl import learner
 from rlzero.rl.collect import Collector, Experience, resharded
 from rlzero.rl.settings import Config
 from rlzero.rl.update import Trainer
-from rlzero.rollout import journal
+from rlzero.rollout import encoding, journal
 from rlzero.runtime import (
   files,
   hosts,
@@ -71,6 +71,7 @@ class TrainingLoop:
     # Of the current rollout.
     self.cursor = prompt_stream.get_state()  # where its problems begin
     self.header: dict[str, Any] = {}  # of its journal
+    self.asked: dict[str, str] | None = None  # a question and its prompt
     self.experience: Experience | None = None
     self.unwritten: dict[str, Any] | None = None  # metrics of the last step
     self._restore()
@@ -162,6 +163,14 @@ class TrainingLoop:
     used = trainer.step % cfg.steps_per_rollout
     first = trainer.step - used
     sampled = self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
+    prompts = encoding.encode_examples(self.tokenizer, cfg.template, sampled)
+    tokens = journal.digest([prompt.tokens for prompt in prompts])
+    self.asked = {
+      'question': sampled[0][1].question,
+      'tokens': journal.digest(prompts[0].tokens),
+    }
+    if self.header.get('tokens', tokens) != tokens and used:
+      raise self._other_prompts(self.asked['question'])
     if not used:
       self.header = {
         'step': first,
@@ -170,6 +179,7 @@ class TrainingLoop:
         'prompts': journal.digest(
           [(draw, example.uid, example.question) for draw, example in sampled]
         ),
+        'tokens': tokens,
       }
     path = journal.path_of(cfg.workdir, first)
     measured = self.experience.metrics if self.experience and used else {}
@@ -186,6 +196,23 @@ class TrainingLoop:
     every = cfg.keep_completions_every
     if -first % every < cfg.steps_per_rollout and hosts.is_first():
       self._write_samples(first, self.experience.records)
+
+  def _check_asked(self, asked: dict[str, str] | None) -> None:
+    """A question must be the prompt that it was, or samples do not fit it."""
+    if asked is None:
+      return
+    tokens = encoding.encode_prompt(
+      self.tokenizer, self.cfg.template, asked['question']
+    )
+    if journal.digest(tokens) != asked['tokens']:
+      raise self._other_prompts(asked['question'])
+
+  def _other_prompts(self, question: str) -> ValueError:
+    return ValueError(
+      f'{self.cfg.workdir} has asked {question[:60]!r} with another prompt '
+      'than the one of now: the tokenizer or its chat template has changed. '
+      'Set it back or choose another workdir.'
+    )
 
   def _check_finite(self, step_metrics: Mapping[str, Any]) -> None:
     loss = step_metrics['policy/loss']
@@ -311,6 +338,7 @@ class TrainingLoop:
         'journal': self.header if used else None,
         'metrics': self.experience.metrics if used else {},
         'unwritten': self.unwritten,
+        'asked': self.asked,
       },
     )
     self.saved_step = trainer.step
@@ -331,6 +359,8 @@ class TrainingLoop:
     if saved is None:
       return
     metadata = saved.metadata
+    self.asked = metadata.get('asked')
+    self._check_asked(self.asked)
     trainer.state = learner.TrainState(saved.params, saved.state['opt_state'])
     trainer.reference = saved.state['reference']
     trainer.step = self.saved_step = saved.step

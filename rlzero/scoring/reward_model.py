@@ -1,7 +1,6 @@
 """Scores completions with a trained reward model."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import encoding
 from rlzero.runtime import hosts, sharding
-from rlzero.text import template
+from rlzero.text import files, template
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import demonstrations, folders, packing, supervised
@@ -98,7 +97,7 @@ def load(path: str) -> RewardModel:
       f'{path} holds no reward model (no {SCORE_FILE}); give the folder of a '
       'finished run of rlzero.reward_model.'
     )
-  facts = json.loads((folder / SCORE_FILE).read_text())
+  facts = files.read_json(folder / SCORE_FILE)
   loaded = folders.load_model(str(folder))
   params = {
     **loaded.params,

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -16,6 +15,7 @@ from rlzero import weights
 from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import files, sharding
+from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import checkpoint
 from rlzero.types import Params
@@ -83,7 +83,7 @@ def open_model(path: str) -> weights.Loaded:
     )
   described = folder / 'model' / 'config.json'
   config = mapping.model_config_from_hf(
-    json.loads(described.read_text()), str(described)
+    text_files.read_json(described), str(described)
   )
   shapes = jax.eval_shape(
     lambda key: transformer.init(config, key), jax.random.key(0)

@@ -5,6 +5,8 @@ import pathlib
 import huggingface_hub
 from huggingface_hub import errors
 
+from rlzero.runtime import keys
+
 SCHEME = 'hf://'
 # What a folder is read from; the same model in other formats stays there.
 _FILES = (
@@ -23,7 +25,8 @@ def download(url: str) -> pathlib.Path:
   """Fetches what is not in the hub's own cache yet; returns the folder.
 
   HF_TOKEN opens gated models, HF_HUB_OFFLINE=1 takes what is cached, and
-  HF_HOME moves the cache: these are the hub library's own.
+  HF_HOME moves the cache: these are the hub library's own. The token goes to
+  https://huggingface.co alone, not to another HF_ENDPOINT.
 
   Args:
     url: hf://org/name, or hf://org/name@revision for a branch, tag or commit.
@@ -35,7 +38,10 @@ def download(url: str) -> pathlib.Path:
   name, _, revision = url.removeprefix(SCHEME).partition('@')
   try:
     folder = huggingface_hub.snapshot_download(
-      name, revision=revision or None, allow_patterns=list(_FILES)
+      name,
+      revision=revision or None,
+      allow_patterns=list(_FILES),
+      token=keys.hub_token(huggingface_hub.constants.ENDPOINT),
     )
   except errors.HFValidationError:
     why = 'that is no name of a model; write hf://org/name'

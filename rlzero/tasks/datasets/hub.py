@@ -13,6 +13,7 @@ import huggingface_hub
 import tensorflow_datasets as tfds
 from huggingface_hub import errors
 
+from rlzero.runtime import keys
 from rlzero.tasks import base
 from rlzero.tasks.datasets import materialise, records
 
@@ -121,7 +122,10 @@ def _fetch(
 ) -> list[pathlib.Path]:
   try:
     folder = huggingface_hub.snapshot_download(
-      repo, repo_type='dataset', allow_patterns=list(files)
+      repo,
+      repo_type='dataset',
+      allow_patterns=list(files),
+      token=keys.hub_token(huggingface_hub.constants.ENDPOINT),
     )
   except errors.GatedRepoError:
     why = 'its owner asks you to accept terms first; do so and set HF_TOKEN'
