@@ -63,9 +63,9 @@ def test_an_unknown_generator_that_runs_text_is_refused(monkeypatch):
   with pytest.raises(
     ValueError, match="'mine' may run the answer as a program"
   ):
-    procedural._create('mine', {}, 0)
+    procedural.make_generator('mine', {}, 0)
   with pytest.raises(ValueError, match='name each of its datasets as a task'):
-    procedural._create('composite', {}, 0)
+    procedural.make_generator('composite', {}, 0)
 
 
 def test_text_that_the_source_hides_does_not_run_either():

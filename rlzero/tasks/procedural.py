@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rlzero.tasks import base, generators, verify
+from rlzero.tasks import base, constants, generators, verify
 
 _CHUNK = 500  # problems a generator is asked for at once
 _MARK = 'reasoning-gym problems: '
@@ -135,6 +135,14 @@ def split_of(question: str) -> str:
 @functools.lru_cache(maxsize=8)
 def _generate(order: str) -> Any:
   """Runs `_main` on the order; raises what it reports."""
+  name = json.loads(order)[0]
+  if note := constants.MOSTLY.get(name):
+    print(
+      f'reasoning-gym {name!r}: always answering {note[0]!r} is right for '
+      f'{note[1]:.0%} of the problems; a policy may learn no more than that.',
+      file=sys.stderr,
+      flush=True,
+    )
   done = subprocess.run(
     [sys.executable, '-m', 'rlzero.tasks.procedural'],
     input=order,
@@ -182,7 +190,7 @@ def _fill(
 
   while not is_full():
     # Generators seed problem i with seed + i, so chunks continue each other.
-    generator = _create(name, options, seed + num_drawn)
+    generator = make_generator(name, options, seed + num_drawn)
     for index in range(_CHUNK):
       if is_full():
         break
@@ -214,7 +222,7 @@ def _fill(
 
 def _first(name: str, options: dict, seed: int, count: int) -> list[list[str]]:
   """The first problems of a generator, in their order."""
-  generator = _create(name, options, seed, count)
+  generator = make_generator(name, options, seed, count)
   return [_fields(name, generator, generator[i]) for i in range(count)]
 
 
@@ -245,8 +253,17 @@ def _target(generator: Any, entry: dict) -> str:
   return json.dumps({'answer': answer})
 
 
-def _create(name: str, options: dict, seed: int, size: int = _CHUNK) -> Any:
+def make_generator(
+  name: str, options: dict, seed: int, size: int = _CHUNK, check: bool = True
+) -> Any:
   """A generator of reasoning-gym.
+
+  Args:
+    name: in reasoning-gym.
+    options: of the generator.
+    seed: of problem 0; problem i has seed + i.
+    size: problems.
+    check: whether one that takes anything for an answer is refused.
 
   Raises:
     ValueError: no such name or option, or a value that it refuses.
@@ -261,6 +278,10 @@ def _create(name: str, options: dict, seed: int, size: int = _CHUNK) -> Any:
     )
   make, config = DATASETS[name]
   _check_safe(name, make)
+  if check and (why := constants.REFUSED.get(name)):
+    raise ValueError(
+      f'reasoning-gym {name!r} cannot be a task: {why}; choose another dataset.'
+    )
   known = {field.name for field in dataclasses.fields(config)}
   known -= {'seed', 'size'}  # fields of the task, and ours to set
   if unknown := sorted(set(options) - known):
@@ -291,7 +312,7 @@ def _check_safe(name: str, make: type) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _scorer(name: str, options: str, seed: int) -> Any:
-  generator = _create(name, json.loads(options), seed)
+  generator = make_generator(name, json.loads(options), seed)
   # Loads what its scorer imports: no text may run while it scores answers.
   generator.score_answer('0', generator[0])
   return generator
