@@ -8,10 +8,10 @@ from rlzero.models.config import ModelConfig
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Params
 from rlzero.weights import hub, mapping
-from rlzero.weights.facts import WeightsError
 from rlzero.weights.families import FAMILIES
 from rlzero.weights.gguf import open_gguf
 from rlzero.weights.hf import open_folder
+from rlzero.weights.metadata import WeightsError
 
 __all__ = [
   'Loaded',

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rlzero.weights.facts import Facts, WeightsError
+from rlzero.weights.metadata import Metadata, WeightsError
 from rlzero.weights.rows import Index, Stored
 
 DTYPE = 'F8_E4M3'  # as safetensors calls it
@@ -21,13 +21,13 @@ _SCALE = '_scale_inv'
 _BLOCK = 128  # rows and columns
 
 
-def quantised(facts: Facts) -> bool:
+def quantised(metadata: Metadata) -> bool:
   """Whether a config.json says that its weights are stored so.
 
   Raises:
     WeightsError: another quantisation.
   """
-  how = facts.get('quantization_config')
+  how = metadata.get('quantization_config')
   if how is None:
     return False
   for key, wanted in (
@@ -37,7 +37,7 @@ def quantised(facts: Facts) -> bool:
   ):
     value = how.get(key, 'e4m3' if key == 'fmt' else None)
     if value != wanted:
-      raise facts.refusal(
+      raise metadata.refusal(
         f'quantization_config.{key} = {value!r}', repr(wanted)
       )
   return True

@@ -9,8 +9,8 @@ import numpy as np
 
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.weights import gguf_head, gguf_tokenizer, mapping
-from rlzero.weights.facts import WeightsError
 from rlzero.weights.families import llama
+from rlzero.weights.metadata import WeightsError
 from rlzero.weights.rows import Index, Stored
 
 

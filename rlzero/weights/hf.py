@@ -18,7 +18,7 @@ from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Params
 from rlzero.weights import fp8, mapping
-from rlzero.weights.facts import Facts, WeightsError
+from rlzero.weights.metadata import Metadata, WeightsError
 from rlzero.weights.rows import Stored
 
 _SINGLE = 'model.safetensors'
@@ -46,8 +46,8 @@ def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
   """
   folder = pathlib.Path(folder)
   described = folder / 'config.json'
-  facts = Facts(_read_json(described), str(described))
-  config = mapping.model_config_from_hf(facts.values, facts.source)
+  metadata = Metadata(_read_json(described), str(described))
+  config = mapping.model_config_from_hf(metadata.values, metadata.source)
   if (folder / _SINGLE).is_file():
     files = [_SINGLE]
   elif (folder / _INDEX).is_file():
@@ -57,7 +57,7 @@ def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
       f'{folder} holds neither {_SINGLE} nor {_INDEX}; put the weights there '
       'as safetensors.'
     )
-  quantised = fp8.quantised(facts)
+  quantised = fp8.quantised(metadata)
   tensors = _tensors(folder, files, quantised)
   if quantised:
     tensors = fp8.dequantised(tensors, str(folder))

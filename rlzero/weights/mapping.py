@@ -20,8 +20,8 @@ from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import lifecycle, sharding
 from rlzero.types import Params
-from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.families import FAMILIES, GGUF_FAMILIES, llama
+from rlzero.weights.metadata import Metadata, WeightsError
 from rlzero.weights.rows import Lazy, Row, Stored
 
 _BLOCK_BYTES = 128 * 2**20  # of a parameter that the host holds at a time
@@ -59,11 +59,11 @@ def model_config_from_hf(
     WeightsError: an architecture or option that is not implemented, or a
       size that is missing.
   """
-  facts = Facts(hf, source)
-  kind = facts.get('model_type')
+  metadata = Metadata(hf, source)
+  kind = metadata.get('model_type')
   if kind not in FAMILIES:
-    raise facts.refusal(f'model_type {kind!r}', _listed(FAMILIES))
-  return FAMILIES[kind].config_from_hf(facts)
+    raise metadata.refusal(f'model_type {kind!r}', _listed(FAMILIES))
+  return FAMILIES[kind].config_from_hf(metadata)
 
 
 def model_config_from_gguf(
@@ -81,11 +81,11 @@ def model_config_from_gguf(
   """
   kind = metadata.get('general.architecture')
   if kind not in GGUF_FAMILIES:
-    raise Facts({}, source).refusal(
+    raise Metadata({}, source).refusal(
       f'architecture {kind!r}', _listed(GGUF_FAMILIES)
     )
   config = GGUF_FAMILIES[kind].config_from_gguf(
-    Facts(metadata, source, f'{kind}.')
+    Metadata(metadata, source, f'{kind}.')
   )
   return dataclasses.replace(config, tied_embedding=tied)
 
@@ -269,13 +269,13 @@ def _checked(
   head = getattr(llama.HEAD, naming) if config.tied_embedding else None
   patterns = {
     pattern.format(after=config.num_layers): what
-    for pattern, what in _family(config).LEFT_OUT.items()
+    for pattern, what in _family(config).SKIPPED.items()
   }
   passed = dict.fromkeys(patterns, 0)
   found: dict[str, Stored] = {}
   unknown, twice, shapes = [], [], []
   for name, stored in tensors:
-    for theirs, ours in _family(config).RENAMED.items():
+    for theirs, ours in _family(config).RENAMES.items():
       if name.startswith(theirs):
         name = ours + name.removeprefix(theirs)
         break

@@ -2,15 +2,15 @@
 
 A family says, for its `model_type`s,
 
-  config_from_hf(facts)    the ModelConfig of a config.json,
-  hf_from_config(config)   and back,
-  config_from_gguf(facts)  the ModelConfig of a GGUF file, where it has any,
-  table(config)            its parameters, a `Row` each,
-  LEFT_OUT                 tensors that are passed over: pattern -> what it is;
-                           {after} is the number of layers,
-  RENAMED                  other beginnings of names in files -> those of the
-                           table,
-  EXTRA_TOKENS             of the tokenizer, which the model does not have.
+  config_from_hf(metadata)    the ModelConfig of a config.json,
+  hf_from_config(config)      and back,
+  config_from_gguf(metadata)  the ModelConfig of a GGUF file, where it has any,
+  table(config)               its parameters, a `Row` each,
+  SKIPPED                     tensors that are passed over: pattern -> what it
+                              is; {after} is the number of layers,
+  RENAMES                     other beginnings of names in files -> those of
+                              the table,
+  EXTRA_TOKENS                of the tokenizer, which the model does not have.
 
 That is all there is to a family besides its parts of the one model
 (`rlzero/models`).

@@ -3,17 +3,17 @@
 from typing import Any
 
 from rlzero.models.config import Experts, Latent, ModelConfig
-from rlzero.weights.facts import Facts
 from rlzero.weights.families import llama
+from rlzero.weights.metadata import Metadata
 from rlzero.weights.rows import Row, layer_rows
 
-LEFT_OUT = llama.LEFT_OUT | {
+SKIPPED = llama.SKIPPED | {
   # The layer after the last; V3 is trained with it and generates without.
   'model.layers.{after}.*': (
     'the layer that predicts a second token, which no stage here trains or uses'
   )
 }
-RENAMED = llama.RENAMED
+RENAMES = llama.RENAMES
 EXTRA_TOKENS = llama.EXTRA_TOKENS
 
 _ATTENTION = (
@@ -68,9 +68,9 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
   )
 
 
-def config_from_hf(facts: Facts) -> ModelConfig:
+def config_from_hf(metadata: Metadata) -> ModelConfig:
   """The model a config.json describes; absent keys are those of its class."""
-  third = facts.get('model_type') == 'deepseek_v3'
+  third = metadata.get('model_type') == 'deepseek_v3'
   for key, wanted in (
     ('attention_bias', False),
     ('mlp_bias', False),
@@ -79,52 +79,52 @@ def config_from_hf(facts: Facts) -> ModelConfig:
     ('scoring_func', 'sigmoid' if third else 'softmax'),
     ('rms_norm_eps', 1e-6),  # transformers' norms of latents have no other
   ):
-    facts.only(key, wanted)
-  rope_dim = facts.size('qk_rope_head_dim', 64)
-  fields = llama.dense(facts, max_position=4096 if third else 2048)
-  fields['head_dim'] = facts.size('qk_nope_head_dim', 128) + rope_dim
-  facts.only('num_key_value_heads', fields['num_heads'])
+    metadata.require(key, wanted)
+  rope_dim = metadata.size('qk_rope_head_dim', 64)
+  fields = llama.dense(metadata, max_position=4096 if third else 2048)
+  fields['head_dim'] = metadata.size('qk_nope_head_dim', 128) + rope_dim
+  metadata.require('num_key_value_heads', fields['num_heads'])
   return ModelConfig(
     **fields,
     latent=Latent(
-      kv_rank=facts.size('kv_lora_rank', 512),
+      kv_rank=metadata.size('kv_lora_rank', 512),
       rope_dim=rope_dim,
-      value_dim=facts.size('v_head_dim', 128),
+      value_dim=metadata.size('v_head_dim', 128),
       # Here null says that there is none.
-      query_rank=facts.values.get('q_lora_rank', 1536) or 0,
+      query_rank=metadata.values.get('q_lora_rank', 1536) or 0,
     ),
-    experts=_experts(facts, third),
-    family=facts.get('model_type'),
+    experts=_experts(metadata, third),
+    family=metadata.get('model_type'),
   )
 
 
-def _experts(facts: Facts, third: bool) -> Experts:
-  groups = facts.size('n_group', 8 if third else 1)
-  chosen = facts.size('topk_group', 4 if third else 1)
+def _experts(metadata: Metadata, third: bool) -> Experts:
+  groups = metadata.size('n_group', 8 if third else 1)
+  chosen = metadata.size('topk_group', 4 if third else 1)
   if third:
-    facts.only('topk_method', 'noaux_tc')
+    metadata.require('topk_method', 'noaux_tc')
   else:
     # transformers' router knows no other; so do the published models.
-    facts.only('norm_topk_prob', False)
-    method = facts.get('topk_method', 'greedy')
+    metadata.require('norm_topk_prob', False)
+    method = metadata.get('topk_method', 'greedy')
     if method == 'greedy':
       groups = chosen = 1
     elif method != 'group_limited_greedy':
-      raise facts.refusal(
+      raise metadata.refusal(
         f'topk_method = {method!r}', "'greedy' and 'group_limited_greedy'"
       )
-  width = facts.size('moe_intermediate_size', 2048 if third else 1407)
+  width = metadata.size('moe_intermediate_size', 2048 if third else 1407)
   return Experts(
-    num_experts=facts.size('n_routed_experts', 256 if third else 64),
-    num_chosen=facts.size('num_experts_per_tok', 8 if third else None),
+    num_experts=metadata.size('n_routed_experts', 256 if third else 64),
+    num_chosen=metadata.size('num_experts_per_tok', 8 if third else None),
     width=width,
-    shared_width=width * facts.size('n_shared_experts', 1 if third else 2),
-    num_dense_layers=facts.size('first_k_dense_replace', 3 if third else 0),
+    shared_width=width * metadata.size('n_shared_experts', 1 if third else 2),
+    num_dense_layers=metadata.size('first_k_dense_replace', 3 if third else 0),
     scores='sigmoid' if third else 'softmax',
     num_groups=groups,
     num_chosen_groups=chosen,
-    normalize=bool(facts.get('norm_topk_prob', third)),
-    scale=facts.number('routed_scaling_factor', 2.5 if third else 1.0),
+    normalize=bool(metadata.get('norm_topk_prob', third)),
+    scale=metadata.number('routed_scaling_factor', 2.5 if third else 1.0),
   )
 
 

@@ -10,17 +10,17 @@ import dataclasses
 from typing import Any
 
 from rlzero.models.config import ModelConfig
-from rlzero.weights.facts import Facts
 from rlzero.weights.families import llama, qwen, rope
+from rlzero.weights.metadata import Metadata
 from rlzero.weights.rows import Row, layer_rows
 
-LEFT_OUT = {
-  **llama.LEFT_OUT,
+SKIPPED = {
+  **llama.SKIPPED,
   '*vision_tower.*': 'the part that sees images',
   '*multi_modal_projector.*': 'the part that sees images',
 }
 # Checkpoints that see images have their text model one level down.
-RENAMED = {
+RENAMES = {
   'language_model.model.': 'model.',
   'language_model.lm_head.': 'lm_head.',
   'model.language_model.': 'model.',
@@ -61,49 +61,49 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
   )
 
 
-def config_from_hf(facts: Facts) -> ModelConfig:
+def config_from_hf(metadata: Metadata) -> ModelConfig:
   """The model a config.json describes; absent keys are those of its class."""
-  if facts.get('model_type') == 'gemma3':
-    text = rope.section(facts, 'text_config')
-    facts = Facts(text, f'{facts.source} (text_config)')
-  facts.only('hidden_activation', 'gelu_pytorch_tanh')
+  if metadata.get('model_type') == 'gemma3':
+    text = rope.section(metadata, 'text_config')
+    metadata = Metadata(text, f'{metadata.source} (text_config)')
+  metadata.require('hidden_activation', 'gelu_pytorch_tanh')
   for key in ('attention_bias', 'use_bidirectional_attention'):
-    facts.only(key, False)
+    metadata.require(key, False)
   for key in (
     'attn_logit_softcapping',
     'final_logit_softcapping',
     'quantization_config',
   ):
-    facts.only(key, None)
+    metadata.require(key, None)
   # Newer files have a rotary embedding for each kind of layer.
-  both = rope.section(facts, 'rope_parameters')
-  kinds = Facts(both, f'{facts.source} (rope_parameters)')
+  both = rope.section(metadata, 'rope_parameters')
+  kinds = Metadata(both, f'{metadata.source} (rope_parameters)')
   if both and not both.keys() <= {_LOCAL, _GLOBAL}:
     raise kinds.refusal(', '.join(both), f'{_LOCAL} and {_GLOBAL}')
   near = rope.section(kinds, _LOCAL)
-  far = rope.section(kinds, _GLOBAL) or rope.section(facts, 'rope_scaling')
-  if rope.scaling(near, facts) is not None:
-    raise facts.refusal(f'a stretch of {_LOCAL}', 'one of full_attention')
-  num_layers = facts.size('num_hidden_layers', 26)
+  far = rope.section(kinds, _GLOBAL) or rope.section(metadata, 'rope_scaling')
+  if rope.scaling(near, metadata) is not None:
+    raise metadata.refusal(f'a stretch of {_LOCAL}', 'one of full_attention')
+  num_layers = metadata.size('num_hidden_layers', 26)
   return ModelConfig(
-    vocab_size=facts.size('vocab_size', 262_208),
+    vocab_size=metadata.size('vocab_size', 262_208),
     num_layers=num_layers,
-    width=facts.size('hidden_size', 2304),
-    mlp_width=facts.size('intermediate_size', 9216),
-    num_heads=facts.size('num_attention_heads', 8),
-    num_kv_heads=facts.size('num_key_value_heads', 4),
-    head_dim=facts.size('head_dim', 256),
-    rope_theta=rope.base(far, facts, facts.number('rope_theta', 1e6)),
-    rope_scaling=rope.scaling(far, facts),
+    width=metadata.size('hidden_size', 2304),
+    mlp_width=metadata.size('intermediate_size', 9216),
+    num_heads=metadata.size('num_attention_heads', 8),
+    num_kv_heads=metadata.size('num_key_value_heads', 4),
+    head_dim=metadata.size('head_dim', 256),
+    rope_theta=rope.base(far, metadata, metadata.number('rope_theta', 1e6)),
+    rope_scaling=rope.scaling(far, metadata),
     local_rope_theta=rope.base(
-      near, facts, facts.number('rope_local_base_freq', 1e4)
+      near, metadata, metadata.number('rope_local_base_freq', 1e4)
     ),
-    rms_norm_eps=facts.number('rms_norm_eps', 1e-6),
-    tied_embedding=bool(facts.get('tie_word_embeddings', True)),
-    query_scalar=facts.size('query_pre_attn_scalar', 256),
-    window=facts.size('sliding_window', 4096),
-    global_every=_global_every(facts, num_layers),
-    max_position=facts.size('max_position_embeddings', 131_072),
+    rms_norm_eps=metadata.number('rms_norm_eps', 1e-6),
+    tied_embedding=bool(metadata.get('tie_word_embeddings', True)),
+    query_scalar=metadata.size('query_pre_attn_scalar', 256),
+    window=metadata.size('sliding_window', 4096),
+    global_every=_global_every(metadata, num_layers),
+    max_position=metadata.size('max_position_embeddings', 131_072),
     **_OPTIONS,
   )
 
@@ -124,28 +124,33 @@ def hf_from_config(config: ModelConfig) -> dict[str, Any]:
   }
 
 
-def config_from_gguf(facts: Facts) -> ModelConfig:
+def config_from_gguf(metadata: Metadata) -> ModelConfig:
   """The model the head of a GGUF file describes.
 
   It leaves unsaid what llama.cpp knows by heart: the pattern of layers, the
   local rotary base, and that scores are divided by the root of head_dim, or
   of width / heads in the 27B model.
   """
-  kind = facts.get('rope.scaling.type', 'none')
+  kind = metadata.get('rope.scaling.type', 'none')
   if kind not in ('none', 'linear'):
-    raise facts.refusal(f'rope.scaling.type = {kind!r}', "'none' and 'linear'")
-  values = llama.gguf_dense(facts, scalings=('none', 'linear'))
+    raise metadata.refusal(
+      f'rope.scaling.type = {kind!r}', "'none' and 'linear'"
+    )
+  values = llama.gguf_dense(metadata, scalings=('none', 'linear'))
   stretch = {'rope_type': 'default'}
   if kind == 'linear':
-    stretch = {'rope_type': kind, 'factor': facts.number('rope.scaling.factor')}
+    stretch = {
+      'rope_type': kind,
+      'factor': metadata.number('rope.scaling.factor'),
+    }
   large = values['num_layers'] == 62
   return ModelConfig(
     **values,
-    rope_scaling=rope.scaling(stretch, facts),
+    rope_scaling=rope.scaling(stretch, metadata),
     query_scalar=values['width'] // values['num_heads']
     if large
     else values['head_dim'],
-    window=facts.size('attention.sliding_window'),
+    window=metadata.size('attention.sliding_window'),
     global_every=6,
     **_OPTIONS,
   )
@@ -161,10 +166,10 @@ _OPTIONS = {
 }
 
 
-def _global_every(facts: Facts, num_layers: int) -> int:
+def _global_every(metadata: Metadata, num_layers: int) -> int:
   """One layer in how many is global; any other order is refused."""
-  every = facts.size('sliding_window_pattern', 6)
-  types = facts.get('layer_types')
+  every = metadata.size('sliding_window_pattern', 6)
+  types = metadata.get('layer_types')
   if types is None:
     return every
   if _GLOBAL in types:
@@ -174,7 +179,7 @@ def _global_every(facts: Facts, num_layers: int) -> int:
   regular = [
     _LOCAL if layer % every else _GLOBAL for layer in range(1, num_layers + 1)
   ]
-  facts.only('layer_types', regular, list(types))
+  metadata.require('layer_types', regular, list(types))
   return every
 
 

@@ -9,13 +9,13 @@ import numpy as np
 from rlzero.models.config import ModelConfig, RopeScaling
 from rlzero.models.rope import frequencies
 from rlzero.weights import fp8
-from rlzero.weights.facts import Facts, WeightsError
 from rlzero.weights.families import rope
+from rlzero.weights.metadata import Metadata, WeightsError
 from rlzero.weights.rows import Row, layer_rows
 
 GGUF_STRETCH = 'rope_freqs.weight'  # what each frequency is divided by
-LEFT_OUT = {'*.rotary_emb.inv_freq': 'a constant that is computed'}
-RENAMED: dict[str, str] = {}
+SKIPPED = {'*.rotary_emb.inv_freq': 'a constant that is computed'}
+RENAMES: dict[str, str] = {}
 EXTRA_TOKENS: tuple[str, ...] = ()
 
 EMBEDDING = Row(
@@ -57,11 +57,11 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
   )
 
 
-def config_from_hf(facts: Facts) -> ModelConfig:
+def config_from_hf(metadata: Metadata) -> ModelConfig:
   """The model a config.json describes; absent keys are those of its class."""
   for key in ('attention_bias', 'mlp_bias'):
-    facts.only(key, False)
-  return ModelConfig(**dense(facts), family='llama')
+    metadata.require(key, False)
+  return ModelConfig(**dense(metadata), family='llama')
 
 
 def hf_from_config(config: ModelConfig) -> dict[str, Any]:
@@ -69,47 +69,50 @@ def hf_from_config(config: ModelConfig) -> dict[str, Any]:
   return {'architectures': ['LlamaForCausalLM'], **described(config)}
 
 
-def config_from_gguf(facts: Facts) -> ModelConfig:
+def config_from_gguf(metadata: Metadata) -> ModelConfig:
   """The model the head of a GGUF file describes."""
-  values = gguf_dense(facts)
-  divisors = facts.values.get(GGUF_STRETCH)
+  values = gguf_dense(metadata)
+  divisors = metadata.values.get(GGUF_STRETCH)
   if divisors is not None:
     values['rope_scaling'] = _stretch(
-      divisors, values['head_dim'], values['rope_theta'], facts
+      divisors, values['head_dim'], values['rope_theta'], metadata
     )
   return ModelConfig(**values, family='llama')
 
 
 def dense(
-  facts: Facts, head_dim: int | None = None, max_position: int = 2048
+  metadata: Metadata, head_dim: int | None = None, max_position: int = 2048
 ) -> dict[str, Any]:
   """Fields of ModelConfig that all dense decoders have in their config.json.
 
   Args:
-    facts: of the file.
+    metadata: of the file.
     head_dim: where the file has none, if not width / heads.
     max_position: where the file has none.
   """
-  facts.only('hidden_act', 'silu')
-  fp8.quantised(facts)
-  facts.only('use_sliding_window', False)
-  types = set(facts.get('layer_types', ())) - {'full_attention'}
-  facts.only('layer_types', [], sorted(types))
-  theta, scaling = rope.read(facts)
-  width, heads = facts.size('hidden_size'), facts.size('num_attention_heads')
+  metadata.require('hidden_act', 'silu')
+  fp8.quantised(metadata)
+  metadata.require('use_sliding_window', False)
+  types = set(metadata.get('layer_types', ())) - {'full_attention'}
+  metadata.require('layer_types', [], sorted(types))
+  theta, scaling = rope.read(metadata)
+  width, heads = (
+    metadata.size('hidden_size'),
+    metadata.size('num_attention_heads'),
+  )
   return {
-    'vocab_size': facts.size('vocab_size'),
-    'num_layers': facts.size('num_hidden_layers'),
+    'vocab_size': metadata.size('vocab_size'),
+    'num_layers': metadata.size('num_hidden_layers'),
     'width': width,
-    'mlp_width': facts.size('intermediate_size'),
+    'mlp_width': metadata.size('intermediate_size'),
     'num_heads': heads,
-    'num_kv_heads': facts.size('num_key_value_heads', heads),
-    'head_dim': facts.size('head_dim', head_dim or width // heads),
+    'num_kv_heads': metadata.size('num_key_value_heads', heads),
+    'head_dim': metadata.size('head_dim', head_dim or width // heads),
     'rope_theta': theta,
     'rope_scaling': scaling,
-    'rms_norm_eps': facts.number('rms_norm_eps', 1e-6),
-    'tied_embedding': bool(facts.get('tie_word_embeddings', False)),
-    'max_position': facts.size('max_position_embeddings', max_position),
+    'rms_norm_eps': metadata.number('rms_norm_eps', 1e-6),
+    'tied_embedding': bool(metadata.get('tie_word_embeddings', False)),
+    'max_position': metadata.size('max_position_embeddings', max_position),
   }
 
 
@@ -134,45 +137,47 @@ def described(config: ModelConfig) -> dict[str, Any]:
 
 
 def gguf_dense(
-  facts: Facts, scalings: tuple[str, ...] = ('none',)
+  metadata: Metadata, scalings: tuple[str, ...] = ('none',)
 ) -> dict[str, Any]:
   """Fields of ModelConfig that all dense decoders have in a GGUF file.
 
   Whether the embedding is tied shows in the tensors alone.
 
   Args:
-    facts: of the file.
+    metadata: of the file.
     scalings: kinds of stretch that the family reads by itself.
   """
-  width = facts.size('embedding_length')
-  heads = facts.size('attention.head_count')
-  head_dim = facts.size('attention.key_length', width // heads)
-  facts.only('expert_count', 0)
-  if facts.get('rope.scaling.type') not in scalings:
-    facts.only('rope.scaling.type', 'none')
-  if facts.get('rope.scaling.type') is None:
+  width = metadata.size('embedding_length')
+  heads = metadata.size('attention.head_count')
+  head_dim = metadata.size('attention.key_length', width // heads)
+  metadata.require('expert_count', 0)
+  if metadata.get('rope.scaling.type') not in scalings:
+    metadata.require('rope.scaling.type', 'none')
+  if metadata.get('rope.scaling.type') is None:
     # 0 and 1 say that there is none.
     stretched = [
       key
       for key in ('rope.scaling.factor', 'rope.scale_linear')
-      if facts.number(key, 0.0) not in (0.0, 1.0)
+      if metadata.number(key, 0.0) not in (0.0, 1.0)
     ]
     if stretched:
-      raise rope.untyped(facts, stretched)
-  facts.only('rope.dimension_count', head_dim)
-  facts.only('attention.value_length', head_dim)
-  tokens = facts.values.get('tokenizer.ggml.tokens', ())
+      raise rope.untyped(metadata, stretched)
+  metadata.require('rope.dimension_count', head_dim)
+  metadata.require('attention.value_length', head_dim)
+  tokens = metadata.values.get('tokenizer.ggml.tokens', ())
   return {
-    'vocab_size': facts.size('vocab_size', len(tokens)),
-    'num_layers': facts.size('block_count'),
+    'vocab_size': metadata.size('vocab_size', len(tokens)),
+    'num_layers': metadata.size('block_count'),
     'width': width,
-    'mlp_width': facts.size('feed_forward_length'),
+    'mlp_width': metadata.size('feed_forward_length'),
     'num_heads': heads,
-    'num_kv_heads': facts.size('attention.head_count_kv', heads),
+    'num_kv_heads': metadata.size('attention.head_count_kv', heads),
     'head_dim': head_dim,
-    'rope_theta': shortest(facts.number('rope.freq_base', 1e4)),
-    'rms_norm_eps': shortest(facts.number('attention.layer_norm_rms_epsilon')),
-    'max_position': facts.size('context_length'),
+    'rope_theta': shortest(metadata.number('rope.freq_base', 1e4)),
+    'rms_norm_eps': shortest(
+      metadata.number('attention.layer_norm_rms_epsilon')
+    ),
+    'max_position': metadata.size('context_length'),
   }
 
 
@@ -196,7 +201,7 @@ def unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def _stretch(
-  divisors: np.ndarray, head_dim: int, theta: float, facts: Facts
+  divisors: np.ndarray, head_dim: int, theta: float, metadata: Metadata
 ) -> RopeScaling:
   """Which of Llama 3's stretches divides the frequencies by these numbers."""
   plain = frequencies(head_dim, theta, None)
@@ -208,8 +213,8 @@ def _stretch(
     ):
       return scaling
   raise WeightsError(
-    f'{facts.source} stretches the rotary embedding by {GGUF_STRETCH} in a way '
-    "that is neither Llama 3.1's nor 3.2's; use the model's Hugging Face "
+    f'{metadata.source} stretches the rotary embedding by {GGUF_STRETCH} in a '
+    "way that is neither Llama 3.1's nor 3.2's; use the model's Hugging Face "
     'folder instead.'
   )
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 from rlzero.models.config import Experts, ModelConfig
-from rlzero.weights.facts import Facts
 from rlzero.weights.families import deepseek, llama
+from rlzero.weights.metadata import Metadata
 from rlzero.weights.rows import Row, layer_rows
 
-LEFT_OUT = llama.LEFT_OUT
-RENAMED = llama.RENAMED
+SKIPPED = llama.SKIPPED
+RENAMES = llama.RENAMES
 EXTRA_TOKENS = llama.EXTRA_TOKENS
 
 _BIAS = (
@@ -46,31 +46,33 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
   )
 
 
-def config_from_hf(facts: Facts) -> ModelConfig:
+def config_from_hf(metadata: Metadata) -> ModelConfig:
   """The model a config.json describes; absent keys are those of its class."""
-  kind = facts.get('model_type')
+  kind = metadata.get('model_type')
   if kind != 'qwen2':  # Qwen2 has a bias on q, k and v whatever it says
-    facts.only('attention_bias', False)
+    metadata.require('attention_bias', False)
   head_dim = 128 if kind == 'qwen3' else None
   return ModelConfig(
-    **llama.dense(facts, head_dim, 32768),
+    **llama.dense(metadata, head_dim, 32768),
     **_options(kind),
-    experts=_experts(facts) if kind == 'qwen3_moe' else None,
+    experts=_experts(metadata) if kind == 'qwen3_moe' else None,
     family=kind,
   )
 
 
-def _experts(facts: Facts) -> Experts:
-  facts.only('decoder_sparse_step', 1)
+def _experts(metadata: Metadata) -> Experts:
+  metadata.require('decoder_sparse_step', 1)
   # Those with an MLP are the first, or they are not implemented.
-  dense = facts.get('mlp_only_layers', [])
-  facts.only('mlp_only_layers', list(range(len(dense))), dense)
+  dense = metadata.get('mlp_only_layers', [])
+  metadata.require('mlp_only_layers', list(range(len(dense))), dense)
   return Experts(
-    num_experts=facts.size('num_experts', facts.get('num_local_experts', 128)),
-    num_chosen=facts.size('num_experts_per_tok', 8),
-    width=facts.size('moe_intermediate_size', 768),
+    num_experts=metadata.size(
+      'num_experts', metadata.get('num_local_experts', 128)
+    ),
+    num_chosen=metadata.size('num_experts_per_tok', 8),
+    width=metadata.size('moe_intermediate_size', 768),
     num_dense_layers=len(dense),
-    normalize=bool(facts.get('norm_topk_prob', False)),
+    normalize=bool(metadata.get('norm_topk_prob', False)),
   )
 
 
@@ -96,11 +98,13 @@ def _described_experts(experts: Experts) -> dict[str, Any]:
   }
 
 
-def config_from_gguf(facts: Facts) -> ModelConfig:
+def config_from_gguf(metadata: Metadata) -> ModelConfig:
   """The model the head of a GGUF file describes."""
-  facts.only('attention.sliding_window', 0)
-  kind = facts.values['general.architecture']
-  return ModelConfig(**llama.gguf_dense(facts), **_options(kind), family=kind)
+  metadata.require('attention.sliding_window', 0)
+  kind = metadata.values['general.architecture']
+  return ModelConfig(
+    **llama.gguf_dense(metadata), **_options(kind), family=kind
+  )
 
 
 def _options(kind: str) -> dict[str, bool]:

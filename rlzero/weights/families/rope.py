@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlzero.models.config import LinearScaling, RopeScaling, Yarn
-from rlzero.weights.facts import Facts, WeightsError
+from rlzero.weights.metadata import Metadata, WeightsError
 
 Scaling = RopeScaling | LinearScaling | Yarn
 
@@ -40,7 +40,7 @@ _OPTIONAL = ('beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim')
 _NO_STRETCH = ('rope_theta', 'partial_rotary_factor')
 
 
-def read(facts: Facts) -> tuple[float, Scaling | None]:
+def read(metadata: Metadata) -> tuple[float, Scaling | None]:
   """Base and stretch; older files keep them apart, newer ones in one dict.
 
   Raises:
@@ -48,49 +48,49 @@ def read(facts: Facts) -> tuple[float, Scaling | None]:
       in rope_scaling than in rope_parameters.
   """
   newer, older = (
-    section(facts, k) for k in ('rope_parameters', 'rope_scaling')
+    section(metadata, k) for k in ('rope_parameters', 'rope_scaling')
   )
   rope = newer or older
-  facts.only(
+  metadata.require(
     'partial_rotary_factor',
     1,
-    facts.get('partial_rotary_factor', rope.get('partial_rotary_factor')),
+    metadata.get('partial_rotary_factor', rope.get('partial_rotary_factor')),
   )
-  stretch = scaling(rope, facts)
-  if newer and older and scaling(older, facts) != stretch:
+  stretch = scaling(rope, metadata)
+  if newer and older and scaling(older, metadata) != stretch:
     raise WeightsError(
-      f'{facts.source} has rope_parameters {newer!r} and rope_scaling '
+      f'{metadata.source} has rope_parameters {newer!r} and rope_scaling '
       f"{older!r}, which are not the same stretch; restore the model's own "
       'file.'
     )
-  return base(rope, facts, facts.number('rope_theta', 1e4)), stretch
+  return base(rope, metadata, metadata.number('rope_theta', 1e4)), stretch
 
 
-def section(facts: Facts, key: str) -> dict[str, Any]:
+def section(metadata: Metadata, key: str) -> dict[str, Any]:
   """A dict of a config.json, {} where there is none.
 
   Raises:
     WeightsError: something else is there.
   """
-  found = facts.get(key, {})
+  found = metadata.get(key, {})
   if not isinstance(found, dict):
-    raise facts.unusable(key, found, 'an object or null')
+    raise metadata.unusable(key, found, 'an object or null')
   return found
 
 
-def base(rope: Mapping[str, Any], facts: Facts, default: float) -> float:
+def base(rope: Mapping[str, Any], metadata: Metadata, default: float) -> float:
   """The base θ of the embedding (arXiv 2104.09864).
 
   Raises:
     WeightsError: none above 0.
   """
-  theta = Facts(rope, facts.source).number('rope_theta', default)
+  theta = Metadata(rope, metadata.source).number('rope_theta', default)
   if theta <= 0:
-    raise facts.unusable('rope_theta', theta, 'a number above 0')
+    raise metadata.unusable('rope_theta', theta, 'a number above 0')
   return theta
 
 
-def scaling(rope: Mapping[str, Any], facts: Facts) -> Scaling | None:
+def scaling(rope: Mapping[str, Any], metadata: Metadata) -> Scaling | None:
   """The stretch that one dict describes.
 
   Raises:
@@ -100,24 +100,24 @@ def scaling(rope: Mapping[str, Any], facts: Facts) -> Scaling | None:
   kinds = {rope[k] for k in ('rope_type', 'type') if rope.get(k) is not None}
   if len(kinds) > 1:
     raise WeightsError(
-      f'{facts.source} has a rotary embedding of the types '
+      f'{metadata.source} has a rotary embedding of the types '
       f"{' and '.join(sorted(map(repr, kinds)))}; restore the model's own file."
     )
   if not kinds:
     numbers = [k for k, v in rope.items() if v is not None]
     numbers = [k for k in numbers if k not in _NO_STRETCH]
     if numbers:
-      raise untyped(facts, numbers)
+      raise untyped(metadata, numbers)
     return None
   (kind,) = kinds
   if kind == 'default':
     return None
   if kind not in _KINDS:
     known = sorted(('default', *_KINDS))
-    raise facts.refusal(f'rope_type = {kind!r}', ' and '.join(known))
+    raise metadata.refusal(f'rope_type = {kind!r}', ' and '.join(known))
   cls, names = _KINDS[kind]
-  facts.only('attention_factor', None, rope.get('attention_factor'))
-  facts.only('truncate', True, rope.get('truncate'))
+  metadata.require('attention_factor', None, rope.get('attention_factor'))
+  metadata.require('truncate', True, rope.get('truncate'))
   there = {o: name for o, name in names.items() if rope.get(name) is not None}
   missing = [
     name
@@ -126,10 +126,10 @@ def scaling(rope: Mapping[str, Any], facts: Facts) -> Scaling | None:
   ]
   if missing:
     raise WeightsError(
-      f'{facts.source} has rope_type {kind!r} without {", ".join(missing)}; '
+      f'{metadata.source} has rope_type {kind!r} without {", ".join(missing)}; '
       "restore the model's own file."
     )
-  values = Facts(rope, facts.source)
+  values = Metadata(rope, metadata.source)
   try:
     return cls(
       **{
@@ -140,13 +140,13 @@ def scaling(rope: Mapping[str, Any], facts: Facts) -> Scaling | None:
       }
     )
   except ValueError as error:
-    raise WeightsError(f'{facts.source}: {error}') from error
+    raise WeightsError(f'{metadata.source}: {error}') from error
 
 
-def untyped(facts: Facts, names: Iterable[str]) -> WeightsError:
+def untyped(metadata: Metadata, names: Iterable[str]) -> WeightsError:
   """The error about a stretch whose kind nobody said."""
   return WeightsError(
-    f'{facts.source} stretches the rotary embedding by {", ".join(names)} '
+    f'{metadata.source} stretches the rotary embedding by {", ".join(names)} '
     'without a type, and each type computes other positions; add the '
     "model's own type (rope_type, or rope.scaling.type in GGUF)."
   )

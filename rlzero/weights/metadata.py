@@ -9,7 +9,7 @@ class WeightsError(ValueError):
   """A weight file that is damaged or is not the model it says it is."""
 
 
-class Facts:
+class Metadata:
   """Values by name; every refusal names the source, the key and the value.
 
   Args:
@@ -54,7 +54,7 @@ class Facts:
       raise self.unusable(key, value, 'a number')
     return float(value)
 
-  def only(self, key: str, wanted: Any, value: Any = None) -> None:
+  def require(self, key: str, wanted: Any, value: Any = None) -> None:
     """Accepts one value of an option, which is also what absence means.
 
     Args:
