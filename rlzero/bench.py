@@ -173,7 +173,7 @@ def useful(
   trained = everything
   if cfg.leaves_out_constant_groups:
     trained = np.ptp(rewards, axis=1) > 0
-  num_slots = min(cfg.num_slots, lengths.size)
+  num_slots = min(cfg.sampling.num_slots, lengths.size)
   item = jnp.dtype(model.dtype).itemsize
   # The weights are read once for every token of the fullest schedule.
   decode_steps = max(lengths.max(), lengths.sum() / num_slots)

@@ -15,7 +15,7 @@ Differences from the paper: it has no distillation by logits.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -23,12 +23,12 @@ from jax import numpy as jnp
 
 from rlzero.models import parameters, transformer, vocab_head
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import scheduler
+from rlzero.rollout import sampling, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import config, metrics, saved_config, sharding
 from rlzero.tasks.datasets import records
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import demonstrations, folders, packing, supervised
+from rlzero.train import demonstrations, folders, optim, packing, supervised
 from rlzero.types import Params
 
 _CHUNK = 512  # tokens whose logits are held at a time
@@ -37,6 +37,11 @@ _CHUNK = 512  # tokens whose logits are held at a time
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(supervised.Config):
   """Settings of a run; the defaults are the paper's but for the rate."""
+
+  SHORT_FLAGS: ClassVar[dict[str, str]] = {
+    **optim.SHORT_FLAGS,
+    **sampling.SHORT_FLAGS,
+  }
 
   loss: Literal['traces', 'forward_kl', 'reverse_kl'] = 'traces'
   teacher: str = ''  # checkpoint; of the KL losses

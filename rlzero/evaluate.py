@@ -27,7 +27,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from rlzero.evaluation import (
   compare,
@@ -37,7 +37,7 @@ from rlzero.evaluation import (
   sampler,
   suites,
 )
-from rlzero.rollout import encoding
+from rlzero.rollout import encoding, sampling
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import files, provenance, sharding
 from rlzero.scoring import grade, reward_pool
@@ -48,6 +48,8 @@ from rlzero.text.template import Template
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Settings of an evaluation."""
+
+  SHORT_FLAGS: ClassVar[dict[str, str]] = sampling.SHORT_FLAGS
 
   # Run or Hugging Face folder, GGUF file, or http://host/v1#model
   checkpoint: str = ''

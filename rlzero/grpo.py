@@ -40,7 +40,9 @@ def run(cfg: Config) -> None:
   saved_config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:
     loaded = settings.load_start(cfg)
-    if cfg.model and cfg.computed(cfg.model) != cfg.computed(loaded.config):
+    if cfg.model and cfg.with_runtime_options(
+      cfg.model
+    ) != cfg.with_runtime_options(loaded.config):
       raise ValueError(
         f'grpo.Config.model is {cfg.model}, but the checkpoint '
         f'{cfg.checkpoint!r} is {loaded.config}; give the shape that it has, '

@@ -8,12 +8,12 @@ are compiled for the topology: memory, traffic and collectives are those of
 the compiled programs. For GPUs all is arithmetic (`planner/estimate.py`). FLOPs
 are by formula, with what is computed again and what pads.
 
-Settings of the run are set as for `rlzero.grpo`, flags as
---gin.grpo.Config.num_slots=128. Of the lengths of completions nothing is known
-before: memory is planned for the longest, time for an assumed mean, spread
-like an exponential cut at the longest. A roofline is the time of the largest
-of FLOPs, memory traffic and traffic between devices at published rates; a run
-reaches a part of it, which `efficiency` assumes.
+Settings of the run are set as for `rlzero.grpo`: --num_slots=128, or
+--run.micro_tokens=8192 for those without a short flag. Nothing is known of the
+lengths of completions: memory is planned for the longest, time for an assumed
+mean, spread like an exponential cut at the longest. A roofline is the time of
+the largest of FLOPs, memory traffic and traffic between devices at published
+rates; a run reaches a part of it, which `efficiency` assumes.
 """
 
 import collections
@@ -23,7 +23,7 @@ import heapq
 import math
 import os
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -64,6 +64,10 @@ class Config:
     ValueError: something out of range.
   """
 
+  SHORT_FLAGS: ClassVar[dict[str, str]] = {
+    name: f'run.{path}' for name, path in grpo.Config.SHORT_FLAGS.items()
+  }
+
   run: grpo.Config  # of the gin file
   topology: str  # v5e:4x4, v5p:4x4x4, v6e:8x8, h100:8, cpu (what is there)
   mean_len: int = 0  # tokens a completion; 0 assumes a quarter of max_len
@@ -80,10 +84,10 @@ class Config:
         f'plan.Config.efficiency is {self.efficiency}; it must be above 0 and '
         'at most 1.'
       )
-    if not 0 <= self.mean_len <= self.run.max_len:
+    if not 0 <= self.mean_len <= self.run.sampling.max_len:
       raise ValueError(
         f'plan.Config.mean_len is {self.mean_len}; it must be at most '
-        f'grpo.Config.max_len = {self.run.max_len}.'
+        f'sampling.Sampling.max_len = {self.run.sampling.max_len}.'
       )
     if not self.run.model:
       raise ValueError(
@@ -102,7 +106,7 @@ class Config:
 
   @property
   def assumed_len(self) -> int:
-    return self.mean_len or max(self.run.max_len // 4, 1)
+    return self.mean_len or max(self.run.sampling.max_len // 4, 1)
 
 
 @dataclasses.dataclass
@@ -193,9 +197,9 @@ class _Plan:
   def __init__(self, cfg, chip, num_devices, compiled):
     self.cfg, self.chip = cfg, chip
     self.num_devices, self.compiled = num_devices, compiled
-    self.model = cfg.run.computed(cfg.run.model)
+    self.model = cfg.run.with_runtime_options(cfg.run.model)
     self.run = programs.Run(
-      cfg.run, self.model, cfg.prompt_len or cfg.run.max_prompt_len
+      cfg.run, self.model, cfg.prompt_len or cfg.run.sampling.max_prompt_len
     )
     self.ways = sharding.axis_size('B')
     self.width = self.run.widest
@@ -205,12 +209,12 @@ class _Plan:
     cfg, run = self.cfg, self.cfg.run
     # Sizes are counted in rows and slots of a device.
     rows = self.run.micro(run.micro_tokens).tokens.ids.shape[0] // self.ways
-    slots = len(self.run.slots(run.num_slots).token) // self.ways
+    slots = len(self.run.slots(run.sampling.num_slots).token) // self.ways
     per_step = run.num_prompts * run.group_size
     most_rows = max(per_step // self.ways, 1)
     most_slots = max(per_step * run.steps_per_rollout // self.ways, 1)
     names = ['prefill', 'decode', 'reference', 'update', 'apply']
-    if not run.kl_coef:
+    if not run.objective.kl_coef:
       names.remove('reference')
     sizes = {
       name: slots if name in ('prefill', 'decode') else rows for name in names
@@ -241,7 +245,7 @@ class _Plan:
       'hbm_bytes': self.chip.memory,
       'parameters': total,
       'active': total - flops.idle(self.model),
-      'max_len': run.max_len,
+      'max_len': run.sampling.max_len,
       'mean_len': cfg.assumed_len,
       'prompt_len': self.run.prompt_len,
       'efficiency': cfg.efficiency,
@@ -350,7 +354,7 @@ class _Plan:
         work = forward(tokens, 0, tokens * prompt_len)
         calls = {1.0: run.num_prompts / block}
       case 'decode':
-        rows, steps = size * self.ways, run.decode_steps
+        rows, steps = size * self.ways, run.sampling.decode_steps
         keys = cache_capacity(model, self.run.slots(rows).cache) + steps
         work = steps * forward(rows, rows, rows * keys, absorbed=True)
         calls = {1.0: self._decode_calls(rows)}
@@ -380,14 +384,16 @@ class _Plan:
     """Microbatches of a step whose completions are as long as assumed."""
     run = self.cfg.run
     lengths = lengths_of(
-      run.num_prompts * run.group_size, self.cfg.assumed_len, run.max_len
+      run.num_prompts * run.group_size,
+      self.cfg.assumed_len,
+      run.sampling.max_len,
     )
     rows = programs.rows_of(
       lengths.reshape(run.num_prompts, run.group_size), self.run.prompt_len
     )
     everything = np.arange(lengths.size)
     for _, micro in packing.microbatches(
-      rows, everything, micro_tokens, run.max_len, self.ways
+      rows, everything, micro_tokens, run.sampling.max_len, self.ways
     ):
       yield micro
 
@@ -395,10 +401,12 @@ class _Plan:
     """Calls a step, until the last completion of a rollout has ended."""
     run = self.cfg.run
     total = self.run.num_prompts * run.group_size
-    lengths = lengths_of(total, self.cfg.assumed_len, run.max_len)
+    lengths = lengths_of(total, self.cfg.assumed_len, run.sampling.max_len)
     ends = [0] * num_slots
     for length in lengths:
-      heapq.heapreplace(ends, ends[0] + -(-int(length) // run.decode_steps))
+      heapq.heapreplace(
+        ends, ends[0] + -(-int(length) // run.sampling.decode_steps)
+      )
     return max(ends) / run.steps_per_rollout
 
   def _largest(self, name: str, size: int, most: int, unit: int):

@@ -18,6 +18,7 @@ import functools
 import itertools
 import sys
 import time
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ from rlzero.runtime import config, lifecycle, metrics, saved_config
 from rlzero.runtime.fields import mutable_on_resume
 from rlzero.tasks import countdown
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import checkpoint, folders
+from rlzero.train import checkpoint, folders, optim
 from rlzero.train.optim import Optimizer
 from rlzero.types import Params, Tokens
 
@@ -38,6 +39,8 @@ from rlzero.types import Params, Tokens
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Settings of a pre-training run."""
+
+  SHORT_FLAGS: ClassVar[dict[str, str]] = optim.SHORT_FLAGS
 
   workdir: str = mutable_on_resume()
   model: ModelConfig

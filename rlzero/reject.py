@@ -21,12 +21,12 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from rlzero.evaluation import contamination, measure
-from rlzero.rollout import encoding, scheduler
+from rlzero.rollout import encoding, sampling, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import config, files, metrics, saved_config, sharding
 from rlzero.runtime.fields import mutable_on_resume
@@ -53,6 +53,8 @@ REASONS = (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Settings of a run."""
+
+  SHORT_FLAGS: ClassVar[dict[str, str]] = sampling.SHORT_FLAGS
 
   workdir: str = mutable_on_resume()
   checkpoint: str  # run folder, Hugging Face folder or GGUF file

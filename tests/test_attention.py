@@ -13,6 +13,7 @@ from rlzero.models import attention, parameters, splash, transformer
 from rlzero.models.config import Latent, ModelConfig
 from rlzero.rl import learner
 from rlzero.rl.objective import Objective
+from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
 from rlzero.train import packing
 
@@ -33,7 +34,8 @@ LATENT = dataclasses.replace(
   head_dim=6,
   latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
 )
-OBJECTIVE = Objective(max_len=128, kl_coef=0.1)
+OBJECTIVE = Objective(kl_coef=0.1)
+SAMPLING = Sampling(max_len=128)
 
 
 def _rows() -> packing.RolloutBatch:
@@ -66,7 +68,7 @@ def _micro() -> packing.Microbatch:
 
 
 def _loss_and_gradient(config, params, micro):
-  loss = functools.partial(learner._loss, config, OBJECTIVE)
+  loss = functools.partial(learner._loss, config, OBJECTIVE, SAMPLING)
   (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
     params, micro
   )
@@ -158,7 +160,9 @@ def test_the_update_compiles_for_a_tpu_with_the_kernels(monkeypatch):
     platform='tpu', topology_name='v5e:2x2'
   )
   config = dataclasses.replace(GQA, head_dim=64, dtype='bfloat16')
-  update = learner.Learner(config, OBJECTIVE, optax.sgd(1.0), 512)
+  update = learner.Learner(
+    config, OBJECTIVE, optax.sgd(1.0), 512, sampling=SAMPLING
+  )
   with sharding.use(sharding.Mesh(data=2, tensor=2), topology.devices):
     shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     lowered = update.lower(update.abstract(shapes), _rows())['update']

@@ -11,6 +11,7 @@ from rlzero import bench
 from rlzero.models.config import Latent, ModelConfig
 from rlzero.planner import flops
 from rlzero.rl import collect, settings, update
+from rlzero.runtime import fields
 from rlzero.tasks import procedural
 from rlzero.text.template import Template
 from rlzero.train import folders, packing
@@ -32,7 +33,7 @@ def _config(**changes):
     'num_steps': 1,
     **changes,
   }
-  return bench.Config(**settings)
+  return fields.make(bench.Config, **settings)
 
 
 def test_the_last_line_is_json_with_every_figure(capsys, monkeypatch):

@@ -19,6 +19,7 @@ from rlzero.benchmarks.host_steps import CONFIG
 from rlzero.rl import settings, update
 from rlzero.runtime import (
   config,
+  fields,
   hosts,
   lifecycle,
   metrics,
@@ -75,7 +76,7 @@ def test_two_processes_equal_one(tmp_path):
       np.testing.assert_array_equal(a, b)
     assert distance(grads, same_grads) < 1e-5
   # What two wrote, one reads, on its own mesh and with none.
-  cfg = grpo.Config(workdir=str(tmp_path), **CONFIG)
+  cfg = fields.make(grpo.Config, workdir=str(tmp_path), **CONFIG)
   for mesh in (sharding.Mesh(fsdp=8), sharding.Mesh()):
     with sharding.use(mesh):
       trainer = update.Trainer(cfg, settings.load_start(cfg))
@@ -99,7 +100,8 @@ def test_two_processes_equal_one(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_one_host_saves_on_all(tmp_path):
-  cfg = grpo.Config(
+  cfg = fields.make(
+    grpo.Config,
     **CONFIG | {'decode_steps': 2, 'kl_coef': 0.0},
     workdir='',
     num_steps=2,

@@ -1,6 +1,5 @@
 """The update against the plain formula, a row at a time."""
 
-import dataclasses
 import functools
 
 import jax
@@ -41,9 +40,9 @@ DR_GRPO = Objective(
   clip_high=0.3,
   normalize_std=False,
   aggregation='constant',
-  temperature=0.7,
-  max_len=20,
 )
+# The sampling that goes with it in the tests; the others have the default.
+SAMPLING = {DR_GRPO: Sampling(temperature=0.7, max_len=20)}
 
 SHARED_PREFIX = 7, 3
 
@@ -88,8 +87,14 @@ def make_rows(objective, seed=0, shortest=1, longest=9, shared_prefix=()):
 
 
 @functools.cache
-def make_learner(objective, micro_tokens=MICRO, rate=0.05):
-  return learner.Learner(CONFIG, objective, optax.sgd(rate), micro_tokens)
+def make_learner(objective, micro_tokens=MICRO, rate=0.05, sampling=None):
+  return learner.Learner(
+    CONFIG,
+    objective,
+    optax.sgd(rate),
+    micro_tokens,
+    sampling=sampling or SAMPLING.get(objective, Sampling()),
+  )
 
 
 def plain_logprobs(params, temperature, ids, start, size):
@@ -107,10 +112,10 @@ def plain_logprobs(params, temperature, ids, start, size):
 @functools.cache
 def plain(objective):
   """The formula of one row as the papers write it, with its gradient."""
-  o = objective
+  o, s = objective, SAMPLING.get(objective, Sampling())
 
   def gain(params, ids, start, size, old, ref, advantage, mask):
-    logprobs, real = plain_logprobs(params, o.temperature, ids, start, size)
+    logprobs, real = plain_logprobs(params, s.temperature, ids, start, size)
     real &= mask
     ratio = jnp.exp(logprobs - old)
     surrogate = jnp.minimum(
@@ -119,7 +124,7 @@ def plain(objective):
     )
     kl = jnp.exp(ref - logprobs) - (ref - logprobs) - 1
     count = jnp.sum(real)
-    divisor = count if o.aggregation == 'sequence_mean' else o.max_len
+    divisor = count if o.aggregation == 'sequence_mean' else s.max_len
     terms = jnp.where(real, surrogate - o.kl_coef * kl, 0)
     return -jnp.sum(terms) / divisor, jnp.sum(jnp.where(real, kl, 0))
 
@@ -180,8 +185,8 @@ def test_microbatches_change_nothing(params, micro_tokens):
 
 
 def test_a_group_may_be_cut_into_several_microbatches(params):
-  objective = dataclasses.replace(GRPO, max_len=24)
-  rows = make_rows(objective, shortest=12, longest=24)
+  short = Sampling(max_len=24)
+  rows = make_rows(GRPO, shortest=12, longest=24)
   everything = np.arange(NUM_ROWS)
   parts = [
     {rows.prompt_index[place.completion] for place in places}
@@ -189,8 +194,10 @@ def test_a_group_may_be_cut_into_several_microbatches(params):
   ]
   for group in range(NUM_PROMPTS):
     assert sum(group in part for part in parts) > 1
-  whole, totals = make_learner(objective, 1000).gradient(params, rows)
-  cut, same = make_learner(objective, 48).gradient(params, rows)
+  whole, totals = make_learner(GRPO, 1000, sampling=short).gradient(
+    params, rows
+  )
+  cut, same = make_learner(GRPO, 48, sampling=short).gradient(params, rows)
   assert distance(cut, whole) < 1e-5  # rounding of longer sums
   np.testing.assert_allclose(same.objective, totals.objective, rtol=1e-5)
   np.testing.assert_allclose(same.kl, totals.kl, rtol=1e-5)

@@ -93,7 +93,9 @@ def test_runs_to_start_from(run, name, monkeypatch):
   shape = dataclasses.replace(
     model(_MODELS / f'{name}.gin'), dtype=cfg.dtype, remat=cfg.remat
   )
-  assert cfg.max_prompt_len + cfg.max_len <= shape.max_position
+  assert (
+    cfg.sampling.max_prompt_len + cfg.sampling.max_len <= shape.max_position
+  )
   # A microbatch of the update, and the cache of the rollout.
   params = jax.eval_shape(lambda: transformer.init(shape, jax.random.key(0)))
   tokens = Tokens(*[jax.ShapeDtypeStruct((4, 32), np.int32)] * 3)

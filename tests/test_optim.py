@@ -105,8 +105,8 @@ def test_muon_takes_the_matrices_and_adam_the_rest():
   'change, message',
   [
     ({'learning_rate': -1.0}, 'learning_rate is -1.0; .* at least 0'),
-    ({'b1': 1.0}, r'b1 is 1.0; it must be in \[0, 1\)'),
-    ({'b2': -0.1}, r'b2 is -0.1; it must be in \[0, 1\)'),
+    ({'b1': 1.0}, r'b1 is 1.0; it must be at least 0 and below 1'),
+    ({'b2': -0.1}, r'b2 is -0.1; it must be at least 0 and below 1'),
     ({'max_grad_norm': 0.0}, 'max_grad_norm is 0.0; .* above 0'),
     ({'warmup_steps': -1}, 'warmup_steps is -1; .* at least 0'),
   ],

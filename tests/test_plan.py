@@ -30,7 +30,8 @@ MODEL = ModelConfig(
   head_dim=16,
   max_position=512,
 )
-RUN = grpo.Config(
+RUN = fields.make(
+  grpo.Config,
   workdir='',
   model=MODEL,
   mesh=sharding.Mesh(fsdp=4, tensor=2),
@@ -50,7 +51,7 @@ RUN = grpo.Config(
 
 
 def _plan(topology, changes=(), **settings):
-  run = dataclasses.replace(RUN, **dict(changes))
+  run = fields.replace(RUN, **dict(changes))
   return plan.Config(run=run, topology=topology, **settings)
 
 
@@ -281,7 +282,8 @@ def test_from_the_command_line(tmp_path, capsys):
     'from rlzero import grpo\n'
     'from rlzero.models import config\n'
     'grpo.Config.model = @config.ModelConfig()\n'
-    'grpo.Config.max_len = 1024\n'
+    'from rlzero.rollout import sampling\n'
+    'sampling.Sampling.max_len = 1024\n'
   )
   flags = [f'--gin_file={path}', '--topology=a100:8', '--json']
   mesh = [
@@ -321,6 +323,7 @@ from jax import numpy as jnp
 from rlzero import grpo
 from rlzero.planner import programs
 from rlzero.models.config import ModelConfig
+from rlzero.runtime import fields
 
 def memory(key):
   with open('/proc/self/status') as file:
@@ -330,7 +333,8 @@ model = ModelConfig(
   vocab_size=32768, num_layers=8, width=1024, mlp_width=4096, num_heads=16,
   num_kv_heads=4, head_dim=64, max_position=4096, remat=True,
 )
-cfg = grpo.Config(
+cfg = fields.make(
+  grpo.Config,
   workdir='', model=model, num_prompts=2, group_size=8, max_len=512,
   max_prompt_len=64, num_slots=64, decode_steps=2, micro_tokens=2048,
 )

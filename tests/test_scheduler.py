@@ -406,9 +406,10 @@ def test_logprobs_are_those_of_the_learner(params, temperature, by_slots):
   )
   update = learner.Learner(
     CONFIG,
-    Objective(temperature=temperature),
+    Objective(),
     optax.sgd(0.1),
     micro_tokens=48 * 32,
+    sampling=Sampling(temperature=temperature),
   )
   for mine, completion in zip(
     update.logprobs(params, rows), completions, strict=True

@@ -44,19 +44,22 @@ _SAVING_S = 0.05  # seconds, most of it in the background
 _GIN = """
 from __gin__ import dynamic_registration
 from rlzero import grpo
+from rlzero.rl import objective
+from rlzero.rollout import sampling
 from rlzero.text import template
+from rlzero.train import optim
 grpo.Config.template = @template.Template()
 template.Template.kind = 'short'
 grpo.Config.num_prompts = 4
 grpo.Config.group_size = 4
 grpo.Config.steps_per_rollout = 2
-grpo.Config.max_len = 48
-grpo.Config.max_prompt_len = 16
-grpo.Config.num_slots = 8
-grpo.Config.decode_steps = 4
-grpo.Config.kl_coef = 0.01
+sampling.Sampling.max_len = 48
+sampling.Sampling.max_prompt_len = 16
+sampling.Sampling.num_slots = 8
+sampling.Sampling.decode_steps = 4
+objective.Objective.kl_coef = 0.01
 grpo.Config.reference_every = 8
-grpo.Config.learning_rate = 1e-4
+optim.Optimizer.learning_rate = 1e-4
 grpo.Config.micro_tokens = 256
 grpo.Config.save_every = 3
 grpo.Config.eval_every = 10

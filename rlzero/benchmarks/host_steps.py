@@ -16,7 +16,7 @@ import numpy as np
 
 from rlzero import grpo
 from rlzero.rl import collect, settings, update
-from rlzero.runtime import hosts, lifecycle, sharding
+from rlzero.runtime import fields, hosts, lifecycle, sharding
 from rlzero.text.template import Template
 from rlzero.train import checkpoint
 
@@ -40,7 +40,7 @@ CONFIG = {
 
 def main(folder: str) -> None:
   """Writes what each step drew and its gradients, and a checkpoint."""
-  cfg = grpo.Config(workdir=folder, **CONFIG)
+  cfg = fields.make(grpo.Config, workdir=folder, **CONFIG)
   examples = cfg.task.examples('train')
   steps = []
   with (
@@ -68,7 +68,7 @@ def main(folder: str) -> None:
 
 def read(folder: str, copy: str) -> None:
   """Reads what is sound for every host, and then for one of them alone."""
-  cfg = grpo.Config(workdir=folder, **CONFIG)
+  cfg = fields.make(grpo.Config, workdir=folder, **CONFIG)
   with open(pathlib.Path(folder) / 'steps.pickle', 'rb') as file:
     _, params = pickle.load(file)
   with sharding.use(cfg.mesh):

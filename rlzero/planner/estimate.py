@@ -135,7 +135,7 @@ class Estimate:
       + 2 * out,
       received=s._gathered(1) + s._reduced(tokens, 1) + s.routed * sent,
     )
-    steps = run.cfg.decode_steps
+    steps = run.cfg.sampling.decode_steps
     cache = sharding.bytes_per_device(slots.cache)
     at_work, moved, sent = s._experts(rows)
     decode = Program(

@@ -73,7 +73,7 @@ class Run:
 
   @property
   def reference(self) -> Params:
-    return self.state.params if self.cfg.kl_coef else {}
+    return self.state.params if self.cfg.objective.kl_coef else {}
 
   @property
   def widest(self) -> int:
@@ -99,7 +99,7 @@ class Run:
         rows,
         np.arange(len(rows.completions)),
         micro_tokens,
-        self.cfg.max_len,
+        self.cfg.sampling.max_len,
         sharding.axis_size('B'),
       )
     )[1]
@@ -123,13 +123,13 @@ class Run:
     return update_programs.lower(learner, self.state, self._longest())
 
   def _sampling(self, num_slots: int) -> Sampling:
-    cfg = dataclasses.replace(self.cfg, num_slots=num_slots)
-    return cfg.sampling(cfg.temperature, 1.0)
+    return dataclasses.replace(self.cfg.sampling, num_slots=num_slots)
 
   def _longest(self) -> packing.RolloutBatch:
     cfg = self.cfg
     return rows_of(
-      np.full((cfg.num_prompts, cfg.group_size), cfg.max_len), self.prompt_len
+      np.full((cfg.num_prompts, cfg.group_size), cfg.sampling.max_len),
+      self.prompt_len,
     )
 
 

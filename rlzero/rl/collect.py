@@ -115,7 +115,7 @@ class Collector:
     """Samples G completions of each prompt, on the mesh of rollouts."""
     cfg, model = self._cfg, self._learner.config
     eos_ids = self._tokenizer.eos_ids
-    sampling = cfg.sampling(cfg.temperature, 1.0, keep_routes=cfg.replay_routes)
+    sampling = cfg.rollout_sampling
     with resharded(model, params, cfg.rollout_mesh) as (params, sent):
       clock.lap('reshard')
       self._ahead.rollout(params, prompts, cfg.group_size, sampling, eos_ids)

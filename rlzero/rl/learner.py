@@ -20,11 +20,13 @@ from rlzero.models import moe, parameters, transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.rl import losses, metrics, pmap
 from rlzero.rl.objective import Objective
+from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import hosts, sharding
 from rlzero.train import packing
 from rlzero.types import Params
 
 CHUNK = 512  # tokens whose logits are held at a time
+_SAMPLING = Sampling()
 
 
 class TrainState(NamedTuple):
@@ -82,6 +84,7 @@ class Learner:
       the end (`rl/pmap.py`), instead of every microbatch being cut over the
       mesh. For a mesh that only copies the parameters.
     balance_speed: gamma of `moe.balanced`, for routers that have a bias.
+    sampling: of the completions: temperature, and the most tokens of one.
   """
 
   def __init__(
@@ -93,15 +96,16 @@ class Learner:
     skip_constant: bool = True,
     pmapped: bool = False,
     balance_speed: float = 0.0,
+    sampling: Sampling = _SAMPLING,
   ):
     self.config = config
     self.transform = transform
-    self.micro_tokens, self.max_len = micro_tokens, objective.max_len
+    self.micro_tokens, self.max_len = micro_tokens, sampling.max_len
     # Without a KL term the objective of a row without advantage is constant.
     self._skips = skip_constant and objective.kl_coef == 0
-    accumulate = functools.partial(_accumulate, config, objective)
+    accumulate = functools.partial(_accumulate, config, objective, sampling)
     self.programs = Programs(
-      jax.jit(functools.partial(_logprobs, config, objective.temperature)),
+      jax.jit(functools.partial(_logprobs, config, sampling.temperature)),
       jax.jit(accumulate, donate_argnums=1),
       jax.jit(
         functools.partial(_apply, transform, balance_speed), donate_argnums=0
@@ -254,7 +258,7 @@ def _logprobs(config, temperature, params, micro):
   )[0]
 
 
-def _loss(config, objective, params, micro):
+def _loss(config, objective, sampling, params, micro):
   """Computes minus the rows' summed objective (arXiv 2501.12948, eq. 1)."""
   before, head_weight, routing = _predicted(config, params, micro)
   extras = (
@@ -265,8 +269,8 @@ def _loss(config, objective, params, micro):
     micro.advantages,
   )
   value, totals = vocab_head.fused_logprob_loss(
-    functools.partial(_terms, objective),
-    objective.temperature,
+    functools.partial(_terms, objective, sampling.max_len),
+    sampling.temperature,
     CHUNK,
     before,
     head_weight,
@@ -288,7 +292,7 @@ def _loss(config, objective, params, micro):
   )
 
 
-def _terms(objective, logprobs, entropy, extras):
+def _terms(objective, max_len, logprobs, entropy, extras):
   """Sums the objective over some tokens, [B, C], and counts their totals."""
   mask, counts, old_logprobs, ref_logprobs, advantages = extras
   mask = mask.astype(jnp.float32)
@@ -303,7 +307,7 @@ def _terms(objective, logprobs, entropy, extras):
     mask,
     counts.astype(jnp.float32),
     objective.aggregation,
-    objective.max_len,
+    max_len,
   )
   value = jnp.sum(weights * (gain - objective.kl_coef * kl))
   mismatch = jnp.abs(logprobs - old_logprobs)
@@ -324,9 +328,9 @@ def _psum(carry, axis_name):
   return jax.lax.psum(grads, axis_name), totals.psum(axis_name)
 
 
-def _accumulate(config, objective, params, carry, micro):
+def _accumulate(config, objective, sampling, params, carry, micro):
   grads, totals = carry
-  loss = functools.partial(_loss, config, objective)
+  loss = functools.partial(_loss, config, objective, sampling)
   (_, more), new = jax.value_and_grad(loss, has_aux=True)(params, micro)
   return _as_params(jax.tree.map(jnp.add, grads, new)), totals + more
 

@@ -277,7 +277,7 @@ class TrainingLoop:
         self.pool,
         measure.examples(cfg.task, split, num_problems),
         num_samples,
-        cfg.sampling(cfg.eval_temperature, cfg.eval_top_p),
+        cfg.eval_sampling,
         cfg.seed + 1_000_003,  # noise that no rollout of the run has
         on_progress,
         self._check_preempted,

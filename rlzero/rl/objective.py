@@ -3,6 +3,19 @@
 import dataclasses
 from typing import Literal
 
+from rlzero.runtime import fields, naming
+from rlzero.runtime.fields import above, at_least
+
+# Short flags of a stage that has an `objective`.
+SHORT_FLAGS = naming.flags_of(
+  'objective',
+  'kl_coef',
+  'clip_low',
+  'clip_high',
+  'normalize_std',
+  'aggregation',
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -16,17 +29,10 @@ class Objective:
   clip_low: float = 0.2  # epsilon below 1
   clip_high: float = 0.2  # epsilon above 1
   normalize_std: bool = True  # divide advantages by the group's std
+  # How a completion's tokens are summed: divided by its length, or by max_len.
   aggregation: Literal['sequence_mean', 'constant'] = 'sequence_mean'
-  temperature: float = 1.0  # of the policy whose log-probs are taken
-  max_len: int = 1024  # divisor of 'constant', in tokens
 
   def __post_init__(self):
-    if self.kl_coef < 0:
-      raise ValueError(
-        f'Objective.kl_coef is {self.kl_coef}; it must be at least 0.'
-      )
-    for name in ('clip_low', 'clip_high'):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f'Objective.{name} is {getattr(self, name)}; it must be above 0.'
-        )
+    fields.check(
+      self, kl_coef=at_least(0), clip_low=above(0), clip_high=above(0)
+    )

@@ -7,15 +7,21 @@ import jax
 
 from rlzero import weights
 from rlzero.models.config import ModelConfig
-from rlzero.rl import learner
+from rlzero.rl import learner, objective
 from rlzero.rl.objective import Objective
+from rlzero.rollout import sampling
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import sharding
-from rlzero.runtime.fields import mutable_on_resume
+from rlzero.runtime import fields, sharding
+from rlzero.runtime.fields import (
+  above,
+  at_least,
+  grows_on_resume,
+  mutable_on_resume,
+)
 from rlzero.scoring import reward_pool, rewards
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
-from rlzero.train import folders
+from rlzero.train import folders, optim
 from rlzero.train.optim import Optimizer
 
 
@@ -24,6 +30,12 @@ class Config:
   """Settings of a run; the defaults are the paper's for R1-Zero."""
 
   GIN_NAME: ClassVar[str] = 'rlzero.grpo.Config'  # `grpo.Config` in gin files
+  # Flags for fields of what the settings below hold: `--kl_coef=0`.
+  SHORT_FLAGS: ClassVar[dict[str, str]] = {
+    **sampling.SHORT_FLAGS,
+    **objective.SHORT_FLAGS,
+    **optim.SHORT_FLAGS,
+  }
 
   workdir: str = mutable_on_resume()
   checkpoint: str = ''  # run or Hugging Face folder, GGUF; '' is the tiny base
@@ -39,12 +51,7 @@ class Config:
   num_prompts: int = 32  # prompts a step
   group_size: int = 16  # G, completions a prompt
   steps_per_rollout: int = 16  # minibatches, each one policy update
-  max_len: int = 32_768  # tokens a completion
-  max_prompt_len: int = 1024  # tokens
-  temperature: float = 1.0  # T
-  num_slots: int = mutable_on_resume(64)  # completions decoded at a time
-  # Tokens between two looks at what has finished.
-  decode_steps: int = mutable_on_resume(16)
+  sampling: Sampling = Sampling(max_len=32_768, max_prompt_len=1024)
   # Reward
   accuracy_reward: float = 1.0  # weight
   format_reward: float = 1.0  # weight
@@ -59,17 +66,9 @@ class Config:
   # Mixed with the task, whose share is 1; what is measured is the task.
   others: tuple[rewards.Scenario, ...] = ()
   preference_from_step: int = 0  # the first that reward models have a say in
-  # Objective
-  kl_coef: float = 0.001  # beta
-  clip_low: float = 0.2  # epsilon below 1
-  clip_high: float = 0.2  # epsilon above 1
-  loss: Literal['grpo', 'dr_grpo'] = 'grpo'
   # Update
-  learning_rate: float = 3e-6  # of AdamW
-  warmup_steps: int = 0  # steps
-  b2: float = 0.999  # of AdamW
-  weight_decay: float = 0.0
-  max_grad_norm: float = 1.0
+  objective: Objective = Objective()
+  optimizer: Optimizer = Optimizer(learning_rate=3e-6)
   micro_tokens: int = mutable_on_resume(8192)  # completion tokens a microbatch
   # All sizes in the first step instead of each when it comes.
   compile_ahead: bool = mutable_on_resume(False)
@@ -88,7 +87,7 @@ class Config:
   # Over the mesh, or a device each.
   update: Literal['jit', 'pmap'] = mutable_on_resume('jit')
   # Run
-  num_steps: int = 10_400  # policy updates
+  num_steps: int = grows_on_resume(10_400)  # policy updates
   seed: int = 0
   save_every: int = mutable_on_resume(16)  # steps
   keep_checkpoints: int = mutable_on_resume(2)  # the newest
@@ -105,44 +104,50 @@ class Config:
   keep_completions_every: int = mutable_on_resume(10)
 
   def __post_init__(self):
-    at_least = {
-      'num_prompts': 1,
-      'group_size': 2,
-      'steps_per_rollout': 1,
-      'max_len': 1,
-      'num_slots': 1,
-      'kl_coef': 0,
-      'learning_rate': 0,
-      'micro_tokens': 1,
-      'reference_every': 1,
-      'preference_from_step': 0,
-      'num_steps': 1,
-      'save_every': 1,
-      'keep_checkpoints': 1,
-      'eval_every': 0,
-      'eval_problems': 1,
-      'eval_samples': 1,
-      'final_problems': 0,
-      'final_samples': 1,
-      'keep_completions_every': 1,
-      'balance_speed': 0,
-    }
-    for name, least in at_least.items():
-      value = getattr(self, name)
-      if value < least:
-        why = (
-          ' (a group of one has no one to be compared with)'
-          if name == 'group_size'
-          else ''
-        )
-        raise ValueError(
-          f'grpo.Config.{name} is {value}; it must be at least {least}{why}.'
-        )
-    if self.temperature <= 0:
+    fields.check(
+      self,
+      num_prompts=at_least(1),
+      group_size=at_least(2).because(
+        'a group of one has no one to be compared with'
+      ),
+      steps_per_rollout=at_least(1),
+      num_workers=at_least(1),
+      deadline_s=above(0),
+      preference_from_step=at_least(0),
+      micro_tokens=at_least(1),
+      reference_every=at_least(1),
+      balance_speed=at_least(0),
+      num_steps=at_least(1),
+      seed=fields.SEED,
+      save_every=at_least(1),
+      keep_checkpoints=at_least(1),
+      eval_every=at_least(0),
+      eval_problems=at_least(1),
+      eval_samples=at_least(1),
+      final_problems=at_least(0),
+      final_samples=at_least(1),
+      eval_temperature=at_least(0).because('0 is greedy'),
+      eval_top_p=above(0).at_most(1),
+      keep_completions_every=at_least(1),
+    )
+    self._check_sampling()
+    self._check_steps()
+    self._check_meshes()
+    self._check_tasks()
+
+  def _check_sampling(self) -> None:
+    if self.sampling.temperature == 0:
       raise ValueError(
-        f'grpo.Config.temperature is {self.temperature}; it must be above 0, '
-        'or all completions of a group are the same.'
+        'grpo.Config.sampling.temperature is 0; it must be above 0, or all '
+        'completions of a group are the same.'
       )
+    if self.sampling.top_p != 1:
+      raise ValueError(
+        f'grpo.Config.sampling.top_p is {self.sampling.top_p}; it must be 1, '
+        'since the update compares log-probs of the whole distribution.'
+      )
+
+  def _check_steps(self) -> None:
     for name in (
       'num_steps',
       'eval_every',
@@ -155,6 +160,8 @@ class Config:
           f'steps_per_rollout = {self.steps_per_rollout} does not divide; '
           'these things happen between rollouts, so choose a multiple.'
         )
+
+  def _check_meshes(self) -> None:
     if self.rollout_mesh is not None and self.mesh == sharding.Mesh():
       raise ValueError(
         f'grpo.Config.rollout_mesh is {self.rollout_mesh}, but mesh has one '
@@ -167,6 +174,8 @@ class Config:
         f"grpo.Config.update is 'pmap' with mesh {self.mesh}; it is for models "
         "that every device holds whole, so cut by `data` alone, or use 'jit'."
       )
+
+  def _check_tasks(self) -> None:
     names = [scenario.task.name for scenario in self.scenarios]
     if len({*names}) < len(names):
       raise ValueError(
@@ -196,33 +205,10 @@ class Config:
   @property
   def leaves_out_constant_groups(self) -> bool:
     """Whether groups of equal rewards cost an update nothing."""
-    return self.skip_constant_groups and not self.kl_coef
+    return self.skip_constant_groups and not self.objective.kl_coef
 
-  @property
-  def objective(self) -> Objective:
-    paper = self.loss == 'grpo'
-    return Objective(
-      kl_coef=self.kl_coef,
-      clip_low=self.clip_low,
-      clip_high=self.clip_high,
-      normalize_std=paper,
-      aggregation='sequence_mean' if paper else 'constant',
-      temperature=self.temperature,
-      max_len=self.max_len,
-    )
-
-  @property
-  def optimizer(self) -> Optimizer:
-    return Optimizer(
-      learning_rate=self.learning_rate,
-      warmup_steps=self.warmup_steps,
-      b2=self.b2,
-      weight_decay=self.weight_decay,
-      max_grad_norm=self.max_grad_norm,
-    )
-
-  def computed(self, model: ModelConfig) -> ModelConfig:
-    """A model as the run computes it."""
+  def with_runtime_options(self, model: ModelConfig) -> ModelConfig:
+    """A model as the run computes it: dtype, remat and kernels."""
     return dataclasses.replace(
       model,
       dtype=self.dtype,
@@ -240,19 +226,19 @@ class Config:
       self.skip_constant_groups,
       self.update == 'pmap',
       self.balance_speed,
+      self.sampling,
     )
 
-  def sampling(
-    self, temperature: float, top_p: float, keep_routes: bool = False
-  ) -> Sampling:
-    return Sampling(
-      max_len=self.max_len,
-      max_prompt_len=self.max_prompt_len,
-      temperature=temperature,
-      top_p=top_p,
-      num_slots=self.num_slots,
-      decode_steps=self.decode_steps,
-      keep_routes=keep_routes,
+  @property
+  def rollout_sampling(self) -> Sampling:
+    """How the completions of a rollout are sampled."""
+    return dataclasses.replace(self.sampling, keep_routes=self.replay_routes)
+
+  @property
+  def eval_sampling(self) -> Sampling:
+    """How the completions of an evaluation are sampled."""
+    return dataclasses.replace(
+      self.sampling, temperature=self.eval_temperature, top_p=self.eval_top_p
     )
 
 
@@ -279,7 +265,7 @@ def table(cfg: Config, num_examples: int) -> str:
       f'{prompts} ({prompts / num_examples:.2f} epochs of {num_examples})'
     ),
     'completion tokens in the run, at most': (
-      f'{rows * cfg.num_steps * cfg.max_len:,}'
+      f'{rows * cfg.num_steps * cfg.sampling.max_len:,}'
     ),
   }
   width = max(map(len, lines))
@@ -298,5 +284,5 @@ def make_reward_pool(cfg: Config) -> reward_pool.RewardPool:
     cfg.template.kind,
     cfg.num_workers,
     cfg.deadline_s,
-    max_chars=reward_pool.chars_of(cfg.max_len),
+    max_chars=reward_pool.chars_of(cfg.sampling.max_len),
   )

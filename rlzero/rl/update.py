@@ -28,7 +28,7 @@ class Trainer:
         "it is for the devices of one host, so use 'jit'."
       )
     self._cfg = cfg
-    self.model = cfg.computed(loaded.config)
+    self.model = cfg.with_runtime_options(loaded.config)
     self.learner = cfg.make_learner(self.model)
     self._ahead = programs.AheadOfTime(self.learner, cfg.compile_ahead)
     self.step = 0  # updates so far
@@ -73,5 +73,6 @@ class Trainer:
     return step_metrics
 
   def _replace_reference(self):
-    if self._cfg.kl_coef:  # a copy: the update donates the policy's buffers
+    # A copy: the update donates the policy's buffers.
+    if self._cfg.objective.kl_coef:
       self.reference = jax.tree.map(lambda x: x.copy(), self.state.params)

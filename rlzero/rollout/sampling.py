@@ -7,6 +7,20 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
+from rlzero.runtime import fields, naming
+from rlzero.runtime.fields import above, at_least, mutable_on_resume
+
+# Short flags of a stage that has a `sampling`.
+SHORT_FLAGS = naming.flags_of(
+  'sampling',
+  'max_len',
+  'max_prompt_len',
+  'temperature',
+  'top_p',
+  'num_slots',
+  'decode_steps',
+)
+
 _BLOCK = 256  # tokens a block; the vocabulary is searched in two levels
 
 
@@ -131,20 +145,18 @@ class Sampling:
   max_prompt_len: int = 256  # tokens; a longer prompt is an error
   temperature: float = 1.0  # 0 is greedy
   top_p: float = 1.0  # nucleus; 1 keeps every token
-  num_slots: int = 64  # completions decoded at a time
-  decode_steps: int = 16  # tokens between two looks at what has finished
+  num_slots: int = mutable_on_resume(64)  # completions decoded at a time
+  # Tokens between two looks at what has finished.
+  decode_steps: int = mutable_on_resume(16)
   keep_routes: bool = False  # the experts of each token, with the completion
 
   def __post_init__(self):
-    for name in ('max_len', 'max_prompt_len', 'num_slots', 'decode_steps'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'Sampling.{name} is {getattr(self, name)}; it must be at least 1.'
-        )
-    if self.temperature < 0:
-      raise ValueError(
-        f'Sampling.temperature is {self.temperature}; it must be at least 0 '
-        '(0 is greedy).'
-      )
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f'Sampling.top_p is {self.top_p}; it must be in (0, 1].')
+    fields.check(
+      self,
+      max_len=at_least(1),
+      max_prompt_len=at_least(1),
+      temperature=at_least(0).because('0 is greedy'),
+      top_p=above(0).at_most(1),
+      num_slots=at_least(1),
+      decode_steps=at_least(1),
+    )

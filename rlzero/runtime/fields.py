@@ -60,6 +60,9 @@ class Range(NamedTuple):
     return ' and '.join(bounds) or 'a finite number'
 
 
+SEED_LIMIT = 2**32  # NumPy's and JAX's generators take 32 bits
+
+
 def at_least(low: float) -> Range:
   """`low` or more."""
   return Range(low=low)
@@ -68,6 +71,9 @@ def at_least(low: float) -> Range:
 def above(low: float) -> Range:
   """More than `low`."""
   return Range(low=low, with_low=False)
+
+
+SEED = at_least(0).below(SEED_LIMIT)
 
 
 def check(settings: Any, **ranges: Range) -> None:
@@ -107,3 +113,41 @@ def check(settings: Any, **ranges: Range) -> None:
           f'{name}.{field.name} is {value}; it must be '
           f'{allowed or Range()}{why}.'
         )
+
+
+def make(cls: type, **values: Any) -> Any:
+  """Settings from a class's fields and the names of its short flags.
+
+  `make(grpo.Config, workdir='run', kl_coef=0.0)` is `grpo.Config` with another
+  coefficient in its default objective.
+
+  Raises:
+    TypeError: neither a field nor a short flag.
+    ValueError: a value out of range.
+  """
+  defaults = {f.name: naming.default_of(f) for f in dataclasses.fields(cls)}
+  return cls(**_nest(cls, defaults, values))
+
+
+def replace(settings: Any, **values: Any) -> Any:
+  """`dataclasses.replace` that takes the names of short flags too."""
+  cls = type(settings)
+  current = {f.name: getattr(settings, f.name) for f in dataclasses.fields(cls)}
+  return dataclasses.replace(settings, **_nest(cls, current, values))
+
+
+def _nest(
+  cls: type, current: dict[str, Any], values: dict[str, Any]
+) -> dict[str, Any]:
+  """Values by field; those of short flags go into what their field holds."""
+  short = naming.short_flags(cls)
+  found = {name: value for name, value in values.items() if name in current}
+  for name, value in values.items():
+    if name in found:
+      continue
+    if name not in short:
+      raise TypeError(f'{naming.label(cls)} has no field {name!r}.')
+    field, inner = short[name].split('.')
+    holder = found.get(field, current[field])
+    found[field] = dataclasses.replace(holder, **{inner: value})
+  return found

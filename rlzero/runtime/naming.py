@@ -52,6 +52,11 @@ def short_flags(cls: type) -> dict[str, str]:
   return dict(getattr(cls, 'SHORT_FLAGS', {}))
 
 
+def flags_of(field: str, *names: str) -> dict[str, str]:
+  """Entries of SHORT_FLAGS: fields of what `field` holds, by their names."""
+  return {name: f'{field}.{name}' for name in names}
+
+
 def nested_type(hint: Any, default: Any = None) -> type | None:
   """The dataclass that a field holds, if its type or default tells."""
   if is_settings(default):

@@ -7,7 +7,20 @@ import jax
 import optax
 
 from rlzero.models import parameters
+from rlzero.runtime import fields, naming
+from rlzero.runtime.fields import above, at_least
 from rlzero.types import Params
+
+# Short flags of a stage that has an `optimizer`.
+SHORT_FLAGS = naming.flags_of(
+  'optimizer',
+  'learning_rate',
+  'warmup_steps',
+  'schedule',
+  'b2',
+  'weight_decay',
+  'max_grad_norm',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +28,7 @@ class Optimizer:
   """Optimiser, schedule and clipping.
 
   Raises:
-    ValueError: a rate or a momentum out of range.
+    ValueError: a setting out of range.
   """
 
   kind: Literal['adamw', 'muon'] = 'adamw'
@@ -30,24 +43,17 @@ class Optimizer:
   max_grad_norm: float = 1.0  # global norm; larger gradients are scaled down
 
   def __post_init__(self):
-    if self.learning_rate < 0:
-      raise ValueError(
-        f'Optimizer.learning_rate is {self.learning_rate}; it must be at '
-        'least 0.'
-      )
-    for name in ('b1', 'b2'):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(
-          f'Optimizer.{name} is {getattr(self, name)}; it must be in [0, 1).'
-        )
-    if self.max_grad_norm <= 0:
-      raise ValueError(
-        f'Optimizer.max_grad_norm is {self.max_grad_norm}; it must be above 0.'
-      )
-    if self.warmup_steps < 0:
-      raise ValueError(
-        f'Optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0.'
-      )
+    fields.check(
+      self,
+      learning_rate=at_least(0),
+      warmup_steps=at_least(0),
+      final_fraction=at_least(0).at_most(1),
+      b1=at_least(0).below(1),
+      b2=at_least(0).below(1),
+      eps=above(0),
+      weight_decay=at_least(0),
+      max_grad_norm=above(0),
+    )
 
   def rate(self, num_steps: int) -> optax.Schedule:
     """Learning rate by update."""

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from rlzero.runtime import lifecycle, metrics, sharding
 from rlzero.runtime.fields import mutable_on_resume
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
-from rlzero.train import checkpoint, packing
+from rlzero.train import checkpoint, optim, packing
 from rlzero.train.optim import Optimizer
 from rlzero.types import Params
 
@@ -40,6 +40,8 @@ Loss = Callable[
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Settings that supervised stages have in common."""
+
+  SHORT_FLAGS: ClassVar[dict[str, str]] = optim.SHORT_FLAGS
 
   workdir: str = mutable_on_resume()
   checkpoint: str  # to start from: run or Hugging Face folder, GGUF file
