@@ -101,3 +101,12 @@ def test_journals_that_no_checkpoint_needs_are_removed(path, tmp_path):
   journal.prune(str(tmp_path), 32)
   assert not journal.is_complete(path, _HEADER, 2)
   assert journal.is_complete(later, _HEADER, 0)
+
+
+def test_what_another_host_has_lost_is_made_again_by_all(path, monkeypatch):
+  # Its copy of the file ends two lines earlier: a completion and the scores.
+  monkeypatch.setattr(journal.hosts, 'all_min', lambda lines: lines - 2)
+  log = _read(path)
+  assert sorted(log.completions) == [0, 2] and not log.scores
+  monkeypatch.undo()
+  assert sorted(_read(path).completions) == [0, 2]  # nor is it there for later

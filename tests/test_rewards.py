@@ -115,6 +115,10 @@ def test_gaming_is_a_model_that_rises_while_the_rule_falls():
   assert '0.300 less' in rewards.hacking(rows(up, down))
   assert rewards.hacking(rows(up, up)) is None
   assert rewards.hacking(rows(up, level)) is None
+  # A fall within the tolerance is noise; a larger one is not.
+  slightly, clearly = [0.6] * 5 + [0.57] * 5, [0.6] * 5 + [0.54] * 5
+  assert rewards.hacking(rows(up, slightly)) is None
+  assert '0.060 less' in rewards.hacking(rows(up, clearly))
   assert rewards.hacking(rows(down, down)) is None
   assert rewards.hacking(rows(up[:9], down[:9])) is None  # too early to tell
 
