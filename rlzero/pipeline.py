@@ -39,9 +39,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rlzero
-from rlzero import reject
 from rlzero.runtime import config, files, lifecycle, metrics, provenance
 from rlzero.runtime.fields import mutable_on_resume
+from rlzero.scoring import rewards
 from rlzero.text import readability
 
 MANIFEST = 'manifest.json'
@@ -375,7 +375,9 @@ def _evaluation(folder: str) -> dict[str, Any]:
   limits = readability.Limits()
   texts = [r['completion'] for r in records]
   faults = collections.Counter(
-    readability.fault(text, reject.consistency(record, 'prompt'), limits)
+    readability.fault(
+      text, rewards.readable_consistency(record, 'prompt'), limits
+    )
     for text, record in zip(texts, records, strict=True)
   )
   measures = [readability.measures(text) for text in texts]

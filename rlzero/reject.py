@@ -198,7 +198,7 @@ def choose(
   taken: collections.Counter[str] = collections.Counter()
   kept = []
   for record in records:
-    record['language'] = consistency(record, cfg.language)
+    record['language'] = rewards.readable_consistency(record, cfg.language)
     reason = _fault(cfg, record, index, seen)
     if reason is None and taken[record['uid']] == cfg.num_kept:
       reason = 'surplus'
@@ -208,13 +208,6 @@ def choose(
     else:
       reasons[reason] += 1
   return kept, reasons
-
-
-def consistency(record: dict[str, Any], target: rewards.Target) -> float:
-  """Share of the thought's words that are of the language; 1 of no words."""
-  if not any(record['words'].values()):
-    return 1.0  # a formula is in no language, and easily read
-  return rewards.consistency(record, target)
 
 
 def _fault(cfg, record, index, seen) -> str | None:

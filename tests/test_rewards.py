@@ -2,10 +2,11 @@
 
 import collections
 
+import numpy as np
 import pytest
 
 from rlzero import grpo
-from rlzero.scoring import rewards
+from rlzero.scoring import reward_model, rewards
 from rlzero.tasks import base, countdown
 from rlzero.tasks.datasets import stream
 from rlzero.text.template import Template
@@ -55,6 +56,42 @@ def test_target_language_is_the_prompts_or_the_configs():
   assert rewards.consistency(_record()) == 0.75
   assert rewards.consistency(_record(question='9 5 3 make 18')) == 0.25
   assert rewards.consistency(_record(), 'en') == 0.25
+
+
+def test_reward_models_are_loaded_once_and_weighed(monkeypatch):
+  loaded = []
+
+  class Model:
+    def __init__(self, path):
+      loaded.append(path)
+      self.value = {'zero': 0.0, 'sure': 1e9}[path]
+
+    def score(self, records):
+      return np.full(len(records), self.value)
+
+  monkeypatch.setattr(reward_model, 'load', Model)
+  preferences = (
+    rewards.Preference(checkpoint='zero', weight=3.0),
+    rewards.Preference(checkpoint='sure'),
+  )
+  judges = rewards.Judges(
+    [rewards.Scenario(task=_EASY, preferences=preferences)]
+  )
+  records = [_record(), _record(task='easy')]
+  judges.judge(records)
+  judges.judge(records)
+  assert loaded == ['zero', 'sure']
+  assert 'preference' not in records[0]
+  # 3 * sigmoid(0) + 1 * sigmoid(1e9), of weights that sum to 4.
+  assert records[1]['preference'] == 2.5
+  assert records[1]['preference_mean'] == 0.625
+
+
+def test_a_thought_without_words_is_readable_and_earns_nothing():
+  record = _record(words={'en': 0, 'zh': 0, 'other': 0})
+  assert rewards.consistency(record, 'zh') == 0
+  assert rewards.readable_consistency(record, 'zh') == 1
+  assert rewards.readable_consistency(_record(), 'zh') == 0.75
 
 
 def test_verdicts_on_programs_are_counted():

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlzero.scoring import reward_model
 from rlzero.tasks import base, execute
 from rlzero.text import language
 
@@ -84,6 +85,13 @@ def consistency(record: Mapping[str, Any], target: Target = 'prompt') -> float:
   if target == 'prompt':
     target = language.detect(record['question'])
   return language.share(record['words'], target)
+
+
+def readable_consistency(record: Mapping[str, Any], target: Target) -> float:
+  """`consistency`, but 1 for a thought that has no words to read."""
+  if not any(record['words'].values()):
+    return 1.0  # a formula is in no language, and easily read
+  return consistency(record, target)
 
 
 def _part(record: Mapping[str, Any], name: str) -> float:
@@ -181,8 +189,6 @@ class Judges:
 
   def _model(self, path: str):
     if path not in self._models:
-      from rlzero import reward_model  # loads JAX
-
       self._models[path] = reward_model.load(path)
     return self._models[path]
 
