@@ -23,6 +23,7 @@ from rlzero.rollout import (
 )
 from rlzero.rollout.sampling import Finish, Sampling
 from rlzero.rollout.slots import cache_capacity
+from rlzero.runtime import hosts
 from rlzero.train import packing
 from rlzero.types import Tokens
 
@@ -691,3 +692,24 @@ def test_a_request_that_never_fits_is_refused(params, tokens, name, message):
   with pytest.raises(ValueError, match=message):
     queue.submit(scheduler.Prompt(7, tokens), 0, name)
   assert queue.num_unfinished == 1  # the others are as they were
+
+
+def test_what_ended_is_fetched_and_no_other_slots(params, monkeypatch):
+  moved, fetch = [], hosts.fetch
+
+  def counting(tree):
+    moved.append(sum(x.nbytes for x in jax.tree.leaves(tree)))
+    return fetch(tree)
+
+  monkeypatch.setattr(hosts, 'fetch', counting)
+  config = dataclasses.replace(CONFIG, max_position=1024)
+  settings = Sampling(
+    max_len=512, max_prompt_len=8, num_slots=32, decode_steps=16
+  )
+  completions, _ = scheduler.generate(
+    config, params, make_prompts(16), 4, settings, eos_ids=(EOS,), seed=SEED
+  )
+  size = sum(c.tokens.nbytes + c.logprobs.nbytes for c in completions)
+  # All slots would be more than that at once: [32, 512] tokens and log-probs.
+  assert 10 * size < 32 * 512 * 8
+  assert sum(moved) < 10 * size

@@ -1,14 +1,16 @@
 """Slots belong to a device: choosing among them moves nothing."""
 
+import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import batch, buckets, programs
 from rlzero.rollout.sampling import Sampling
-from rlzero.rollout.slots import empty_slots, resize_slots
+from rlzero.rollout.slots import empty_slots, read_pages, resize_slots
 from rlzero.runtime import sharding
 
 CONFIG = ModelConfig(
@@ -24,6 +26,8 @@ CONFIG = ModelConfig(
 
 MESH = sharding.Mesh(data=2, fsdp=2, tensor=2)  # rows in four shards
 
+COLLECTIVE = r'all-(?:reduce|gather|to-all)|collective-permute'
+
 SAMPLING = Sampling(max_len=64, max_prompt_len=8, num_slots=32, decode_steps=4)
 
 
@@ -35,9 +39,7 @@ def test_a_batch_that_shrinks_sends_nothing(unstacked):
     assert len(lowered) == 3  # keys, values, and the rest
     for program in lowered:
       compiled = program.compile()
-      assert not re.findall(
-        r'all-(?:reduce|gather|to-all)|collective-permute', compiled.as_text()
-      )
+      assert not re.findall(COLLECTIVE, compiled.as_text())
       memory = compiled.memory_analysis()
       # A device works on its own part.
       assert memory.temp_size_in_bytes <= 2 * memory.argument_size_in_bytes
@@ -106,3 +108,31 @@ def test_a_slot_that_is_added_does_not_run():
   slots = slots._replace(running=np.ones(4, bool))
   slots = resize_slots(CONFIG, slots, np.int32([[0, 3, -1, -1, -1]]), 32)
   assert slots.running.tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize('mesh', [sharding.Mesh(), MESH], ids=['one', 'mesh'])
+def test_completions_are_read_back_whole(mesh):
+  """More pages than a call has, a page that would reach beyond the end."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, 99, (32, 150)).astype(np.int32)
+  routes = rng.integers(0, 9, (3, 32, 150, 2)).astype(np.int16)
+  sampling = dataclasses.replace(SAMPLING, max_len=150)
+  with sharding.use(mesh):
+    held = batch.Batch(CONFIG, sampling, buckets.sizes(sampling), True)
+    assert held.read([], []) == []
+    held.arrays = held.arrays._replace(
+      tokens=sharding.device_put(tokens, 'BT'),
+      logprobs=sharding.device_put(-tokens.astype(np.float32), 'BT'),
+      routes=sharding.device_put(routes, 'LBT_'),
+    )
+    slots, lengths = [0, 1, 2, 5, 9, 31], [1, 64, 150, 65, 128, 149]
+    read = held.read(slots, lengths)
+    for slot, length, written in zip(slots, lengths, read, strict=True):
+      np.testing.assert_array_equal(written.tokens, tokens[slot, :length])
+      np.testing.assert_array_equal(written.logprobs, -tokens[slot, :length])
+      np.testing.assert_array_equal(written.routes, routes[:, slot, :length])
+    shape = jax.ShapeDtypeStruct((sharding.axis_size('B'), 8, 2), np.int32)
+    program = read_pages.lower(
+      held.arrays._replace(cache=None), shape, page_len=64
+    ).compile()
+    assert not re.findall(COLLECTIVE, program.as_text())

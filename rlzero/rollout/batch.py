@@ -1,14 +1,29 @@
 """The slots of a scheduler: their arrays, and what the host knows of them."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import buckets
 from rlzero.rollout.sampling import Sampling
-from rlzero.rollout.slots import empty_slots, resize_slots
-from rlzero.runtime import sharding
+from rlzero.rollout.slots import (
+  NUM_PAGES,
+  PAGE_LEN,
+  empty_slots,
+  read_pages,
+  resize_slots,
+)
+from rlzero.runtime import hosts, sharding
+
+
+class Written(NamedTuple):
+  """What a slot has written, on the host."""
+
+  tokens: np.ndarray  # [T]
+  logprobs: np.ndarray  # [T]
+  routes: np.ndarray | None  # [L, T, C]
 
 
 class Batch:
@@ -38,6 +53,7 @@ class Batch:
   ):
     self._config, self._sizes = config, sizes
     self._decode_steps = sampling.decode_steps
+    self._max_len = sampling.max_len
     self._num_shards = sharding.axis_size('B')
     self._smaller = buckets.batch_buckets(sizes.num_slots)
     self.requests: list[Any] = [None] * sizes.num_slots
@@ -101,6 +117,55 @@ class Batch:
       self.arrays = resize_slots(self._config, self.arrays, None, cache_len)
       self._cache_len = cache_len
 
+  def read(self, slots: Sequence[int], lengths: Sequence[int]) -> list[Written]:
+    """Reads completions back to the host, and of other slots nothing.
+
+    They come in pages, so that one program serves any number of any length.
+
+    Args:
+      slots: those with the completions.
+      lengths: tokens of each completion.
+
+    Returns:
+      what is written in each of the slots.
+    """
+    if not slots:
+      return []
+    size, page_len = (
+      len(self) // self._num_shards,
+      min(PAGE_LEN, self._max_len),
+    )
+    shards = [[] for _ in range(self._num_shards)]  # the pages of each
+    for number, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+      for start in range(0, length, page_len):
+        # A page does not reach beyond the longest completion.
+        start = min(start, self._max_len - page_len)
+        shards[slot // size].append((number, slot % size, start))
+    num_calls = -(-max(map(len, shards)) // NUM_PAGES)
+    where = np.zeros((self._num_shards, num_calls * NUM_PAGES, 2), np.int32)
+    for shard, pages in enumerate(shards):
+      for page, (_, *place) in enumerate(pages):
+        where[shard, page] = place
+    arrays = self.arrays._replace(cache=None)
+    calls = hosts.fetch(
+      [
+        read_pages(arrays, where[:, i : i + NUM_PAGES], page_len=page_len)
+        for i in range(0, where.shape[1], NUM_PAGES)
+      ]
+    )
+    whole = [_empty(length, calls[0].routes) for length in lengths]
+    for shard, pages in enumerate(shards):
+      for page, (number, _, start) in enumerate(pages):
+        call, written = calls[page // NUM_PAGES], whole[number]
+        place, stop = (shard, page % NUM_PAGES), start + page_len
+        # Numpy cuts off what lies beyond the end of a completion.
+        size = written.tokens[start:stop].size
+        written.tokens[start:stop] = call.tokens[place][:size]
+        written.logprobs[start:stop] = call.logprobs[place][:size]
+        if call.routes is not None:
+          written.routes[:, start:stop] = call.routes[place][:, :size]
+    return whole
+
   def _cache_lens(self):
     """Cache sizes of a batch of the present size."""
     share = len(self) / self._sizes.num_slots
@@ -126,3 +191,13 @@ class Batch:
     ]
     self.cached = self.cached[slots]
     self.replay_left = np.where(new, 0, self.replay_left[slots])
+
+
+def _empty(length, routes):
+  """Room for a completion, given routes of pages, [W, P, L, T, C], or None."""
+  if routes is not None:
+    num_layers, _, num_chosen = routes.shape[2:]
+    routes = np.empty((num_layers, length, num_chosen), routes.dtype)
+  return Written(
+    np.empty(length, np.int32), np.empty(length, np.float32), routes
+  )

@@ -16,10 +16,13 @@ from rlzero.rollout import buckets, engine, scheduler
 from rlzero.rollout.prefill import shared_prefix_len
 from rlzero.rollout.sampling import Sampling
 from rlzero.rollout.slots import (
+  NUM_PAGES,
+  PAGE_LEN,
   Slots,
   choose_rows,
   constrain_slots,
   empty_slots,
+  read_pages,
   resize_part,
 )
 from rlzero.runtime import sharding
@@ -67,6 +70,7 @@ def lower_all(
       )
       for cache_len in lens
     ]
+    lowered.append(_lower_read(slots[lens[0]]))
     before, lens_before = slots, lens
   return lowered
 
@@ -146,6 +150,15 @@ def lower_resize(
   if number is not None:
     lowered.append(choose_rows.lower(slots._replace(cache=None), chosen))
   return lowered
+
+
+def _lower_read(slots):
+  shape = sharding.axis_size('B'), NUM_PAGES, 2
+  return read_pages.lower(
+    slots._replace(cache=None),
+    jax.ShapeDtypeStruct(shape, np.int32),
+    page_len=min(PAGE_LEN, slots.tokens.shape[1]),
+  )
 
 
 def _abstract_shared_prefix(

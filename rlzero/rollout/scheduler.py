@@ -355,29 +355,27 @@ class Scheduler:
       running = np.where(live, alive, running)
       batch.cached = np.where(live, cached, batch.cached)
     self._usage['computed'] += len(batch) * sampling.decode_steps
-    return np.flatnonzero(occupied & ~running)
+    return np.flatnonzero(occupied & ~running).tolist()
 
   def _collect(self, ended):
     """Takes the completions that ended out of their slots."""
-    requests, arrays = self._batch.requests, self._batch.arrays
-    if any(requests[slot].replay is None for slot in ended):
-      tokens, logprobs, lengths, routes = hosts.fetch(
-        (arrays.tokens, arrays.logprobs, arrays.length, arrays.routes)
-      )
+    batch = self._batch
+    live = [slot for slot in ended if batch.requests[slot].replay is None]
+    # The cache holds the prompt but for its last token, and what was sampled.
+    prompt_lens = [len(batch.requests[slot].suffix) - 1 for slot in live]
+    read = batch.read(live, (batch.cached[live] - prompt_lens).tolist())
+    new = dict(zip(live, read, strict=True))
     done = []
     for slot in ended:
-      completion = requests[slot].replay
+      request = batch.requests[slot]
+      completion = request.replay
       if completion is None:
-        size = lengths[slot]
-        stopped = tokens[slot, size - 1] in self._eos_ids
-        completion = Completion(
-          tokens[slot, :size].copy(),
-          logprobs[slot, :size].copy(),
-          Finish.EOS if stopped else Finish.LENGTH,
-          None if routes is None else routes[:, slot, :size].copy(),
-        )
-      done.append((requests[slot].id, completion))
-      self._ids.discard(requests[slot].id)
+        tokens, logprobs, routes = new[slot]
+        stopped = tokens[-1] in self._eos_ids
+        finish = Finish.EOS if stopped else Finish.LENGTH
+        completion = Completion(tokens, logprobs, finish, routes)
+      done.append((request.id, completion))
+      self._ids.discard(request.id)
       self._usage['tokens'] += len(completion.tokens)
-      requests[slot] = None
+      batch.requests[slot] = None
     return done

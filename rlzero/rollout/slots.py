@@ -23,6 +23,10 @@ from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
 from rlzero.types import KeyValues
 
+PAGE_LEN = 64  # tokens that are read back together
+
+NUM_PAGES = 8  # of each shard, in a call
+
 
 class Slots(NamedTuple):
   """State of B slots, each with room for S tokens, prompt included."""
@@ -188,6 +192,49 @@ def choose_rows(slots: Slots, chosen: Int[Array, 'W C']) -> Slots:
   if routes is not None:
     routes = _take_rows(routes, chosen, 1)
   return constrain_slots(slots._replace(routes=routes, **rows))
+
+
+class Pages(NamedTuple):
+  """Pieces of completions: for each of W shards P pages of T tokens."""
+
+  tokens: Int[Array, 'W P T']
+  logprobs: Float[Array, 'W P T']
+  routes: Int[Array, 'W P L T C'] | None
+
+
+@functools.partial(jax.jit, static_argnames='page_len')
+def read_pages(
+  slots: Slots, where: Int[Array, 'W P 2'], *, page_len: int
+) -> Pages:
+  """Reads pieces of completions, so that the host need not fetch all slots.
+
+  Args:
+    slots: without the cache.
+    where: the slot in its shard, and the first token, of each page.
+    page_len: tokens of a page.
+  """
+
+  def read(x, axis):
+    """Pages of an array [..., B, T, ...] whose rows are along the axis."""
+    shards = x.reshape(
+      *x.shape[:axis], where.shape[0], -1, *x.shape[axis + 1 :]
+    )
+
+    def one(shard, place):
+      starts, sizes = [0] * shard.ndim, list(shard.shape)
+      starts[axis], starts[axis + 1] = place
+      sizes[axis], sizes[axis + 1] = 1, page_len
+      return jax.lax.dynamic_slice(shard, starts, sizes).squeeze(axis)
+
+    pages = jax.vmap(jax.vmap(one, (None, 0)), (axis, 0))(shards, where)
+    return sharding.constrain(pages, 'B' + '_' * (pages.ndim - 1))
+
+  routes = slots.routes
+  return Pages(
+    read(slots.tokens, 0),
+    read(slots.logprobs, 0),
+    None if routes is None else read(routes, 1),
+  )
 
 
 def _take_rows(x, chosen, axis):
