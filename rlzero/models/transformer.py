@@ -27,6 +27,7 @@ from rlzero.types import (
   KeyValues,
   Params,
   Prompts,
+  Routing,
   Tokens,
 )
 
@@ -37,6 +38,15 @@ _REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
   jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   jax.checkpoint_policies.save_only_these_names(*layers.SAVED_NAMES),
 )
+
+
+# Hidden states of rows and of prompts, the rows' keys and values, and routing.
+Outputs = tuple[
+  Float[Array, 'B T D'],
+  Float[Array, 'P Tp D'] | None,
+  KeyValues,
+  Routing | None,
+]
 
 
 class Transformer(nn.Module):
@@ -94,7 +104,7 @@ class Transformer(nn.Module):
     context: CachedContext | None = None,
     given: Int[Array, 'L B T C'] | None = None,
     rope_table: rope.RopeTable | None = None,
-  ):
+  ) -> Outputs:
     """Runs the rows; at most one of `prompts` and `context` is given.
 
     Args:
@@ -244,7 +254,7 @@ def forward(
   rows: Tokens,
   prompts: Prompts | None = None,
   context: CachedContext | None = None,
-):
+) -> tuple[Float[Array, 'B T D'], Float[Array, 'P Tp D'] | None, KeyValues]:
   """Hidden states of rows and prompts, and the rows' keys and values.
 
   `Transformer.__call__` as a pure function of the parameters.
@@ -260,7 +270,7 @@ def routed(
   context: CachedContext | None = None,
   given: Int[Array, 'L B T C'] | None = None,
   rope_table: rope.RopeTable | None = None,
-):
+) -> Outputs:
   """`forward`, and where tokens were routed, or None without experts.
 
   With unstacked parameters the keys and values, in and out, are unstacked too:

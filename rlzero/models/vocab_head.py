@@ -119,8 +119,8 @@ fused_logprob_loss.defvjp(
 def distillation_kl(
   hidden: Float[Array, 'B T D'],
   head: Float[Array, 'D V'],
-  teacher_hidden: Float[Array, 'B T E'],
-  teacher_head: Float[Array, 'E V'],
+  teacher_hidden: Float[Array, 'B T Dt'],
+  teacher_head: Float[Array, 'Dt V'],
   direction: Literal['forward', 'reverse'],
   chunk: int = 512,
 ) -> Float[Array, 'B T']:
@@ -147,8 +147,18 @@ def distillation_kl(
   return merge_chunks(jax.lax.map(of_chunk, parts), hidden)
 
 
-def scan_sum(of_chunk, parts):
-  """Sums of the chunks' first results, and their second ones stacked."""
+def scan_sum(
+  of_chunk: Callable[[Any], tuple[tuple[Any, ...], Any]], parts: Any
+) -> tuple[tuple[Any, ...], Any]:
+  """Applies a function to one chunk after the other.
+
+  Args:
+    of_chunk: chunk -> (arrays to add up over chunks, arrays to stack).
+    parts: pytree of arrays with the axis of chunks first.
+
+  Returns:
+    the sums, and the stacks with the axis of chunks first.
+  """
   first = jax.tree.map(lambda x: x[0], parts)
   sums, _ = jax.eval_shape(of_chunk, first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
@@ -187,10 +197,12 @@ def _softmax(head, temperature, hidden, targets):
   return powers / total, chosen - log_z, log_z - mean
 
 
-def split_chunks(tree, chunk):
-  """[B, T, ...] -> [chunks, B, C, ...], padded with zeros.
+def split_chunks(tree: Any, chunk: int) -> Any:
+  """Splits [B, T, ...] into [chunks, B, C, ...], padded with zeros.
 
-  B * C is about `chunk` tokens at most, for each device that has rows.
+  Args:
+    tree: pytree of arrays that agree in B and T.
+    chunk: tokens a device; B * C is about as many at most.
   """
   rows, length = jax.tree.leaves(tree)[0].shape[:2]
   number = min(-(-rows * length // (chunk * sharding.axis_size('B'))), length)
@@ -204,8 +216,10 @@ def split_chunks(tree, chunk):
   return jax.tree.map(cut, tree)
 
 
-def merge_chunks(chunks, like):
-  """[chunks, B, C, ...] -> [B, T, ...]; undoes `split_chunks`."""
+def merge_chunks(
+  chunks: Float[Array, 'chunks B C *rest'], like: Array
+) -> Float[Array, 'B T *rest']:
+  """Undoes `split_chunks`; T is the length of `like`, [B, T, ...]."""
   chunks = chunks.swapaxes(0, 1)
   chunks = chunks.reshape(chunks.shape[0], -1, *chunks.shape[3:])
   return chunks[:, : like.shape[1]]
