@@ -111,6 +111,22 @@ def test_exchanged_experts_equal_the_loop(mesh, room, kind, monkeypatch):
   close(out, value_and_gradient(loop, arguments))
 
 
+def test_gradients_are_summed_over_devices_once(monkeypatch):
+  """And not in each part of an exchange, at the size of its room."""
+  monkeypatch.setattr(moe, '_ROOM', 10)
+  x, ids, weights, *matrices = drawn(1)
+
+  def total(x, weights, *matrices):
+    return jnp.sum(moe.routed(x, jnp.asarray(ids), weights, *matrices) ** 2)
+
+  with sharding.use(MESHES['all']):
+    step = jax.jit(jax.grad(total, argnums=range(5)))
+    text = step.lower(x, weights, *matrices).compile().as_text()
+  sums = [line for line in text.splitlines() if ' all-reduce(' in line]
+  assert sums and ' all-to-all(' in text
+  assert not [line for line in sums if '/while/' in line]
+
+
 SOFTMAX = Experts(num_experts=4, num_chosen=2, width=1)
 SIGMOID = dataclasses.replace(
   SOFTMAX, scores='sigmoid', num_groups=2, num_chosen_groups=1, normalize=True,

@@ -188,6 +188,10 @@ def routed(
 def _of_device(x, ids, weights, gate, up, down):
   """`routed` on one device of a mesh, or without one."""
   b, t, d = x.shape
+  # Going back, the sum over devices that share an array stands where the array
+  # begins to vary: here, once, and not in every part at the size of its room.
+  x, weights = _varying(x, 'B'), _varying(weights, 'B')
+  gate, up, down = (_varying(w, 'EW') for w in (gate, up, down))
   flat = (x.reshape(-1, d), *(y.reshape(b * t, -1) for y in (ids, weights)))
   ways = sharding.axis_size('E')
   if ways == 1:
@@ -197,6 +201,13 @@ def _of_device(x, ids, weights, gate, up, down):
   if sharding.axis_size('W') > 1:
     out = jax.lax.psum(out, 'tensor')
   return out.reshape(b, t, d)
+
+
+def _varying(x, axes):
+  """Types an array, which these axes cut, as different on every device."""
+  cut = {name for axis in axes for name in sharding.RULES[axis]}
+  names = tuple(name for name in sharding.axis_names() if name not in cut)
+  return jax.lax.pcast(x, names, to='varying') if names else x
 
 
 def parts(

@@ -149,6 +149,11 @@ def on_mesh() -> bool:
   return bool(_sizes())
 
 
+def axis_names() -> tuple[str, ...]:
+  """Axes of the current mesh that have more than one device."""
+  return tuple(name for name, size in _sizes().items() if size > 1)
+
+
 def platform() -> str:
   """Of the current mesh's devices, which may be others than this host's."""
   device = jax.sharding.get_abstract_mesh().abstract_device
