@@ -22,7 +22,8 @@ from jax import numpy as jnp
 from rlzero import weights
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import config, metrics
+from rlzero.runtime import config, fields, metrics
+from rlzero.runtime.fields import above
 from rlzero.train import checkpoint, folders
 from rlzero.types import Params, Tokens
 from rlzero.weights import mapping
@@ -41,10 +42,7 @@ class Config:
   compare_logprobs: bool = True
 
   def __post_init__(self):
-    if self.shard_gb <= 0:
-      raise ValueError(
-        f'convert.Config.shard_gb is {self.shard_gb}; it must be above 0.'
-      )
+    fields.check(self, shard_gb=above(0))
     if self.kind == 'run' and self.dtype != 'float32':
       raise ValueError(
         f"convert.Config.kind is 'run' with dtype {self.dtype!r}; runs hold "

@@ -39,7 +39,8 @@ from rlzero.evaluation import (
 )
 from rlzero.rollout import encoding, sampling
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import files, provenance, sharding
+from rlzero.runtime import fields, files, provenance, sharding
+from rlzero.runtime.fields import at_least
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
@@ -71,16 +72,14 @@ class Config:
   num_words: int = 10  # n of the n-grams that contamination is about
 
   def __post_init__(self):
-    if self.num_samples < 1:
-      raise ValueError(
-        f'evaluate.Config.num_samples is {self.num_samples}; it must be at '
-        'least 1.'
-      )
-    if self.num_problems < 0:
-      raise ValueError(
-        f'evaluate.Config.num_problems is {self.num_problems}; it must be '
-        '0 (all) or more.'
-      )
+    fields.check(
+      self,
+      num_problems=at_least(0).because('0 takes all'),
+      num_samples=at_least(1),
+      num_workers=at_least(1),
+      seed=fields.SEED,
+      num_words=at_least(1),
+    )
     if self.suite and self.benchmarks:
       raise ValueError(
         f'evaluate.Config.suite is {self.suite!r} beside benchmarks of its '

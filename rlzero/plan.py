@@ -33,7 +33,8 @@ from rlzero.planner import estimate, flops, hardware, programs
 from rlzero.planner.programs import Program
 from rlzero.rollout import buckets
 from rlzero.rollout.slots import cache_capacity
-from rlzero.runtime import files, sharding
+from rlzero.runtime import fields, files, sharding
+from rlzero.runtime.fields import above, at_least
 from rlzero.train import packing
 
 _GIB = 2**30
@@ -79,11 +80,13 @@ class Config:
   json: bool = False  # print one line of JSON alone
 
   def __post_init__(self):
-    if not 0 < self.efficiency <= 1:
-      raise ValueError(
-        f'plan.Config.efficiency is {self.efficiency}; it must be above 0 and '
-        'at most 1.'
-      )
+    fields.check(
+      self,
+      mean_len=at_least(0),
+      prompt_len=at_least(0),
+      efficiency=above(0).at_most(1),
+      price=at_least(0),
+    )
     if not 0 <= self.mean_len <= self.run.sampling.max_len:
       raise ValueError(
         f'plan.Config.mean_len is {self.mean_len}; it must be at most '

@@ -27,8 +27,8 @@ from jax import numpy as jnp
 
 from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import config, lifecycle, metrics, saved_config
-from rlzero.runtime.fields import mutable_on_resume
+from rlzero.runtime import config, fields, lifecycle, metrics, saved_config
+from rlzero.runtime.fields import at_least, mutable_on_resume
 from rlzero.tasks import countdown
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import checkpoint, folders, optim
@@ -56,16 +56,19 @@ class Config:
   seed: int = 0
 
   def __post_init__(self):
-    for name in ('num_steps', 'num_rows', 'row_len', 'save_every'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'pretrain.Config.{name} is {getattr(self, name)}; it must be at '
-          'least 1.'
-        )
+    fields.check(
+      self,
+      num_steps=at_least(1),
+      num_rows=at_least(1),
+      row_len=at_least(1),
+      save_every=at_least(1),
+      seed=fields.SEED,
+    )
 
 
 def run(cfg: Config) -> None:
   """Trains from its start, or resumes from its last checkpoint."""
+  lifecycle.check_backend()
   saved_config.check_resume_compatible(cfg, cfg.workdir)
   saved_config.save(cfg, cfg.workdir)
   tokenizer = Tokenizer.word_level(cfg.corpus.words, '<eos>', '<pad>')

@@ -28,8 +28,15 @@ import numpy as np
 from rlzero.evaluation import contamination, measure
 from rlzero.rollout import encoding, sampling, scheduler
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import config, files, metrics, saved_config, sharding
-from rlzero.runtime.fields import mutable_on_resume
+from rlzero.runtime import (
+  config,
+  fields,
+  files,
+  metrics,
+  saved_config,
+  sharding,
+)
+from rlzero.runtime.fields import above, at_least, mutable_on_resume
 from rlzero.scoring import grade, reward_pool, rewards
 from rlzero.tasks import base, countdown
 from rlzero.text import readability
@@ -76,18 +83,17 @@ class Config:
   seed: int = 0
 
   def __post_init__(self):
-    for name, least in (
-      ('num_problems', 0),
-      ('num_samples', 1),
-      ('num_kept', 1),
-      ('num_words', 1),
-      ('part_size', 1),
-    ):
-      if getattr(self, name) < least:
-        raise ValueError(
-          f'reject.Config.{name} is {getattr(self, name)}; it must be at '
-          f'least {least}.'
-        )
+    fields.check(
+      self,
+      num_problems=at_least(0),
+      num_samples=at_least(1),
+      num_kept=at_least(1),
+      num_words=at_least(1),
+      part_size=at_least(1),
+      num_workers=at_least(1),
+      deadline_s=above(0),
+      seed=fields.SEED,
+    )
 
 
 def run(cfg: Config) -> None:

@@ -30,7 +30,15 @@ from jaxtyping import Array, Float
 
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import config, files, metrics, saved_config, sharding
+from rlzero.runtime import (
+  config,
+  fields,
+  files,
+  metrics,
+  saved_config,
+  sharding,
+)
+from rlzero.runtime.fields import at_least
 from rlzero.scoring import reward_model
 from rlzero.tasks import base
 from rlzero.tasks.datasets import records
@@ -60,11 +68,7 @@ class Config(supervised.Config):
 
   def __post_init__(self):
     super().__post_init__()
-    if not 0 <= self.held_out < 1:
-      raise ValueError(
-        f'reward_model.Config.held_out is {self.held_out}; it must be in '
-        '[0, 1).'
-      )
+    fields.check(self, held_out=at_least(0).below(1))
     if self.too_long != 'drop':
       raise ValueError(
         "reward_model.Config.too_long must be 'drop': the score stands at the "

@@ -35,7 +35,8 @@ from rlzero.evaluation import measure, statistics
 from rlzero.models import transformer
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import files, provenance
+from rlzero.runtime import fields, files, provenance
+from rlzero.runtime.fields import at_least
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
@@ -67,17 +68,21 @@ class Config:
   json: bool = False  # print metrics as JSON alone
 
   def __post_init__(self):
-    if not self.budgets or min(self.budgets) < 1:
+    if not self.budgets:
       raise ValueError(
-        f'search.Config.budgets is {self.budgets}; it must be one or more '
-        'numbers of at least 1.'
+        'search.Config.budgets is (); give one or more numbers of at least 1.'
       )
-    for name, value in {'num_children': 1, 'num_rollouts': 0}.items():
-      if getattr(self, name) < value:
-        raise ValueError(
-          f'search.Config.{name} is {getattr(self, name)}; it must be at '
-          f'least {value}.'
-        )
+    fields.check(
+      self,
+      num_problems=at_least(0),
+      budgets=at_least(1),
+      num_children=at_least(1),
+      num_rollouts=at_least(0),
+      exploration=at_least(0),
+      max_len=at_least(1),
+      num_slots=at_least(1),
+      seed=fields.SEED,
+    )
 
 
 class Node:

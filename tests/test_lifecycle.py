@@ -5,7 +5,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from rlzero.runtime import provenance, sharding
+from rlzero.train import folders
 
 _PROGRAM = """
 import json, os, sys
@@ -94,3 +98,53 @@ def test_compilations_are_kept(tmp_path):
   assert first == ['7.0', '0']
   assert second[0] == '7.0' and int(second[1]) > 0
   assert any((tmp_path / 'rlzero' / 'xla').iterdir())
+
+
+@pytest.mark.parametrize(
+  ('switch', 'value'),
+  [
+    ('jax_enable_x64', True),
+    ('jax_default_prng_impl', 'rbg'),
+    ('jax_threefry_partitionable', False),
+  ],
+)
+def test_switches_of_jax_that_change_numbers_are_refused(switch, value):
+  before = getattr(jax.config, switch)
+  jax.config.update(switch, value)
+  try:
+    with pytest.raises(ValueError, match=f'{switch.upper()} is .*unset it'):
+      folders.load_model(folders.embedded('tiny_base'))
+  finally:
+    jax.config.update(switch, before)
+
+
+def test_a_machine_without_the_device_is_told_so(monkeypatch):
+  def none():
+    raise RuntimeError("Unable to initialize backend 'tpu': none.\nMore.")
+
+  monkeypatch.setattr(jax, 'devices', none)
+  with pytest.raises(ValueError, match=r"\(Unable .* 'tpu': none\); set JAX_"):
+    with sharding.use(sharding.Mesh()):
+      pass
+
+
+def test_closed_streams_do_not_become_files(tmp_path):
+  code = (
+    'import sys; from rlzero.runtime import lifecycle; '
+    'lifecycle.open_closed_streams(); '
+    f'file = open({str(tmp_path / "file")!r}, "w"); '
+    'print("said"); sys.stdout.flush(); '
+    'assert sys.stdout is not None and file.fileno() > 2'
+  )
+  done = subprocess.run(
+    ['bash', '-c', '"$0" -c "$1" >&- 2>&-', sys.executable, code],
+    env={**os.environ, 'PYTHONPATH': os.getcwd()},
+    check=False,
+  )
+  assert done.returncode == 0
+  assert (tmp_path / 'file').read_text() == ''
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+  monkeypatch.setenv('PATH', '/nowhere')
+  assert provenance.commit() is None

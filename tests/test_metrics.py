@@ -252,3 +252,12 @@ def test_progress_on_a_terminal_is_one_bar(capsys, monkeypatch):
     progress.show(4, reward=0.5)
   out = capsys.readouterr().out
   assert '4/8' in out and 'reward 0.5' in out
+
+
+def test_what_is_not_finite_raises_no_warning(tmp_path, caplog, capsys):
+  with metrics.MetricsWriter(str(tmp_path)) as writer:
+    writer.write(0, {'completion/len_correct': float('nan'), 'loss': 1.0})
+  assert caplog.records == [] and capsys.readouterr().err == ''
+  assert metrics.read_metrics(str(tmp_path)) == [
+    {'step': 0, 'completion/len_correct': None, 'loss': 1.0}
+  ]

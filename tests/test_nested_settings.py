@@ -179,3 +179,46 @@ def test_modules_that_flags_name_are_found_in_the_package(stage):
   assert 'optim.Optimizer.b2' in message and 'no effect' in message
   message = _refused(stage, '--gin.config.ModelConfig.width=1')
   assert 'rlzero.models.config or rlzero.runtime.config' in message
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numbers:
+  size: int = 1
+  share: float | None = None
+  sizes: tuple[int, ...] = (1,)
+
+  def __post_init__(self):
+    fields.check(self, size=at_least(1).because('one is few'), sizes=above(0))
+
+
+@pytest.mark.parametrize(
+  ('change', 'sentence'),
+  [
+    ({'size': 0}, 'Numbers.size is 0; it must be at least 1 (one is few).'),
+    ({'size': True}, 'Numbers.size is True; it must be a number.'),
+    ({'size': '3'}, "Numbers.size is '3'; it must be a number."),
+    ({'size': float('nan')}, 'it must be finite, at least 1'),
+    ({'share': float('inf')}, 'Numbers.share is inf; it must be a finite'),
+    ({'sizes': (1, 0)}, 'Numbers.sizes is (1, 0); it must be above 0.'),
+  ],
+)
+def test_numbers_out_of_range_are_refused(change, sentence):
+  with pytest.raises(ValueError) as info:
+    Numbers(**change)
+  assert sentence in str(info.value)
+
+
+def test_settings_are_made_and_changed_by_short_names():
+  made = fields.make(Config, steps=2, peak=0.5)
+  assert made == Config(steps=2, rate=Rate(peak=0.5, warmup=3))
+  assert fields.replace(made, slots=8) == dataclasses.replace(
+    made, draw=Draw(slots=8)
+  )
+  with pytest.raises(TypeError, match="no field 'pek'"):
+    fields.make(Config, pek=0.5)
+
+
+def test_a_home_folder_in_a_flag_is_the_home_folder(stage, monkeypatch):
+  monkeypatch.setenv('HOME', '/home/someone')
+  cfg = config.build(stage, ['--workdir=~/run'])
+  assert cfg.workdir == '/home/someone/run'

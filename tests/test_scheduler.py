@@ -469,7 +469,7 @@ def test_refused_prompts(params, prompts, change, message):
     ({'num_slots': 0}, 'Sampling.num_slots is 0'),
     ({'decode_steps': -1}, 'Sampling.decode_steps is -1'),
     ({'temperature': -0.5}, r'temperature is -0.5; .*\(0 is greedy\)'),
-    ({'top_p': 0.0}, r'top_p is 0.0; it must be in \(0, 1\]'),
+    ({'top_p': 0.0}, r'top_p is 0.0; it must be above 0 and at most 1'),
     ({'top_p': 1.5}, r'top_p is 1.5'),
   ],
 )

@@ -110,5 +110,5 @@ def test_first_moves_are_the_policys_by_enumeration():
 
 @pytest.mark.parametrize('budgets', [(), (0, 2)])
 def test_a_search_of_nothing(budgets):
-  with pytest.raises(ValueError, match='it must be one or more numbers'):
+  with pytest.raises(ValueError, match='budgets is .*at least 1'):
     search.Config(budgets=budgets)

@@ -25,7 +25,8 @@ from jax import numpy as jnp
 
 from rlzero import weights
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import sharding
+from rlzero.runtime import fields, sharding
+from rlzero.runtime.fields import above
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import folders
 from rlzero.weights import mapping
@@ -43,10 +44,7 @@ class Config:
   fsdp: int = 1  # parts that each parameter is cut in
 
   def __post_init__(self):
-    if self.gb <= 0.4:
-      raise ValueError(
-        f'bench_import.Config.gb is {self.gb}; the embedding alone takes 0.4.'
-      )
+    fields.check(self, gb=above(0.4).because('the embedding alone takes 0.4'))
 
 
 def run(cfg: Config) -> None:

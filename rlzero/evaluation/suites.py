@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable
 
 from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import fields
+from rlzero.runtime.fields import above, at_least
 from rlzero.tasks import base, execute
 from rlzero.tasks.datasets import benchmarks, code, gsm8k
 from rlzero.text.template import Template
@@ -38,12 +40,12 @@ class Benchmark:
   deadline_s: float = 5.0  # seconds that one verdict may take
 
   def __post_init__(self):
-    for name, least in (('num_samples', 1), ('num_problems', 0)):
-      if getattr(self, name) < least:
-        raise ValueError(
-          f'Benchmark.{name} is {getattr(self, name)}; it must be at least '
-          f'{least}.'
-        )
+    fields.check(
+      self,
+      num_samples=at_least(1),
+      num_problems=at_least(0),
+      deadline_s=above(0),
+    )
 
   @property
   def name(self) -> str:

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Literal
 
+from rlzero.runtime import fields
+from rlzero.runtime.fields import at_least
+
 _DTYPES = ('float32', 'bfloat16')
 _ACTIVATIONS = ('silu', 'gelu_tanh')
 
@@ -25,11 +28,7 @@ class RopeScaling:
   original_max_position: int = 8192  # tokens before the stretch
 
   def __post_init__(self):
-    if self.factor < 1 or self.original_max_position < 1:
-      raise ValueError(
-        f'RopeScaling has factor {self.factor} and original_max_position '
-        f'{self.original_max_position}; both must be at least 1.'
-      )
+    fields.check(self, factor=at_least(1), original_max_position=at_least(1))
     if not 0 < self.low_freq_factor < self.high_freq_factor:
       raise ValueError(
         f'RopeScaling has low_freq_factor {self.low_freq_factor} and '
@@ -49,10 +48,7 @@ class LinearScaling:
   factor: float  # how much longer
 
   def __post_init__(self):
-    if self.factor < 1:
-      raise ValueError(
-        f'LinearScaling.factor is {self.factor}; it must be at least 1.'
-      )
+    fields.check(self, factor=at_least(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +72,7 @@ class Yarn:
   mscale_all_dim: float = 0.0  # in all scores, of latent attention
 
   def __post_init__(self):
-    if self.factor < 1 or self.original_max_position < 1:
-      raise ValueError(
-        f'Yarn has factor {self.factor} and original_max_position '
-        f'{self.original_max_position}; both must be at least 1.'
-      )
+    fields.check(self, factor=at_least(1), original_max_position=at_least(1))
     if not 0 < self.beta_slow < self.beta_fast:
       raise ValueError(
         f'Yarn has beta_slow {self.beta_slow} and beta_fast {self.beta_fast}; '
@@ -105,16 +97,13 @@ class Latent:
   query_rank: int = 0  # Q, of the vector that queries come from; 0 is none
 
   def __post_init__(self):
-    for name in ('kv_rank', 'rope_dim', 'value_dim'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'Latent.{name} is {getattr(self, name)}; it must be at least 1.'
-        )
-    if self.query_rank < 0:
-      raise ValueError(
-        f'Latent.query_rank is {self.query_rank}; it must be at least 0 (0 '
-        'makes queries without a rank between).'
-      )
+    fields.check(
+      self,
+      kv_rank=at_least(1),
+      query_rank=at_least(0).because('0 makes queries without a rank'),
+      rope_dim=at_least(1),
+      value_dim=at_least(1),
+    )
     if self.rope_dim % 2:
       raise ValueError(
         f'Latent.rope_dim is {self.rope_dim}; rotary embedding needs an even '
@@ -147,22 +136,16 @@ class Experts:
   scale: float = 1.0  # of the weights, at last
 
   def __post_init__(self):
-    for name in (
-      'num_experts',
-      'num_chosen',
-      'width',
-      'num_groups',
-      'num_chosen_groups',
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'Experts.{name} is {getattr(self, name)}; it must be at least 1.'
-        )
-    for name in ('shared_width', 'num_dense_layers'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'Experts.{name} is {getattr(self, name)}; it must be at least 0.'
-        )
+    fields.check(
+      self,
+      num_experts=at_least(1),
+      num_chosen=at_least(1),
+      width=at_least(1),
+      num_groups=at_least(1),
+      num_chosen_groups=at_least(1),
+      shared_width=at_least(0),
+      num_dense_layers=at_least(0),
+    )
     if self.num_experts % self.num_groups:
       raise ValueError(
         f'Experts.num_experts is {self.num_experts}, which num_groups = '
@@ -225,20 +208,17 @@ class ModelConfig:
   fused_attention: bool = True  # by a kernel, where the backend has one
 
   def __post_init__(self):
-    for name in (
-      'vocab_size',
-      'num_layers',
-      'width',
-      'mlp_width',
-      'num_heads',
-      'num_kv_heads',
-      'head_dim',
-      'max_position',
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'ModelConfig.{name} is {getattr(self, name)}; it must be at least 1.'
-        )
+    fields.check(
+      self,
+      vocab_size=at_least(1),
+      num_layers=at_least(1),
+      width=at_least(1),
+      mlp_width=at_least(1),
+      num_heads=at_least(1),
+      num_kv_heads=at_least(1),
+      head_dim=at_least(1),
+      max_position=at_least(1),
+    )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'ModelConfig.num_heads is {self.num_heads}, which num_kv_heads = '

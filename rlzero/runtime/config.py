@@ -85,6 +85,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
       (RLZERO_TRACEBACK=1 lets the traceback through); 130 when interrupted;
       lifecycle.PREEMPTED after SIGTERM.
   """
+  lifecycle.open_closed_streams()
   if argv is None:
     lifecycle.reexec_with_malloc_settings()
     lifecycle.enable_compilation_cache()

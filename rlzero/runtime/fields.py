@@ -107,11 +107,12 @@ def check(settings: Any, **ranges: Range) -> None:
         raise ValueError(
           f'{name}.{field.name} is {value!r}; it must be a number.'
         )
-      if not (allowed or Range()).holds(number):
-        why = f' ({allowed.why})' if allowed and allowed.why else ''
+      wanted = allowed or Range()
+      if not wanted.holds(number):
+        finite = '' if math.isfinite(number) or not allowed else 'finite, '
+        why = f' ({wanted.why})' if wanted.why else ''
         raise ValueError(
-          f'{name}.{field.name} is {value}; it must be '
-          f'{allowed or Range()}{why}.'
+          f'{name}.{field.name} is {value}; it must be {finite}{wanted}{why}.'
         )
 
 

@@ -1,6 +1,7 @@
 """Fits values from gin files and flags to the types of their fields."""
 
 import ast
+import os
 import types
 import typing
 from typing import Any
@@ -40,6 +41,8 @@ def conform(value: Any, hint: Any) -> Any:
     members = [name for name in vars(hint) if not name.startswith('_')]
     if all(hasattr(value, name) for name in members):
       return value
+  elif hint is str and isinstance(value, str) and value.startswith('~/'):
+    return os.path.expanduser(value)  # no shell expands --workdir=~/run
   elif isinstance(value, hint):
     # True is an int to Python, but num_steps = True is a mistake.
     if not (isinstance(value, bool) and hint in (int, float)):

@@ -37,7 +37,56 @@ _KEPT_MEMORY = {
   'glibc.malloc.mmap_max': 0,
   'glibc.malloc.trim_threshold': 1 << 40,
 }
+# JAX's switches that change numbers or types, and their values here.
+_SWITCHES = {
+  'jax_enable_x64': False,
+  'jax_default_prng_impl': 'threefry2x32',
+  'jax_threefry_partitionable': True,
+}
+
 _SETTING = '/sys/kernel/mm/transparent_hugepage/enabled'
+
+
+def open_closed_streams() -> None:
+  """Opens the null device for standard streams that the caller has closed.
+
+  A daemon may close them. Else the next file that is opened would take their
+  number, and be written to by whatever prints.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+      os.set_inheritable(opened, True)
+  sys.stdout = sys.stdout or open(os.devnull, 'w', encoding='utf-8')
+  sys.stderr = sys.stderr or open(os.devnull, 'w', encoding='utf-8')
+
+
+def check_backend() -> None:
+  """Checks that JAX has devices, and the settings that rlzero is written for.
+
+  Raises:
+    ValueError: no device, or a switch of JAX that changes what is computed;
+      names the environment variable.
+  """
+  import jax  # only now: stages without JAX stay without it
+
+  for switch, wanted in _SWITCHES.items():
+    found = getattr(jax.config, switch)
+    if found != wanted:
+      raise ValueError(
+        f'{switch.upper()} is {found!r} in the environment; rlzero computes '
+        f'with {wanted!r} alone, so unset it.'
+      )
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    first = str(error).strip().splitlines()[0].rstrip('.')
+    raise ValueError(
+      f'JAX finds no device ({first}); set JAX_PLATFORMS to what this machine '
+      'has (cpu, cuda, tpu), or end the program that holds the device.'
+    ) from error
 
 
 def enable_compilation_cache() -> None:

@@ -101,7 +101,8 @@ class MetricsWriter:
     for name, value in metrics.items():
       number = float(value.value if isinstance(value, Mean) else value)
       row[name] = number if math.isfinite(number) else None
-      self._board.add_scalar(name, number, step)
+      if math.isfinite(number):  # TensorBoard would warn at each step
+        self._board.add_scalar(name, number, step)
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
 

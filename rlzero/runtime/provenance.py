@@ -14,13 +14,16 @@ _PACKAGES = ('jax', 'flax', 'numpy', 'math-verify', 'reasoning-gym')
 
 
 def commit() -> str | None:
-  """Commit of the source, where it is a checkout."""
-  found = subprocess.run(
-    ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  """Commit of the source; None without git, or where it is no checkout."""
+  try:
+    found = subprocess.run(
+      ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+  except OSError:  # slim images have no git
+    return None
   return found.stdout.strip() or None
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from rlzero.runtime import lifecycle
 from rlzero.types import Params
 
 # Letter of an axis -> the mesh axes that cut it; none leaves it whole.
@@ -106,7 +107,13 @@ class Mesh:
 
 @contextlib.contextmanager
 def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
-  """Everything inside runs on this mesh; a mesh of one device is none."""
+  """Everything inside runs on this mesh; a mesh of one device is none.
+
+  Raises:
+    ValueError: no device, settings of JAX that rlzero is not written for, or a
+      mesh that does not have the number of devices.
+  """
+  lifecycle.check_backend()
   if devices is None and mesh == Mesh():
     if jax.process_count() > 1:
       raise ValueError(

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlzero.runtime import fields
+from rlzero.runtime.fields import above
 from rlzero.scoring import reward_model
 from rlzero.tasks import base, execute
 from rlzero.text import language
@@ -42,11 +44,7 @@ class Scenario:
   preferences: tuple[Preference, ...] = ()
 
   def __post_init__(self):
-    if self.share <= 0:
-      raise ValueError(
-        f'Scenario.share is {self.share}; it must be above 0, or leave the '
-        'scenario out.'
-      )
+    fields.check(self, share=above(0))
 
 
 def give(cfg: Any, records: Sequence[dict[str, Any]]) -> None:

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from rlzero.runtime import fields
+from rlzero.runtime.fields import at_least
 from rlzero.tasks import base, constants, generators, verify
 
 _CHUNK = 500  # problems a generator is asked for at once
@@ -40,12 +42,13 @@ class ReasoningGym:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    for name in ('num_train', 'num_validation', 'num_test', 'seed'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'ReasoningGym.{name} is {getattr(self, name)}; it must be at '
-          'least 0.'
-        )
+    fields.check(
+      self,
+      num_train=at_least(0),
+      num_validation=at_least(0),
+      num_test=at_least(0),
+      seed=fields.SEED,
+    )
     try:
       json.dumps(dict(self.options))
     except TypeError as error:

@@ -8,6 +8,9 @@ gives no limits: those here are ours.
 import dataclasses
 import re
 
+from rlzero.runtime import fields
+from rlzero.runtime.fields import at_least
+
 _PARAGRAPHS = re.compile(r'\n\s*\n')
 # Text without spaces counts by the character, as in text/language.py.
 _WORD = re.compile(
@@ -29,16 +32,13 @@ class Limits:
   max_repetition: float = 0.2  # share of `repetition`
 
   def __post_init__(self):
-    for name in ('min_language', 'max_repetition'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(
-          f'Limits.{name} is {getattr(self, name)}; it must be in [0, 1].'
-        )
-    for name in ('max_paragraph', 'max_code_blocks'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'Limits.{name} is {getattr(self, name)}; it must be at least 0.'
-        )
+    fields.check(
+      self,
+      min_language=at_least(0).at_most(1),
+      max_repetition=at_least(0).at_most(1),
+      max_paragraph=at_least(0),
+      max_code_blocks=at_least(0),
+    )
 
 
 def measures(text: str) -> dict[str, float]:

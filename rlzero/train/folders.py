@@ -14,7 +14,7 @@ import rlzero
 from rlzero import weights
 from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import files, sharding
+from rlzero.runtime import files, lifecycle, sharding
 from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import checkpoint
@@ -69,6 +69,7 @@ def open_model(path: str) -> weights.Loaded:
   Raises:
     FileNotFoundError, ValueError: nothing usable there; one sentence.
   """
+  lifecycle.check_backend()
   folder = pathlib.Path(path)
   if not (folder / 'checkpoints').is_dir():
     opened = weights.open_model(path)

@@ -22,8 +22,8 @@ from jax import numpy as jnp
 
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import lifecycle, metrics, sharding
-from rlzero.runtime.fields import mutable_on_resume
+from rlzero.runtime import fields, lifecycle, metrics, naming, sharding
+from rlzero.runtime.fields import above, at_least, mutable_on_resume
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
 from rlzero.train import checkpoint, optim, packing
@@ -70,25 +70,19 @@ class Config:
   save_every: int = mutable_on_resume(200)  # updates between checkpoints
 
   def __post_init__(self):
-    name = f'{type(self).__module__.rpartition(".")[2]}.Config'
-    for field, least in (
-      ('batch_size', 1),
-      ('max_len', 2),
-      ('max_position', 0),
-      ('num_steps', 0),
-      ('micro_tokens', 1),
-      ('save_every', 1),
-    ):
-      if getattr(self, field) < least:
-        raise ValueError(
-          f'{name}.{field} is {getattr(self, field)}; it must be at least '
-          f'{least}.'
-        )
-    if self.num_epochs <= 0:
-      raise ValueError(
-        f'{name}.num_epochs is {self.num_epochs}; it must be above 0.'
-      )
+    fields.check(
+      self,
+      batch_size=at_least(1),
+      max_len=at_least(2),
+      max_position=at_least(0),
+      num_epochs=above(0),
+      num_steps=at_least(0),
+      micro_tokens=at_least(1),
+      seed=fields.SEED,
+      save_every=at_least(1),
+    )
     if not self.data:
+      name = naming.label(type(self))
       raise ValueError(f'{name}.data is empty; give a path or sources.')
 
   def model(self, config: ModelConfig) -> ModelConfig:

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
+from rlzero.runtime import fields
+from rlzero.runtime.fields import at_least
 from rlzero.text import files, warn
 
 Record = tuple[str, dict[str, Any]]  # its place, for errors, and its columns
@@ -32,11 +34,7 @@ class Source:
   rename: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    if self.num_examples < 0:
-      raise ValueError(
-        f'Source.num_examples is {self.num_examples}; it must be 0 (all) or '
-        'more.'
-      )
+    fields.check(self, num_examples=at_least(0).because('0 takes all'))
 
 
 def sources(data: str | Sequence[Source]) -> tuple[Source, ...]:
