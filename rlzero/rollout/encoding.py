@@ -13,11 +13,11 @@ from rlzero.text.tokenizer import Tokenizer
 def encode_examples(
   tokenizer: Tokenizer,
   template: Template,
-  drawn: Sequence[tuple[int, base.Example]],
+  sampled: Sequence[tuple[int, base.Example]],
 ) -> list[scheduler.Prompt]:
   """Token ids of the questions under the template."""
   return encode_prompts(
-    tokenizer, template, [(draw, e.question) for draw, e in drawn]
+    tokenizer, template, [(draw, e.question) for draw, e in sampled]
   )
 
 
@@ -30,12 +30,12 @@ class Sample(NamedTuple):
 
 
 def encode_prompts(
-  tokenizer: Tokenizer, template: Template, drawn: Sequence[tuple[int, str]]
+  tokenizer: Tokenizer, template: Template, sampled: Sequence[tuple[int, str]]
 ) -> list[scheduler.Prompt]:
   """Token ids of the questions under the template."""
   return [
     scheduler.Prompt(draw, encode_prompt(tokenizer, template, question))
-    for draw, question in drawn
+    for draw, question in sampled
   ]
 
 

@@ -1,4 +1,4 @@
-"""Drawing tokens on the device with counted keys."""
+"""Samples tokens on the device, with counted keys."""
 
 import dataclasses
 import enum
@@ -27,9 +27,9 @@ _BLOCK = 256  # tokens a block; the vocabulary is searched in two levels
 def row_keys(
   seed: int, draws: Int[Array, 'B'], samples: Int[Array, 'B']
 ) -> UInt32[Array, 'B 2']:
-  """Key data of rows: of (seed, draw of the prompt, index in the group).
+  """Key data of rows, made of seed, draw of the prompt and index in its group.
 
-  Slots, batches, hosts and restarts have no part in it.
+  Slots, batches, hosts and restarts have no part in them.
   """
 
   def of_row(draw, sample):
@@ -135,7 +135,7 @@ class Finish(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How completions are drawn.
+  """Settings of how completions are sampled.
 
   Raises:
     ValueError: a setting out of range.
