@@ -17,7 +17,7 @@ Differences from the paper:
 The settings are here; `rl/step.py` is the step, `rl/loop.py` the run around it.
 """
 
-from rlzero import report
+from rlzero.reporting import web_page
 from rlzero.rl import loop, settings
 from rlzero.rl.settings import Config
 from rlzero.runtime import config, hosts, saved_config, sharding
@@ -53,7 +53,7 @@ def run(cfg: Config) -> None:
     hosts.print_once(settings.table(cfg, prompt_stream.num_examples))
     loop.TrainingLoop(cfg, loaded, pool, prompt_stream).run()
   if hosts.is_first():
-    report.write(cfg.workdir)
+    web_page.write(cfg.workdir)
 
 
 if __name__ == '__main__':

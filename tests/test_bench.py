@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlzero import bench
+from rlzero.benchmarks import step_time
 from rlzero.models.config import Latent, ModelConfig
 from rlzero.planner import flops
 from rlzero.rl import collect, settings, update
@@ -37,7 +38,7 @@ def _config(**changes):
 
 
 def test_the_last_line_is_json_with_every_figure(capsys, monkeypatch):
-  monkeypatch.setattr(bench, 'peak_rates', lambda dtype: (2e11, 1e10))
+  monkeypatch.setattr(step_time, 'peak_rates', lambda dtype: (2e11, 1e10))
   bench.run(_config())
   *lines, last = capsys.readouterr().out.splitlines()
   metrics = json.loads(last)
@@ -88,7 +89,7 @@ def test_useful_flops_by_hand():
     {'len': n, 'reward': r} for n, r in ((1, 0), (3, 1), (2, 1), (2, 1))
   ]
   cfg = _config(kl_coef=0.0, group_size=2)
-  work = bench.useful(cfg, model, [5, 5], records)
+  work = step_time.useful(cfg, model, [5, 5], records)
   # Weights: 2 x (4 x 2 + 3 x 1) = 22 in the layer, 10 in the head.
   # First group: 5 + 4 tokens; pairs 15 + (5 + 1) + (15 + 6) = 42.
   first = 2 * (22 * 9 + 10 * 4) + 4 * 42 * 2
@@ -101,7 +102,7 @@ def test_useful_flops_by_hand():
   assert work['rollout_bytes'] == 4 * (3 * 32 + 49 * 4)
   # A shared prefix of 2 of the 5, with 3 pairs: 2 + 2 x 3 + 8 tokens in all;
   # behind it a prompt has 3 x 2 + 6 pairs, its completions 27 and 26 as before.
-  work = bench.useful(cfg, model, [5, 5], records, prefix_len=2)
+  work = step_time.useful(cfg, model, [5, 5], records, prefix_len=2)
   whole = 2 * (22 * 16 + 10 * 8) + 4 * (3 + 2 * 12 + 27 + 26) * 2
   assert work['rollout_flops'] == whole
   assert work['update_flops'] == 3 * first  # it has one prompt
@@ -112,7 +113,7 @@ def test_useful_flops_by_hand():
     model, head_dim=4, latent=Latent(kv_rank=5, rope_dim=2, value_dim=1)
   )
   body, head = flops.matmul_weights(latent)
-  work = bench.useful(cfg, latent, [5, 5], records)
+  work = step_time.useful(cfg, latent, [5, 5], records)
   assert work['rollout_bytes'] == 4 * (3 * (body + head) + 49 * 7)
 
 
@@ -132,7 +133,7 @@ def test_problems_in_the_order_of_the_generator():
 
 
 def test_rates_are_of_this_machine():
-  rate, bandwidth = bench.peak_rates('float32', sizes=(64, 256))
+  rate, bandwidth = step_time.peak_rates('float32', sizes=(64, 256))
   assert 1e9 < rate < 1e15
   assert 1e8 < bandwidth < 1e14
 
@@ -184,7 +185,7 @@ def test_nothing_compiles_after_the_first_steps():
     for number in range(5):
       first = 4 * number
       drawn = [(first + i, examples[first + i]) for i in range(4)]
-      with bench._counted() as count:
+      with step_time._counted() as count:
         trainer.update(collector.collect(trainer.policy, drawn))
       counts.append(count['compilations'])
   assert counts[0] > 5 and counts[2:] == [0, 0, 0]

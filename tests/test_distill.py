@@ -16,7 +16,7 @@ from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics, sharding
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import folders, supervised
+from rlzero.train import distillation, folders, supervised
 from rlzero.train.optim import Optimizer
 from rlzero.types import Tokens
 from rlzero.weights import hf
@@ -88,7 +88,7 @@ def test_packed_and_sharded_equal_one_at_a_time():
   total, expected = one_at_a_time(params, other, examples, direction)
 
   def loss(params, rows, frozen):
-    return distill.loss(CONFIG, TEACHER, direction, params, rows, frozen)
+    return distillation.loss(CONFIG, TEACHER, direction, params, rows, frozen)
 
   grads, totals = supervised.gradient(loss)(params, packed(examples), other)
   assert distance(grads, expected) < 1e-5
@@ -181,7 +181,7 @@ def test_teacher_with_another_tokenizer(base, tmp_path):  # noqa: F811
     base, tmp_path, 'x', loss='forward_kl', teacher=str(tmp_path / 't')
   )
   with pytest.raises(ValueError, match="give 'j' different ids"):
-    distill.load_teacher(cfg, tokenizer())
+    distillation.load_teacher(cfg, tokenizer())
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
-from rlzero import evaluate, report
+from rlzero import evaluate
 from rlzero.evaluation import measure, published, sampler, suites
+from rlzero.reporting import web_page
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Finish, Sampling
 from rlzero.runtime import sharding
@@ -313,7 +314,7 @@ def test_samples_on_disk_are_scored_without_a_model(suite, tmp_path):
 
 
 def test_report_shows_the_suite(suite):
-  report.write(str(suite))
+  web_page.write(str(suite))
   page = (suite / 'report.html').read_text()
   assert '<h2>Benchmarks</h2>' in page and '<td>second</td>' in page
 

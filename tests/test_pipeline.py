@@ -15,6 +15,8 @@ import time
 import pytest
 
 from rlzero import pipeline
+from rlzero.pipelines import results
+from rlzero.pipelines.command import Stage
 from rlzero.runtime import config, lifecycle
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -63,7 +65,7 @@ def wordy(tmp_path, monkeypatch):
 
 
 def _stage(name, *flags, **inputs):
-  return pipeline.Stage(name=name, module='wordy', flags=flags, inputs=inputs)
+  return Stage(name=name, module='wordy', flags=flags, inputs=inputs)
 
 
 def _config(tmp_path, *stages, **changes):
@@ -214,7 +216,7 @@ def test_results_are_the_evaluations_and_how_readable_they_are(tmp_path):
   manifest.write_text(json.dumps({'stages': stages}))
   folder = tmp_path / 'work' / 'one_evaluation' / 'evaluations'
   folder.mkdir(parents=True)
-  metrics = dict.fromkeys(pipeline.METRICS, 0.5) | {
+  metrics = dict.fromkeys(results.METRICS, 0.5) | {
     'pass@1_interval': [0.25, 0.75],
     'pass@1_by_problem': {'a': 0.5},
   }
@@ -231,14 +233,14 @@ def test_results_are_the_evaluations_and_how_readable_they_are(tmp_path):
       )
     )
   )
-  found = pipeline.results(str(tmp_path / 'work'))
+  found = results.results(str(tmp_path / 'work'))
   assert list(found['stages']) == ['one', 'one_evaluation']
   (metrics,) = found['evaluations'].values()
   assert metrics['readable'] == 0.5
   assert metrics['unreadable'] == {'code_blocks': 0.25, 'language': 0.25}
   assert metrics['paragraph'] == 2.5 and metrics['strict'] == 0.5
   assert 'pass@1_by_problem' not in metrics
-  assert '| `one` | 0.500 [0.250, 0.750] |' in pipeline.table(found)
+  assert '| `one` | 0.500 [0.250, 0.750] |' in results.table(found)
 
 
 def test_an_orphan_finishes_before_the_next_pipeline_begins(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 
 from rlzero import grpo, plan
 from rlzero.models.config import Experts, ModelConfig
-from rlzero.planner import estimate, flops, programs
-from rlzero.runtime import config, sharding
+from rlzero.planner import estimate, flops, planning, programs, table
+from rlzero.runtime import config, fields, sharding
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -58,7 +58,7 @@ def _plan(topology, changes=(), **settings):
 @pytest.fixture(scope='module')
 def compiled(quick_compilation):
   """For the eight devices of the tests."""
-  return plan.plan(_plan('cpu', fit=False))
+  return planning.make_plan(_plan('cpu', fit=False))
 
 
 def test_what_a_device_holds(compiled):
@@ -115,7 +115,7 @@ def test_flops_are_those_of_the_program():
 
 
 def test_arithmetic_agrees_with_the_compiler(compiled):
-  guess = plan.plan(_plan('h100:8', fit=False))
+  guess = planning.make_plan(_plan('h100:8', fit=False))
   for phase, other in zip(compiled['phases'], guess['phases'], strict=True):
     for name in set(phase['memory']) - {'temporaries'}:
       assert phase['memory'][name] == other['memory'][name]
@@ -135,7 +135,7 @@ def test_deepseek_v3_by_hand():
     [*plan.DEFAULTS, f'--gin_file={V3_RUN}', '--topology=v5p:8x8x16',
      '--compile=False', '--fit=False'],
   )  # fmt: skip
-  report = plan.plan(cfg)
+  report = planning.make_plan(cfg)
   # Queries by a rank, keys and values by another, and the output.
   attention = 7168 * 1536 + 1536 * 128 * 192
   attention += 7168 * 576 + 512 * 128 * (128 + 128) + 128 * 128 * 7168
@@ -190,14 +190,14 @@ def test_tokens_sent_to_experts_by_hand():
 
 
 def test_lengths_have_the_mean_and_the_longest():
-  lengths = plan.lengths_of(8192, 300.0, 1000)
+  lengths = planning.lengths_of(8192, 300.0, 1000)
   assert lengths.mean() == pytest.approx(300, rel=0.01)
   assert lengths.max() == 1000 and lengths.min() == 1
   assert (lengths == 1000).mean() == pytest.approx(np.exp(-1000 / 313), rel=0.3)
 
 
 def test_tpus_without_their_compiler():
-  report = plan.plan(_plan('v5e:2x4', compile=False, fit=False))
+  report = planning.make_plan(_plan('v5e:2x4', compile=False, fit=False))
   assert report['source'] == 'arithmetic'
   assert report['devices'] == 8
   assert report['hbm_bytes'] == 15.75 * 2**30
@@ -207,8 +207,8 @@ def test_tpus_without_their_compiler():
 @pytest.mark.parametrize('topology', ['v5e:2x4', 'v5p:2x2x2', 'v6e:2x4'])
 def test_compiled_for_tpus(topology):
   pytest.importorskip('libtpu', reason='the extra `plan` brings it')
-  report = plan.plan(_plan(topology, fit=False))
-  guess = plan.plan(_plan(topology, fit=False, compile=False))
+  report = planning.make_plan(_plan(topology, fit=False))
+  guess = planning.make_plan(_plan(topology, fit=False, compile=False))
   assert report['source'] == 'compiled' and report['fits']
   for phase, other in zip(report['phases'], guess['phases'], strict=True):
     for name in set(phase['memory']) - {'temporaries'}:
@@ -220,7 +220,7 @@ def test_compiled_for_tpus(topology):
 
 def test_the_largest_sizes_are_the_largest():
   chip = plan.hardware.CHIPS['h100']
-  report = plan.plan(_plan('h100:8', price=2.0))
+  report = planning.make_plan(_plan('h100:8', price=2.0))
   assert report['source'] == 'arithmetic'
   # All rows of a step, and all completions of a rollout, fit.
   assert report['largest']['micro_tokens']['size'] == 32 * 128
@@ -228,7 +228,7 @@ def test_the_largest_sizes_are_the_largest():
   assert report['cost'] == pytest.approx(2 * report['chip_hours'])
   # On a chip between what it needs for two rows a device and for three.
   with sharding.abstract_mesh(RUN.mesh, 8):
-    one = plan._Plan(_plan('h100:8'), chip, 8, compiled=False)
+    one = planning._Plan(_plan('h100:8'), chip, 8, compiled=False)
     one._find([('update', n) for n in (2, 3, 4)])
     two, three = (sum(one._memory('update', n).values()) for n in (2, 3))
     one.chip = chip._replace(memory=(two + three) / 2)
@@ -251,7 +251,7 @@ def test_sizes_that_need_more_than_the_line_says(memory, expected):
     _find=lambda wanted: None,
     _memory=lambda name, n: {'all of it': memory(n)},
   )
-  found = plan._Plan._largest(one, 'update', 4, 64, 1)
+  found = planning._Plan._largest(one, 'update', 4, 64, 1)
   assert found == {'size': expected, 'memory': memory(expected or 4)}
 
 
@@ -260,17 +260,19 @@ def test_what_does_not_fit_is_named():
     MODEL, width=8192, mlp_width=32768, num_layers=80, num_heads=64,
     num_kv_heads=8, head_dim=128,
   )  # fmt: skip
-  report = plan.plan(_plan('h100:8', {'model': large}))
+  report = planning.make_plan(_plan('h100:8', {'model': large}))
   assert not report['fits']
   assert 'update needs' in report['advice'][3]
   assert 'optimiser are the largest part' in report['advice'][0]
   assert report['largest']['micro_tokens']['size'] == 0
-  text = plan.text(_plan('h100:8', {'model': large}), report)
+  text = table.describe(_plan('h100:8', {'model': large}), report)
   assert 'No micro_tokens fit, however few.' in text
   wide = _plan(
     'h100:8', {'max_len': 65536, 'micro_tokens': 65536, 'num_slots': 4}
   )
-  (update,) = [a for a in plan.plan(wide)['advice'] if a.startswith('update')]
+  (update,) = [
+    a for a in planning.make_plan(wide)['advice'] if a.startswith('update')
+  ]
   assert 'Attention scores of one row of 65536 tokens' in update
 
 
@@ -313,7 +315,7 @@ def test_plans_that_cannot_be(topology, changes, sentence):
   run = {k: v for k, v in changes.items() if k in of_run}
   rest = {k: v for k, v in changes.items() if k not in of_run}
   with pytest.raises(ValueError, match=sentence):
-    plan.plan(_plan(topology, run, **rest))
+    planning.make_plan(_plan(topology, run, **rest))
 
 
 _REAL = """

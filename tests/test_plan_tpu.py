@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from rlzero import plan
-from rlzero.planner import hardware
+from rlzero.planner import hardware, planning
 from rlzero.runtime import config, sharding
 
 RUN = 'configs/runs/r1_zero_deepseek_v3.gin'
@@ -16,11 +16,13 @@ def planned():
   cfg = config.build(
     plan, [*plan.DEFAULTS, f'--gin_file={RUN}', '--topology=v5p:8x8x16']
   )
-  devices = plan._topology('v5p', '8x8x16')
+  devices = planning._topology('v5p', '8x8x16')
   # Executables for devices that are not here cannot be kept.
   jax.config.update('jax_enable_compilation_cache', False)
   with sharding.use(cfg.run.mesh, devices):
-    yield plan._Plan(cfg, hardware.CHIPS['v5p'], len(devices), compiled=True)
+    yield planning._Plan(
+      cfg, hardware.CHIPS['v5p'], len(devices), compiled=True
+    )
   jax.config.update('jax_enable_compilation_cache', True)
 
 

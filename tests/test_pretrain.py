@@ -15,7 +15,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.runtime import lifecycle, metrics
 from rlzero.tasks import countdown
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import folders
+from rlzero.train import folders, pretraining
 from rlzero.train.optim import Optimizer
 
 _MODEL = ModelConfig(
@@ -45,7 +45,7 @@ def _config(workdir, **changes):
 def test_batch_is_made_of_whole_documents(tmp_path):
   cfg = _config(tmp_path)
   tokenizer = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
-  rows = pretrain.batch(cfg, tokenizer, 5)
+  rows = pretraining.batch(cfg, tokenizer, 5)
   documents = cfg.corpus.documents(5)
   count = rows.segments.max()
   found = {}
@@ -60,7 +60,7 @@ def test_batch_is_made_of_whole_documents(tmp_path):
     assert last == tokenizer.eos_ids[0]
     assert tokenizer.decode(body) == next(documents)
   assert (rows.segments > 0).mean() > 0.7
-  again = pretrain.batch(cfg, tokenizer, 5)
+  again = pretraining.batch(cfg, tokenizer, 5)
   assert (again.ids == rows.ids).all()
 
 
@@ -69,14 +69,14 @@ def test_learns_and_goes_on_with_the_same_bits(tmp_path, monkeypatch):
   pretrain.run(_config(whole))
   losses = [row['loss/mean'] for row in metrics.read_metrics(str(whole))]
   assert losses[-1] < losses[0] - 0.5
-  batch = pretrain.batch
+  batch = pretraining.batch
 
   def killed(cfg, tokenizer, step):
     if step == 4:
       raise KeyboardInterrupt
     return batch(cfg, tokenizer, step)
 
-  monkeypatch.setattr(pretrain, 'batch', killed)
+  monkeypatch.setattr(pretraining, 'batch', killed)
   with pytest.raises(KeyboardInterrupt):
     pretrain.run(_config(cut))
   monkeypatch.undo()
@@ -120,7 +120,7 @@ def test_a_vocabulary_grows_from_the_twins(tmp_path):
     checkpoint=old,
   )
   tokenizer = Tokenizer.word_level(corpus.words, '<eos>', '<pad>')
-  grown, _ = pretrain._initial(cfg, tokenizer, optax.identity())
+  grown, _ = pretraining.initial(cfg, tokenizer, optax.identity())
   for name in params['layers']:
     jax.tree.map(
       np.testing.assert_array_equal,
@@ -138,7 +138,7 @@ def test_a_vocabulary_grows_from_the_twins(tmp_path):
   np.testing.assert_allclose(away, away[:1].repeat(8, 0), atol=1e-6)
   assert 0.5 < np.std(away[0]) / np.std(before) < 2
   with pytest.raises(ValueError, match='same up to vocab_size'):
-    pretrain._initial(
+    pretraining.initial(
       _config(
         tmp_path, checkpoint=old, model=dataclasses.replace(_MODEL, width=64)
       ),
@@ -146,7 +146,7 @@ def test_a_vocabulary_grows_from_the_twins(tmp_path):
       optax.identity(),
     )
   with pytest.raises(ValueError, match='not the first of the corpus'):
-    pretrain._initial(
+    pretraining.initial(
       cfg,
       Tokenizer.word_level(corpus.words[1:], '<eos>', '<pad>'),
       optax.identity(),
@@ -156,14 +156,14 @@ def test_a_vocabulary_grows_from_the_twins(tmp_path):
 def test_sigterm_saves_and_ends_with_a_code_of_its_own(tmp_path, monkeypatch):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   pretrain.run(_config(whole, num_steps=3, save_every=3))
-  batch = pretrain.batch
+  batch = pretraining.batch
 
   def told(cfg, tokenizer, step):
     if step == 1:
       os.kill(os.getpid(), signal.SIGTERM)
     return batch(cfg, tokenizer, step)
 
-  monkeypatch.setattr(pretrain, 'batch', told)
+  monkeypatch.setattr(pretraining, 'batch', told)
   with pytest.raises(SystemExit) as ended:
     pretrain.run(_config(cut, num_steps=3, save_every=3))
   assert ended.value.code == lifecycle.PREEMPTED == 75

@@ -8,7 +8,7 @@ from rlzero import reject, sft
 from rlzero.evaluation import contamination, measure
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics
-from rlzero.scoring import grade
+from rlzero.scoring import grade, rejection
 from rlzero.tasks import countdown
 from rlzero.text import readability
 from rlzero.text.template import Template
@@ -158,9 +158,9 @@ def test_reasons(tmp_path, changes, reason):
   evaluation = [countdown.base.Example('e', 'What is 7 times 6?', '42')]
   index = contamination.Index(evaluation, 5)
   first = [] if reason is None and 'uid' not in changes else [_record()]
-  kept, reasons = reject.choose(cfg, [*first, _record(**changes)], index)
+  kept, reasons = rejection.choose(cfg, [*first, _record(**changes)], index)
   assert len(kept) == len(first) + (reason is None)
-  assert reasons == dict.fromkeys(reject.REASONS, 0) | (
+  assert reasons == dict.fromkeys(rejection.REASONS, 0) | (
     {reason: 1} if reason else {}
   )
 
@@ -180,7 +180,7 @@ def test_nothing_to_keep(finished, tmp_path):
     for r in metrics.read_lines(str(p))
   ]
   cfg = _config(tmp_path, limits=readability.Limits(max_paragraph=0))
-  kept, reasons = reject.choose(cfg, drawn, contamination.Index([]))
+  kept, reasons = rejection.choose(cfg, drawn, contamination.Index([]))
   assert not kept and reasons['paragraph'] > 0
 
 

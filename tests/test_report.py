@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlzero import report
-from rlzero.reporting import detectors
+from rlzero.reporting import detectors, web_page
 from rlzero.runtime import config
 
 
@@ -157,7 +157,7 @@ def read(workdir, name='report.html'):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   workdir = make_run(tmp_path_factory.mktemp('run'))
-  return workdir, report.write(workdir)
+  return workdir, web_page.write(workdir)
 
 
 def test_summary_has_exactly_the_numbers_of_the_evaluations(whole):
@@ -216,7 +216,7 @@ def test_in_the_middle_of_a_run(tmp_path):
     file.write('{"step": 30, "rewa')
   with open(tmp_path / 'completions' / 'step_000020.jsonl', 'a') as file:
     file.write('{"step": 20, "comp')
-  summary = report.write(workdir)
+  summary = web_page.write(workdir)
   assert summary['pass@1_before'] == 0.2
   assert all(v is None for k, v in summary.items() if k.endswith('_after'))
   page = read(workdir)
@@ -228,7 +228,7 @@ def test_with_nothing_but_a_first_evaluation(tmp_path):
   write_lines(
     tmp_path / 'evaluations', 'before.json', [evaluation(0, 0.2, 30.0)]
   )
-  summary = report.write(str(tmp_path))
+  summary = web_page.write(str(tmp_path))
   assert summary['wall_s'] is summary['seed'] is None
   assert summary['length_rising_segments'] is None
   assert 'too few steps' in read(tmp_path)
@@ -243,7 +243,7 @@ def test_counts_the_rising_segments(tmp_path):
   ]
   rows += [{'step': 24, 'completion/len_mean': None}]
   write_lines(tmp_path, 'metrics.jsonl', rows)
-  assert report.write(str(tmp_path))['length_rising_segments'] == 3
+  assert web_page.write(str(tmp_path))['length_rising_segments'] == 3
 
 
 def constant(**metrics):
@@ -341,7 +341,7 @@ def test_numbers_that_are_missing_or_not_finite(tmp_path):
   names = 'policy/sampler_learner_max', 'policy/sampler_learner_mean'
   zeros = constant(**{name.replace('/', '__'): [0.0] * 30 for name in names})
   write_lines(tmp_path, 'metrics.jsonl', zeros)
-  summary = report.write(str(tmp_path))
+  summary = web_page.write(str(tmp_path))
   assert summary['tries_before'] is summary['pass@16_before'] is None
   page = read(tmp_path)
   assert '|sampler − learner|' in page and 'nan' not in page.lower()

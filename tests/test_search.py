@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rlzero import search
-from rlzero.evaluation import measure
+from rlzero.evaluation import measure, tree_search
 from rlzero.tasks import countdown
 from rlzero.train import folders
 
@@ -15,22 +15,25 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def test_puct_by_hand():
-  root = search.Node([], 1.0, None)
+  root = tree_search.Node([], 1.0, None)
   assert root.leaf(1.0) is root
-  likely, rare = search.Node([5], 0.8, root), search.Node([6], 0.2, root)
+  likely, rare = (
+    tree_search.Node([5], 0.8, root),
+    tree_search.Node([6], 0.2, root),
+  )
   root.add([likely, rare], [0.0, 1.0])
   assert (root.visits, root.value) == (2, 0.5)
   # c sqrt(2) p / (1 + 1): 0.566 for the likely one, 1 + 0.141 for the other.
   assert root.leaf(1.0) is rare
   assert root.leaf(3.0) is likely  # 1.697 against 1.424
-  deep = search.Node([6, 7], 0.5, rare)
+  deep = tree_search.Node([6, 7], 0.5, rare)
   rare.add([deep], [0.0])
   assert (rare.visits, rare.value, root.visits) == (2, 0.5, 3)
   assert root.best() is deep
   # Where no try may follow, nothing is looked for, here or above.
   deep.is_open = rare.is_open = False
   assert root.leaf(0.0) is likely
-  ended = search.Node([5, 9], 0.5, likely)
+  ended = tree_search.Node([5, 9], 0.5, likely)
   ended.is_open = False
   likely.add([ended], [0.0])
   assert not likely.is_open and not root.is_open
@@ -84,18 +87,18 @@ def _row(tokens, *right):
 
 def test_against_another_search_at_as_many_tokens():
   other = {'1': _row(10, 0, 0, 1), '2': _row(30, 1, 0, 1)}
-  found = search.against(_row(15, 1, 1, 1), other)['against']
+  found = tree_search.against(_row(15, 1, 1, 1), other)['against']
   # A quarter of the way: 1/4, 0, 1 against 1, 1, 1.
   assert found['pass@1'] == pytest.approx(1.25 / 3)
   assert found['difference'] == pytest.approx(1.75 / 3)
-  assert search.against(_row(31, 1, 1, 1), other) == {'against': None}
+  assert tree_search.against(_row(31, 1, 1, 1), other) == {'against': None}
 
 
 def test_first_moves_are_the_policys_by_enumeration():
   """The base draws first moves as its corpus does, all alike."""
   loaded = folders.load_model(folders.embedded('tiny_base'))
   chosen = measure.examples(countdown.Countdown(), 'test', 40)
-  found = search.first_moves(loaded, chosen)
+  found = tree_search.first_moves(loaded, chosen)
   counts = [
     len(countdown.openings(ast.literal_eval(e.target.partition(' ')[2])))
     for e in chosen

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlzero import grpo
 from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.planner import hlo
 from rlzero.rl import programs as update_programs
+from rlzero.rl import settings
 from rlzero.rl.learner import TrainState
 from rlzero.rollout import buckets
 from rlzero.rollout import programs as rollout_programs
@@ -53,7 +53,7 @@ class Run:
     prompt_len: tokens of the longest prompt.
   """
 
-  cfg: grpo.Config
+  cfg: settings.Config
   model: ModelConfig
   prompt_len: int
 

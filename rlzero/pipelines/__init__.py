@@ -1,0 +1,1 @@
+"""Pipelines: stages as processes, their manifest, their results."""

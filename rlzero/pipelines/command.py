@@ -1,0 +1,88 @@
+"""A stage of a pipeline as a command, checked before anything runs."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import shlex
+from typing import Any, ClassVar
+
+from rlzero.runtime import config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """A command of the pipeline; it works in the folder WORKDIR/NAME."""
+
+  GIN_NAME: ClassVar[str] = 'rlzero.pipeline.Stage'
+
+  name: str
+  module: str  # rlzero.grpo, say
+  gin_files: tuple[str, ...] = ()
+  flags: tuple[str, ...] = ()  # such as --num_steps=60
+  # Flags that name what earlier stages left, without dashes: to 'STAGE', its
+  # folder, or to 'STAGE/PATH' in it.
+  inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Command:
+  """A stage with its flags, checked: its own Config has been built.
+
+  Attributes:
+    argv: the flags.
+    line: the command on one line, from the module on.
+    digest: of the configuration it amounts to, wherever the workdir is.
+  """
+
+  def __init__(self, workdir: str, stage: Stage):
+    self.stage = stage
+    self.folder = os.path.join(workdir, stage.name)
+    self.argv = [
+      *(f'--gin_file={path}' for path in stage.gin_files),
+      *stage.flags,
+    ]
+    for flag, source in stage.inputs.items():
+      path = os.path.join(workdir, source)
+      # What follows --gin. is gin, where a string has quotes.
+      text = repr(path) if flag.startswith('gin.') else path
+      self.argv.append(f'--{flag}={text}')
+    self.argv.append(f'--workdir={self.folder}')
+    self.line = shlex.join([stage.module, *self.argv])
+    try:
+      module = importlib.import_module(stage.module)
+      built = config.build(module, self.argv)
+    except (ImportError, ValueError) as error:
+      raise config.UserError(
+        f'Stage {stage.name!r} cannot be configured: {error}'
+      ) from error
+    text = json.dumps(chosen(built)).replace(os.path.join(workdir, ''), '')
+    self.digest = hashlib.sha256(text.encode()).hexdigest()
+
+
+def chosen(value: Any) -> Any:
+  """What a configuration sets otherwise than by default, as plain values.
+
+  Fields that a run may change are left out. A field that a later version adds
+  does not count as a change.
+  """
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    default = {
+      f.name: f.default
+      if f.default_factory is dataclasses.MISSING
+      else f.default_factory()
+      for f in dataclasses.fields(value)
+    }
+    fields = {
+      f.name: chosen(getattr(value, f.name))
+      for f in dataclasses.fields(value)
+      if f.init
+      and not f.metadata.get('mutable_on_resume')
+      and getattr(value, f.name) != default[f.name]
+    }
+    return {type(value).__qualname__: fields}
+  if isinstance(value, (list, tuple)):
+    return [chosen(v) for v in value]
+  if isinstance(value, dict):
+    return {str(k): chosen(v) for k, v in value.items()}
+  return value if isinstance(value, str | int | float | None) else repr(value)

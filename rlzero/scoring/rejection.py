@@ -1,0 +1,276 @@
+"""Rejection sampling: which samples are kept, and why others are not."""
+
+import collections
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rlzero.evaluation import contamination
+from rlzero.rollout import encoding, sampling, scheduler
+from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import fields, files, metrics, sharding
+from rlzero.runtime.fields import above, at_least, mutable_on_resume
+from rlzero.scoring import grade, reward_pool, rewards
+from rlzero.tasks import base, countdown
+from rlzero.text import readability
+from rlzero.text.template import Template
+from rlzero.train import checkpoint, folders
+
+# Why a completion is not kept, in the order of the questions.
+REASONS = (
+  'wrong',
+  'truncated',
+  'language',
+  'paragraph',
+  'code_blocks',
+  'repetition',
+  'contaminated',
+  'duplicate',
+  'surplus',
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """Settings of a run."""
+
+  SHORT_FLAGS: ClassVar[dict[str, str]] = sampling.SHORT_FLAGS
+
+  workdir: str = mutable_on_resume()
+  checkpoint: str  # run folder, Hugging Face folder or GGUF file
+  task: base.Task = countdown.Countdown()
+  template: Template = Template('short')
+  split: str = 'train'
+  num_problems: int = 0  # 0 takes all of the split
+  num_samples: int = 4  # completions a problem
+  num_kept: int = 1  # completions of a problem that are kept, at most
+  sampling: Sampling = Sampling()
+  language: rewards.Target = 'prompt'  # of the thought
+  limits: readability.Limits = readability.Limits()
+  against: tuple[base.Task, ...] = ()  # evaluation sets, by their test split
+  num_words: int = 10  # n of the n-grams shared with these
+  part_size: int = 64  # problems between two writes
+  mesh: sharding.Mesh = sharding.Mesh()  # one device by default
+  num_workers: int = 2  # reward processes
+  deadline_s: float = 5.0  # seconds a completion may take to score
+  seed: int = 0
+
+  def __post_init__(self):
+    fields.check(
+      self,
+      num_problems=at_least(0),
+      num_samples=at_least(1),
+      num_kept=at_least(1),
+      num_words=at_least(1),
+      part_size=at_least(1),
+      num_workers=at_least(1),
+      deadline_s=above(0),
+      seed=fields.SEED,
+    )
+
+
+def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
+  """Completes every problem and scores it, a part after the other.
+
+  Returns:
+    where the completions come from.
+  """
+  with (
+    sharding.use(cfg.mesh),
+    reward_pool.RewardPool(
+      {cfg.task.name: cfg.task},
+      cfg.template.kind,
+      cfg.num_workers,
+      cfg.deadline_s,
+      max_chars=reward_pool.chars_of(cfg.sampling.max_len),
+    ) as pool,
+  ):
+    loaded = folders.load_model(cfg.checkpoint)
+    source = {
+      # The name alone: the bytes shall not depend on where a run stands.
+      'checkpoint': os.path.basename(os.path.normpath(cfg.checkpoint)),
+      'fingerprint': f'{checkpoint.fingerprint(loaded.params):08x}',
+      'seed': cfg.seed,
+      'temperature': cfg.sampling.temperature,
+    }
+    draws = list(enumerate(examples))
+    for number in range(num_parts(cfg, examples)):
+      if os.path.exists(part_path(cfg, number)):
+        continue
+      part = draws[number * cfg.part_size :][: cfg.part_size]
+      began = time.perf_counter()
+      completions, usage = scheduler.generate(
+        loaded.config,
+        loaded.params,
+        encoding.encode_examples(loaded.tokenizer, cfg.template, part),
+        cfg.num_samples,
+        cfg.sampling,
+        eos_ids=loaded.tokenizer.eos_ids,
+        seed=cfg.seed,
+      )
+      records = grade.score(
+        pool, cfg.task, loaded.tokenizer, [e for _, e in part], completions
+      )
+      for i, record in enumerate(records):
+        own, record['sample'] = divmod(i, cfg.num_samples)
+        record['draw'] = part[own][0]
+      files.write_jsonl(part_path(cfg, number), records, ensure_ascii=False)
+      rate = usage.tokens / (time.perf_counter() - began)
+      right = np.mean([r['accuracy'] > 0 for r in records])
+      print(
+        f'reject {number + 1}/{num_parts(cfg, examples)}  '
+        f'right {right:.3f}  tokens_per_s {rate:.4g}',
+        flush=True,
+      )
+  return source
+
+
+def choose(
+  cfg: Settings, records: Sequence[dict[str, Any]], index: contamination.Index
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+  """The records that are kept, in their order, and why the others are not."""
+  reasons = dict.fromkeys(REASONS, 0)
+  seen: set[str] = set()
+  taken: collections.Counter[str] = collections.Counter()
+  kept = []
+  for record in records:
+    record['language'] = rewards.readable_consistency(record, cfg.language)
+    reason = _fault(cfg, record, index, seen)
+    if reason is None and taken[record['uid']] == cfg.num_kept:
+      reason = 'surplus'
+    if reason is None:
+      kept.append(record)
+      taken[record['uid']] += 1
+    else:
+      reasons[reason] += 1
+  return kept, reasons
+
+
+def _fault(cfg, record, index, seen) -> str | None:
+  if not record['accuracy']:  # right, and in the format where there is one
+    return 'wrong'
+  if record['truncated']:
+    return 'truncated'
+  text = record['completion']
+  if reason := readability.fault(text, record['language'], cfg.limits):
+    return reason
+  if index.has(text):
+    return 'contaminated'
+  whole = ' '.join(f'{record["question"]}\n{text}'.split())
+  if whole in seen:
+    return 'duplicate'
+  seen.add(whole)
+  return None
+
+
+def line(record: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+  """An example for `rlzero.sft`, with what it comes from and its scores."""
+  names = ('accuracy', 'format', 'language', 'len', 'tries', 'reflections')
+  return {
+    'prompt': record['question'],
+    'completion': record['completion'],
+    'uid': record['uid'],
+    'task': record['task'],
+    'source': {**source, 'draw': record['draw'], 'sample': record['sample']},
+    'scores': {
+      **{name: record[name] for name in names},
+      **readability.measures(record['completion']),
+    },
+  }
+
+
+def describe(
+  cfg: Settings,
+  records: Sequence[dict[str, Any]],
+  kept: Sequence[dict[str, Any]],
+  reasons: dict[str, int],
+  num_found: int,
+  source: dict[str, Any],
+) -> dict[str, Any]:
+  """What was drawn, what was kept, and why the rest was not."""
+  drawn = len({r['uid'] for r in records})
+
+  def means(some):
+    return {
+      name: float(np.mean([r[name] for r in some]))
+      for name in ('accuracy', 'format', 'language', 'len', 'truncated')
+    }
+
+  return {
+    'source': source,
+    'task': cfg.task.name,
+    'split': cfg.split,
+    'problems': {
+      'found': num_found,
+      'contaminated': num_found - drawn,
+      'drawn': drawn,
+      'kept': len({r['uid'] for r in kept}),
+    },
+    'completions': {'drawn': len(records), 'kept': len(kept)},
+    'not_kept': reasons,
+    'drawn_means': means(records),
+    'kept_means': means(kept),
+  }
+
+
+def page(statistics: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
+  """The statistics as a page of Markdown, with the first samples."""
+  s = statistics
+  drawn, kept = s['completions']['drawn'], s['completions']['kept']
+  rows = [
+    *(
+      f'| not kept: {name} | {n} | {n / drawn:.3f} |'
+      for name, n in s['not_kept'].items()
+    ),
+    f'| kept | {kept} | {kept / drawn:.3f} |',
+  ]
+  means = [
+    f'| {name} | {value:.3f} | {s["kept_means"][name]:.3f} |'
+    for name, value in s['drawn_means'].items()
+  ]
+  problems = ', '.join(f'{n} {name}' for name, n in s['problems'].items())
+  samples = [
+    f'```\n{one["prompt"]}\n---\n{one["completion"]}\n```' for one in lines[:3]
+  ]
+  return '\n'.join(
+    [
+      f'# {s["task"]}, {s["split"]}: samples of {s["source"]["checkpoint"]}',
+      '',
+      f'Problems: {problems}.',
+      '',
+      f'| of {drawn} completions | number | share |',
+      '|---|---|---|',
+      *rows,
+      '',
+      '| mean | drawn | kept |',
+      '|---|---|---|',
+      *means,
+      '',
+      *samples,
+      '',
+    ]
+  )
+
+
+def num_parts(cfg: Settings, examples: Sequence[base.Example]) -> int:
+  return -(-len(examples) // cfg.part_size)
+
+
+def part_path(cfg: Settings, number: int) -> str:
+  return os.path.join(cfg.workdir, 'parts', f'{number:05d}.jsonl')
+
+
+def read_part(cfg: Settings, number: int) -> Iterator[dict[str, Any]]:
+  yield from metrics.read_lines(part_path(cfg, number))
+
+
+def to_json(value: dict[str, Any]) -> str:
+  return files.to_json(value, ensure_ascii=False) + '\n'
+
+
+def listed(reasons: dict[str, int]) -> str:
+  return ', '.join(f'{n} {name}' for name, n in reasons.items() if n)
