@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from rlzero import evaluate, grpo
+from rlzero.reporting import metric_names
 from rlzero.rl import collect, learner, loop, settings, update
 from rlzero.rollout import journal, scheduler
 from rlzero.runtime import config, fields, lifecycle, metrics, sharding
@@ -78,6 +79,7 @@ def test_run_leaves_what_it_promises(whole):
   rows = metrics.read_metrics(str(whole))
   assert [row['step'] for row in rows] == list(range(6))
   assert all(row['policy/kl'] >= 0 for row in rows)
+  assert all(metric_names.find(name) for row in rows for name in row)
   summary = json.loads((whole / 'summary.json').read_text())
   assert summary['pass@1_before'] is not None
   assert summary['pass@1_after'] is not None

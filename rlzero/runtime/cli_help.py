@@ -118,9 +118,16 @@ def _comments(cls: type) -> dict[str, str]:
       if isinstance(node, ast.AnnAssign):
         # Offsets count bytes, and a default may hold more than ASCII.
         beside = lines[node.end_lineno - 1].encode()[node.end_col_offset :]
-        above = lines[node.lineno - 2].strip()
         if b'#' in beside:
           comments[node.target.id] = beside.decode().strip(' #')
-        elif above.startswith('#'):
-          comments[node.target.id] = above.strip(' #')
+        elif above := _lines_above(lines[: node.lineno - 1]):
+          comments[node.target.id] = above
   return comments
+
+
+def _lines_above(lines: list[str]) -> str:
+  """The comment that ends right here, of however many lines."""
+  comment: list[str] = []
+  while lines and lines[-1].strip().startswith('#'):
+    comment.insert(0, lines.pop().strip(' #'))
+  return ' '.join(comment)

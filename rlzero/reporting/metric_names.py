@@ -1,0 +1,181 @@
+"""Names, units and meanings of the metrics in `metrics.jsonl`.
+
+The one list of them: the reference in the docs is made from it, and a test
+holds the code to it. Add a metric here when you log a new one.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+  """A metric that a stage logs."""
+
+  stages: str  # 'grpo', or several with commas
+  unit: str
+  meaning: str
+
+
+_FIT = 'sft, distill, reward_model'
+
+# A name in braces stands for any name of that kind.
+METRICS = {
+  'step': Metric(
+    f'grpo, pretrain, {_FIT}', 'updates', 'Updates before this one, from 0.'
+  ),
+  # Rewards
+  'reward/mean': Metric('grpo', 'reward', 'Mean reward of a completion.'),
+  'reward/accuracy': Metric(
+    'grpo', '0 to 1', 'Share of completions that are right and in the format.'
+  ),
+  'reward/correct': Metric(
+    'grpo', '0 to 1', 'Share that is right, whatever the format.'
+  ),
+  'reward/format': Metric('grpo', '0 to 1', 'Share that is well-formed.'),
+  'reward/language': Metric(
+    'grpo',
+    '0 to 1',
+    "Mean share of the thought's words that are in the question's language.",
+  ),
+  'reward/{score}': Metric(
+    'grpo',
+    "the score's",
+    "Mean of one of the task's own scores, as `part_rewards` names them.",
+  ),
+  'reward/model': Metric(
+    'grpo', '0 to 1', 'Mean score of the reward models, after the sigmoid.'
+  ),
+  'reward/rule': Metric(
+    'grpo', '0 to 1', 'Share of the same completions that is right.'
+  ),
+  'reward/gap': Metric(
+    'grpo', '-1 to 1', '`reward/model` minus `reward/rule`; rises if gamed.'
+  ),
+  '{task}/reward': Metric(
+    'grpo', 'reward', 'Mean reward in one of several tasks.'
+  ),
+  '{task}/correct': Metric('grpo', '0 to 1', 'Share right in that task.'),
+  '{task}/len_mean': Metric('grpo', 'tokens', 'Mean length in that task.'),
+  'program/{verdict}': Metric(
+    'grpo', '0 to 1', 'Share of the programs with this verdict.'
+  ),
+  # Completions
+  'completion/len_mean': Metric('grpo', 'tokens', 'Mean length.'),
+  'completion/len_max': Metric('grpo', 'tokens', 'Length of the longest.'),
+  'completion/len_correct': Metric(
+    'grpo', 'tokens', 'Mean length of right ones; null without any.'
+  ),
+  'completion/len_wrong': Metric(
+    'grpo', 'tokens', 'Mean length of wrong ones; null without any.'
+  ),
+  'completion/truncated': Metric('grpo', '0 to 1', 'Share cut at `max_len`.'),
+  'completion/tries': Metric(
+    'grpo', 'attempts', 'Mean number of attempts at a solution.'
+  ),
+  'completion/reflection_per_1k': Metric(
+    'grpo', 'words per 1,000 tokens', 'Reflective words, such as "wait".'
+  ),
+  'completion/unscored': Metric(
+    'grpo', '0 to 1', 'Share that the verifier did not judge, by its deadline.'
+  ),
+  'groups/zero_variance': Metric(
+    'grpo', '0 to 1', 'Share of groups whose rewards are all equal.'
+  ),
+  # Policy
+  'policy/loss': Metric('grpo', 'loss', 'The GRPO loss, KL term included.'),
+  'policy/grad_norm': Metric(
+    'grpo', 'norm', "The gradient's norm before clipping."
+  ),
+  'policy/kl': Metric(
+    'grpo', 'nats per token', 'KL to the reference (k3); 0 without a KL term.'
+  ),
+  'policy/entropy': Metric(
+    'grpo', 'nats per token', 'Mean entropy of the next token.'
+  ),
+  'policy/clip_fraction': Metric(
+    'grpo', '0 to 1', 'Share of tokens whose ratio is clipped.'
+  ),
+  'policy/sampler_learner_mean': Metric(
+    'grpo',
+    'nats',
+    'Mean absolute difference of log-probs between sampler and learner, in '
+    'the first update of a rollout.',
+  ),
+  'policy/sampler_learner_max': Metric(
+    'grpo', 'nats', 'The same, at the worst token.'
+  ),
+  'experts/load_max_over_mean': Metric(
+    'grpo',
+    'ratio',
+    'Load of the busiest expert over the mean, averaged over layers; 1 is '
+    'balanced.',
+  ),
+  'experts/load_entropy': Metric(
+    'grpo', '0 to 1', 'Entropy of the load, normalised; 1 is balanced.'
+  ),
+  # Evaluations during the run, on the validation split
+  'eval/pass@1': Metric('grpo', '0 to 1', 'Share right, whatever the format.'),
+  'eval/strict': Metric('grpo', '0 to 1', 'Share right and in the format.'),
+  'eval/format': Metric('grpo', '0 to 1', 'Share well-formed.'),
+  'eval/truncated': Metric('grpo', '0 to 1', 'Share cut at `max_len`.'),
+  'eval/tries': Metric('grpo', 'attempts', 'Mean number of attempts.'),
+  'eval/len_mean': Metric('grpo', 'tokens', 'Mean length.'),
+  'eval/cons@{k}': Metric(
+    'grpo', '0 to 1', 'Accuracy of a majority vote over k samples.'
+  ),
+  # Supervised stages
+  'loss/mean': Metric(
+    f'pretrain, {_FIT}', 'nats', 'Mean loss per token, or per judgement.'
+  ),
+  'accuracy/mean': Metric(
+    'reward_model', '0 to 1', 'Share of judgements that the model agrees with.'
+  ),
+  'update/grad_norm': Metric(
+    _FIT, 'norm', "The gradient's norm before clipping."
+  ),
+  'update/learning_rate': Metric(_FIT, 'per update', 'Learning rate used.'),
+  # Efficiency
+  'update/useful_over_computed': Metric(
+    f'grpo, {_FIT}', '0 to 1', 'Tokens that are not padding, of all computed.'
+  ),
+  'rollout/slot_use': Metric(
+    'grpo', '0 to 1', 'Sampled tokens, of all that slots computed.'
+  ),
+  'reshard/bytes': Metric(
+    'grpo', 'bytes', 'Sent to devices for `rollout_mesh`, per rollout.'
+  ),
+  'time/reshard_s': Metric('grpo', 's per rollout', 'Resharding the policy.'),
+  'time/rollout_s': Metric('grpo', 's per rollout', 'Sampling completions.'),
+  'time/score_s': Metric(
+    'grpo', 's per rollout', 'Waiting for scores after the last sample.'
+  ),
+  'time/reference_s': Metric(
+    'grpo', 's per rollout', "The reference's log-probs."
+  ),
+  'time/update_s': Metric('grpo', 's', 'The update.'),
+  'time/step_s': Metric(
+    'grpo', 's', "The update and the step's share of its rollout."
+  ),
+  'time/tokens_per_s': Metric(
+    f'grpo, pretrain, {_FIT}', 'tokens/s', 'Tokens of a step over its time.'
+  ),
+}
+
+_KINDS = {'score': r'\w+', 'task': r'[^/]+', 'verdict': r'\w+', 'k': r'\d+'}
+
+
+def find(name: str) -> str | None:
+  """Returns the key of METRICS that a logged name belongs to, or None."""
+  if name in METRICS:
+    return name
+  return next((key for key in METRICS if _pattern(key).fullmatch(name)), None)
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+  parts = re.split(r'\{(\w+)\}', key)
+  return re.compile(
+    ''.join(
+      _KINDS[part] if place % 2 else re.escape(part)
+      for place, part in enumerate(parts)
+    )
+  )
