@@ -5,7 +5,7 @@
 #   bash launch/local_cluster.sh 2 rlzero.grpo --gin_file=... --workdir=DIR
 # DEVICES is the number of devices a process, 4 by default. The first process
 # speaks here; what the others say is shown if one of them fails. The exit code
-# is 75 if every process was preempted (docs/resume.md).
+# is 75 if every process was preempted (docs/howto/resume.md).
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# R1-Zero on TPU VMs of Google Cloud, one host or a pod (docs/tpu.md):
+# R1-Zero on TPU VMs of Google Cloud, one host or a pod (docs/howto/tpu.md):
 #
 #   bash launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [OPTIONS] [-- FLAGS]
 #

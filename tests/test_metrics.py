@@ -125,7 +125,7 @@ def test_interval_covers_in_95_of_100_benchmarks(
 
 
 def test_corners_where_intervals_fail():
-  """The metrics of docs/evaluation.md for problems that are hardly solved."""
+  """The intervals of docs/results/evaluation.md, of hardly solved problems."""
 
   def normal(means):
     half = 1.96 * means.std(ddof=1) / len(means) ** 0.5

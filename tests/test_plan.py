@@ -121,7 +121,7 @@ def test_arithmetic_agrees_with_the_compiler(compiled):
       assert phase['memory'][name] == other['memory'][name]
     assert phase['flops'] == other['flops']
     # So small a model has more than the large arrays that arithmetic counts;
-    # docs/plan.md compares it on real ones.
+    # docs/results/plans.md compares it on real ones.
     assert 0.5 < other['total'] / phase['total'] < 2
 
 

@@ -3,7 +3,7 @@
 Memory: XLA's arrays come from malloc. With pages of 4 KiB a large product and
 every fresh array spend much of their time on page faults and table walks; and
 memory that is given back after a program has run is faulted in again by the
-next one (docs/performance.md says how much).
+next one (docs/results/performance.md says how much).
 
 Compilations are kept on disk, so that a run that resumes, or a second one like
 it, starts at once.

@@ -2,7 +2,8 @@
 
 Answers are written in one notation (`notation`), read as what they are
 (`reading`), and compared part by part: numbers exactly (`numeric`), formulas
-by their values (`formulas`). docs/rewards.md tells what is equal and why.
+by their values (`formulas`). docs/explanation/answers.md tells what is equal
+and why.
 """
 
 import functools
