@@ -10,14 +10,15 @@ from test_learner import CONFIG, distance
 from test_sft import EOS, base, tokenizer, write  # noqa: F401
 from test_transformer import noisy
 
+from rlzero import reward_model
 from rlzero.models import parameters, transformer
-from rlzero.reward_model import Judgement
 from rlzero.runtime import sharding
-from rlzero.scoring import reward_model
+from rlzero.scoring import reward_model as scorer
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import packing, supervised
+from rlzero.train import packing, reward_modeling, supervised
 from rlzero.train.optim import Optimizer
+from rlzero.train.reward_modeling import Judgement
 from rlzero.types import Tokens
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -58,11 +59,11 @@ def judgements(kind, count=7):
 
 
 def the_loss(params, rows, frozen=()):
-  return reward_model.loss(CONFIG, params, rows, frozen)
+  return reward_modeling.loss(CONFIG, params, rows, frozen)
 
 
 def packed(some, micro_tokens=64, ways=1):
-  items = [reward_model.pack_item(j) for j in some]
+  items = [reward_modeling.pack_item(j) for j in some]
   return [m for _, m in packing.pack(items, micro_tokens, 32, ways)]
 
 
@@ -70,11 +71,11 @@ def test_marks_by_hand():
   # Better: 3 tokens, worse: 2. The better one's end is token 2, 2 before the
   # worse one's.
   pair = Judgement('p', (np.array([2, 3, EOS]), np.array([2, EOS])), 1.0)
-  sign, other = reward_model.pack_item(pair).extras
+  sign, other = reward_modeling.pack_item(pair).extras
   assert sign.tolist() == [0, 0, 1, 0, 0]
   assert other.tolist() == [0, 0, 2, 0, 0]
   bad = Judgement('p', (np.array([2, EOS]),), 0.0)
-  sign, other = reward_model.pack_item(bad).extras
+  sign, other = reward_modeling.pack_item(bad).extras
   assert sign.tolist() == [0, -1] and other.tolist() == [0, 0]
 
 
@@ -148,7 +149,7 @@ def test_learns_a_preference_and_scores_it(base, tmp_path, capsys):  # noqa: F81
   metrics = json.loads((workdir / 'held_out.json').read_text())
   assert metrics['num'] > 5
   assert metrics['accuracy'] > 0.9
-  model = reward_model.load(str(workdir))
+  model = scorer.load(str(workdir))
   scores = model.score(
     [{'question': 'b c', 'completion': text(last)} for last in 'abadaeaf']
   )
@@ -171,7 +172,7 @@ def test_reads_the_summary_or_everything():
   tokens = Tokenizer.word_level(words, '<eos>', '<pad>')  # from 2 on
 
   def ids(reads):
-    return reward_model.sequence(
+    return scorer.sequence(
       tokens, Template('plain'), reads, 'what', '<think> x </think> yes'
     ).tolist()
 
@@ -199,7 +200,7 @@ def test_reads_the_summary_or_everything():
 def test_bad_records(tmp_path, kind, row, message):
   cfg = make_config('x', tmp_path, 'x', kind=kind)
   with pytest.raises(ValueError, match=message):
-    reward_model.encode(cfg, tokenizer(), ('here', row))
+    reward_modeling.encode(cfg, tokenizer(), ('here', row))
 
 
 def test_completions_that_differ_where_nobody_reads(tmp_path):
@@ -207,10 +208,10 @@ def test_completions_that_differ_where_nobody_reads(tmp_path):
   tokens = Tokenizer.word_level(words, '<eos>', '<pad>')
   row = {'prompt': 'a', 'chosen': 'b </think> d', 'rejected': 'c </think> d'}
   cfg = make_config('x', tmp_path, 'x', reads='everything')
-  assert reward_model.encode(cfg, tokens, ('here', row)).size == 5
+  assert reward_modeling.encode(cfg, tokens, ('here', row)).size == 5
   cfg = make_config('x', tmp_path, 'x', reads='summary')
   with pytest.raises(ValueError, match="same 'summary' as chosen"):
-    reward_model.encode(cfg, tokens, ('here', row))
+    reward_modeling.encode(cfg, tokens, ('here', row))
 
 
 def test_bad_settings_and_folders(tmp_path):
@@ -219,4 +220,4 @@ def test_bad_settings_and_folders(tmp_path):
   with pytest.raises(ValueError, match="must be 'drop'"):
     make_config('x', tmp_path, 'x', too_long='truncate')
   with pytest.raises(FileNotFoundError, match='holds no reward model'):
-    reward_model.load(str(tmp_path))
+    scorer.load(str(tmp_path))
