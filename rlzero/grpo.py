@@ -22,6 +22,7 @@ from rlzero.rl import loop, settings
 from rlzero.rl.settings import Config
 from rlzero.runtime import config, hosts, saved_config, sharding
 from rlzero.tasks.datasets import stream
+from rlzero.train import folders
 
 SEVERAL_HOSTS = True  # may run it together
 
@@ -48,6 +49,7 @@ def run(cfg: Config) -> None:
         f'{cfg.checkpoint!r} is {loaded.config}; give the shape that it has, '
         'or none.'
       )
+    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     if hosts.is_first():
       saved_config.save(cfg, cfg.workdir)
     hosts.print_once(settings.table(cfg, prompt_stream.num_examples))

@@ -4,11 +4,13 @@ import dataclasses
 import sys
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from rlzero.runtime import cli_help, config, fields, saved_config
 from rlzero.runtime.config import UserError
 from rlzero.runtime.fields import above, at_least
+from rlzero.train import folders, optim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,3 +224,45 @@ def test_a_home_folder_in_a_flag_is_the_home_folder(stage, monkeypatch):
   monkeypatch.setenv('HOME', '/home/someone')
   cfg = config.build(stage, ['--workdir=~/run'])
   assert cfg.workdir == '/home/someone/run'
+  # What a file says stays: it may be read under another home.
+  assert saved_config.to_gin(Config(workdir='~/a')).count("'~/a'") == 1
+
+
+def test_a_run_may_grow_and_not_shrink(tmp_path, capsys):
+  saved_config.save(Config(steps=5), str(tmp_path))
+  saved_config.check_resume_compatible(Config(steps=8), str(tmp_path))
+  saved_config.check_resume_compatible(
+    Config(steps=5, draw=Draw(slots=9)), str(tmp_path)
+  )
+  with pytest.raises(UserError, match='Config.steps is 4 now and 5 there'):
+    saved_config.check_resume_compatible(Config(steps=4), str(tmp_path))
+  with pytest.raises(UserError, match='Rate.warmup is 0 now and 3 there'):
+    saved_config.check_resume_compatible(
+      Config(rate=Rate(peak=0.2)), str(tmp_path)
+    )
+  assert saved_config.resume_key(Config(steps=5)) == (
+    saved_config.resume_key(Config(steps=8, draw=Draw(slots=1)))
+  )
+  assert capsys.readouterr().out == ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scheduled:
+  steps: int = fields.grows_on_resume(5)
+  optimizer: optim.Optimizer = optim.Optimizer(schedule='cosine')
+
+
+def test_a_schedule_that_moves_with_the_end_is_told(tmp_path, capsys):
+  saved_config.save(Scheduled(), str(tmp_path))
+  saved_config.check_resume_compatible(Scheduled(steps=9), str(tmp_path))
+  said = capsys.readouterr().out
+  assert 'steps grows from 5 to 9' in said and 'cosine schedule' in said
+
+
+def test_a_base_may_move_and_not_change(tmp_path):
+  params = {'a': np.arange(3.0), 'b': np.ones((2, 2))}
+  folders.check_base(str(tmp_path), 'here', params)
+  folders.check_base(str(tmp_path), 'there', params)
+  other = {**params, 'a': np.arange(1.0, 4.0)}
+  with pytest.raises(ValueError, match="began with a base .* 'there' has"):
+    folders.check_base(str(tmp_path), 'there', other)

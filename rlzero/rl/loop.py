@@ -5,6 +5,7 @@ checkpoints, the journal, evaluations, metrics and samples are written here.
 """
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -238,7 +239,12 @@ class TrainingLoop:
     """Evaluates the final split at a step, unless that has been done."""
     cfg = self.cfg
     path = os.path.join(cfg.workdir, 'evaluations', f'{name}.json')
-    if hosts.broadcast(os.path.exists(path)) or self.trainer.step != step:
+    done = None
+    if hosts.is_first() and os.path.exists(path):
+      with open(path, encoding='utf-8') as file:
+        done = json.load(file).get('step')
+    # A finished run that is prolonged is evaluated at its new end.
+    if hosts.broadcast(done) == step or self.trainer.step != step:
       return
     show = measure.progress(f'evaluate {name}') if hosts.is_first() else None
     measured, generations = self.evaluate(

@@ -38,7 +38,9 @@ class Config:
   }
 
   workdir: str = mutable_on_resume()
-  checkpoint: str = ''  # run or Hugging Face folder, GGUF; '' is the tiny base
+  # Run or Hugging Face folder, GGUF file; '' is the tiny base. It may move:
+  # what it holds is compared when a run resumes.
+  checkpoint: str = mutable_on_resume('')
   # The shape that the checkpoint has, where a plan needs to know without it.
   model: ModelConfig | None = None
   task: base.Task = countdown.Countdown()

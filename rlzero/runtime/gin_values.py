@@ -41,8 +41,6 @@ def conform(value: Any, hint: Any) -> Any:
     members = [name for name in vars(hint) if not name.startswith('_')]
     if all(hasattr(value, name) for name in members):
       return value
-  elif hint is str and isinstance(value, str) and value.startswith('~/'):
-    return os.path.expanduser(value)  # no shell expands --workdir=~/run
   elif isinstance(value, hint):
     # True is an int to Python, but num_steps = True is a mistake.
     if not (isinstance(value, bool) and hint in (int, float)):
@@ -57,6 +55,8 @@ def quote(text: str, hint: Any) -> str:
     options = (hint,)
   if text == 'None' and types.NoneType in options:
     return text
+  if str in options and text.startswith('~/'):
+    text = os.path.expanduser(text)  # no shell expands --workdir=~/run
   if str in options or text in options:  # the second for a Literal
     return repr(text)
   if bool in options and text.lower() in ('true', 'false'):

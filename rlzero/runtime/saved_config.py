@@ -59,8 +59,8 @@ def check_resume_compatible(cfg: Any, workdir: str) -> None:
   """Refuses a workdir that was begun with another configuration.
 
   A workdir without a saved configuration passes. Fields declared with
-  `fields.mutable_on_resume()` may differ, and all that
-  is nested in them.
+  `fields.mutable_on_resume` may differ, and all that is nested in them; those
+  with `fields.grows_on_resume` may be larger.
 
   Raises:
     UserError: names the fields that differ, with both values.
@@ -73,11 +73,12 @@ def check_resume_compatible(cfg: Any, workdir: str) -> None:
       line.rstrip('\n').split(' = ', 1) for line in file if ' = ' in line
     )
   lines, _, mutable = _render(cfg)
+  growing = {key for key in _growing(cfg) if _grows(saved.get(key), lines[key])}
   differ = [
     f'{key} is {lines.get(key, "absent")} now and '
     f'{saved.get(key, "absent")} there'
     for key in {**lines, **saved}
-    if key not in mutable and lines.get(key) != saved.get(key)
+    if key not in mutable | growing and lines.get(key) != saved.get(key)
   ]
   if differ:
     more = f', and {len(differ) - 5} more' if len(differ) > 5 else ''
@@ -86,12 +87,42 @@ def check_resume_compatible(cfg: Any, workdir: str) -> None:
       f'{", ".join(differ[:5])}{more}; set these back, or choose another '
       'with --workdir=DIR.'
     )
+  _tell_of_schedule(cfg, {key: (saved[key], lines[key]) for key in growing})
+
+
+def _growing(cfg: Any) -> list[str]:
+  """The bindings of a Config's own fields that may grow."""
+  name = naming.full_name(type(cfg))
+  return [
+    f'{name}.{f.name}'
+    for f in dataclasses.fields(cfg)
+    if f.metadata.get('grows_on_resume')
+  ]
+
+
+def _grows(before: str | None, now: str) -> bool:
+  """Whether a number is larger now; 0 stands for one that is not set."""
+  return before is not None and 0 < float(before) < float(now)
+
+
+def _tell_of_schedule(cfg: Any, growing: dict[str, tuple[str, str]]) -> None:
+  """Says where a longer run changes the learning rate of its steps."""
+  schedule = getattr(getattr(cfg, 'optimizer', None), 'schedule', 'constant')
+  for key, (before, now) in growing.items():
+    if schedule != 'constant':
+      print(
+        f'{key} grows from {before} to {now}: the steps that are left follow '
+        f'the {schedule} schedule to its new end, so their learning rate is '
+        'another than it would have been.',
+        flush=True,
+      )
 
 
 def resume_key(cfg: Any) -> dict[str, str]:
   """The bindings that a run may not change when it resumes."""
   lines, _, mutable = _render(cfg)
-  return {key: text for key, text in lines.items() if key not in mutable}
+  free = mutable | set(_growing(cfg))
+  return {key: text for key, text in lines.items() if key not in free}
 
 
 def _render(cfg: Any) -> tuple[dict[str, str], set[str], set[str]]:

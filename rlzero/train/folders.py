@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import sys
@@ -14,7 +15,7 @@ import rlzero
 from rlzero import weights
 from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import files, lifecycle, sharding
+from rlzero.runtime import files, hosts, lifecycle, sharding
 from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import checkpoint
@@ -44,6 +45,36 @@ def write_model(
 def embedded(name: str) -> str:
   """Folder of a model that the package brings along."""
   return str(pathlib.Path(rlzero.__file__).parent / 'assets' / name)
+
+
+def check_base(workdir: str, path: str, params: Params) -> None:
+  """Refuses to resume a run from another base than it was begun with.
+
+  The base's fingerprint stands in `WORKDIR/base.json`; its path may change.
+
+  Args:
+    workdir: of the run.
+    path: of the base, for the message.
+    params: of the base, on the devices.
+
+  Raises:
+    ValueError: the base holds other parameters than the run began with.
+  """
+  file = os.path.join(workdir, 'base.json')
+  now = checkpoint.fingerprint(params)
+  saved = None
+  if hosts.is_first() and os.path.exists(file):
+    with open(file, encoding='utf-8') as opened:
+      saved = json.load(opened)['fingerprint']
+  saved = hosts.broadcast(saved)
+  if saved is None:
+    if hosts.is_first():
+      files.write_json(file, {'checkpoint': path, 'fingerprint': now})
+  elif saved != now:
+    raise ValueError(
+      f'The run in {workdir!r} began with a base of fingerprint {saved}, but '
+      f'{path!r} has {now}; give the base it began with, or another --workdir.'
+    )
 
 
 def load_model(path: str, dtype: str = 'float32') -> weights.Loaded:

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import fields
-from rlzero.runtime.fields import at_least, mutable_on_resume
+from rlzero.runtime.fields import at_least, grows_on_resume, mutable_on_resume
 from rlzero.tasks import countdown
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import folders, optim
@@ -34,7 +34,7 @@ class Settings:
   optimizer: Optimizer = Optimizer(
     kind='muon', learning_rate=3e-3, warmup_steps=50, schedule='linear'
   )
-  num_steps: int = 2000  # updates
+  num_steps: int = grows_on_resume(2000)  # updates
   num_rows: int = 32  # B, rows of packed documents an update
   row_len: int = 128  # T, tokens a row
   save_every: int = 500  # updates between checkpoints

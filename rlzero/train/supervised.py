@@ -23,7 +23,12 @@ from jax import numpy as jnp
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import fields, lifecycle, metrics, naming, sharding
-from rlzero.runtime.fields import above, at_least, mutable_on_resume
+from rlzero.runtime.fields import (
+  above,
+  at_least,
+  grows_on_resume,
+  mutable_on_resume,
+)
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
 from rlzero.train import checkpoint, optim, packing
@@ -44,7 +49,9 @@ class Config:
   SHORT_FLAGS: ClassVar[dict[str, str]] = optim.SHORT_FLAGS
 
   workdir: str = mutable_on_resume()
-  checkpoint: str  # to start from: run or Hugging Face folder, GGUF file
+  # To start from: run or Hugging Face folder, GGUF file. It may move: what it
+  # holds is compared when a run resumes.
+  checkpoint: str = mutable_on_resume()
   data: str | tuple[records.Source, ...]  # a path, or sources that are mixed
   template: Template = Template(
     'chat'
@@ -56,8 +63,11 @@ class Config:
   # Tokens that the model is said to take from now on; 0 keeps its own number.
   max_position: int = 0
   too_long: Literal['drop', 'truncate'] = 'drop'  # what to do with longer ones
-  num_epochs: float = 2.0  # an epoch has each source's num_examples
-  num_steps: int = 0  # updates; 0 takes as many as num_epochs has
+  num_epochs: float = grows_on_resume(
+    2.0
+  )  # an epoch has each source's num_examples
+  # Updates; 0 takes as many as num_epochs has.
+  num_steps: int = grows_on_resume(0)
   # Update
   optimizer: Optimizer = Optimizer(
     learning_rate=5e-5, schedule='cosine', final_fraction=0.1
