@@ -1,6 +1,7 @@
 """Run states written and read back; every kind of model folder."""
 
 import contextlib
+import errno
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from jax import numpy as jnp
 
 from rlzero import weights
 from rlzero.models import transformer
-from rlzero.runtime import hosts, sharding
+from rlzero.runtime import failures, hosts, sharding
 from rlzero.train import checkpoint, folders
 
 
@@ -98,7 +99,8 @@ def test_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, capsys):
   jax.tree.map(np.testing.assert_array_equal, saved.params, states[1][0])
   said = capsys.readouterr().err
   assert 'The checkpoint of step 2' in said and 'the one of step 1' in said
-  # The run saves at step 2 again.
+  # Nothing is deleted, and the run saves at step 2 again.
+  assert (tmp_path / 'checkpoints' / 'damaged-2').is_dir()
   store = checkpoint.Store(str(tmp_path))
   store.save(2, *states[2])
   store.close()
@@ -113,13 +115,68 @@ def test_what_another_host_cannot_read_is_passed_over(
   for step in (1, 2):
     store.save(step, *state)
   store.close()
-  others = iter(['no such file', ''])
+  others = iter([[True, 'no such file'], None])
   monkeypatch.setattr(
     hosts, 'first_true_of_all', lambda own: own or next(others)
   )
   assert _restored(tmp_path, *state).step == 1
   assert 'step 2' in (said := capsys.readouterr().err)
   assert '(no such file)' in said
+
+
+def _fail(store, monkeypatch, errors):
+  """The store's reads raise these errors first; time does not pass."""
+  read, left = store._read, iter(errors)
+
+  def failing(step, trees):
+    for error in left:
+      raise error
+    return read(step, trees)
+
+  monkeypatch.setattr(store, '_read', failing)
+  monkeypatch.setattr(checkpoint, '_WAITS_S', (0, 0, 0))
+
+
+def _wrapped(error):
+  """As Orbax wraps what TensorStore says of a disk that fails."""
+  outer = Exception('Encountered error while reading array index: 0')
+  outer.__cause__ = error
+  return outer
+
+
+_PASSING = [
+  OSError(errno.ESTALE, 'Stale file handle'),
+  OSError(errno.EIO, 'Input/output error', 'file'),
+  TimeoutError('timed out'),
+  MemoryError(),
+  RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'),
+  _wrapped(
+    ValueError(
+      'FAILED_PRECONDITION: Error reading "x" [OS error 107: Transport '
+      'endpoint is not connected]'
+    )
+  ),
+]
+
+
+@pytest.mark.parametrize('error', _PASSING, ids=repr)
+def test_what_cannot_be_read_now_is_tried_again(
+  tmp_path, monkeypatch, capsys, error
+):
+  state = {'x': jnp.ones(3)}, {'y': jnp.ones(3)}
+  with contextlib.closing(checkpoint.Store(str(tmp_path))) as store:
+    for step in (1, 2):
+      store.save(step, *state)
+    store.wait()
+    _fail(store, monkeypatch, [error] * 3)
+    assert store.restore(*state).step == 2
+    assert capsys.readouterr().err.count('cannot be read now') == 3
+    _fail(store, monkeypatch, [error] * 4)
+    with pytest.raises(failures.Unavailable, match='step 2 .* left as it is'):
+      store.restore(*state)
+    assert store.steps() == [1, 2]
+  names = sorted(p.name for p in (tmp_path / 'checkpoints').iterdir())
+  assert names == ['1', '2']
 
 
 def test_nothing_but_damaged_checkpoints(tmp_path):

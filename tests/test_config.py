@@ -1,9 +1,11 @@
 import dataclasses
+import errno
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import urllib.error
 
 import gin
 import pytest
@@ -442,6 +444,66 @@ def test_main(stage, capsys, monkeypatch):
   monkeypatch.setenv('RLZERO_TRACEBACK', '1')
   with pytest.raises(UserError):
     config.main(stage, ['--num_steps=0'])
+
+
+def _code(stage, monkeypatch, error):
+  def fails(cfg):
+    raise error
+
+  monkeypatch.setattr(stage, 'run', fails)
+  with pytest.raises(SystemExit) as end:
+    config.main(stage, [])
+  return end.value.code
+
+
+@pytest.mark.parametrize(
+  ('number', 'code'),
+  [
+    (errno.ENOENT, 2),
+    (errno.EACCES, 2),
+    (errno.EISDIR, 2),
+    (errno.EROFS, 2),
+    (errno.EIO, 74),
+    (errno.ESTALE, 74),
+    (errno.ETIMEDOUT, 74),
+    (errno.ENOTCONN, 74),
+    (errno.ENOSPC, 74),
+    (errno.EDQUOT, 74),
+    (errno.EPIPE, 74),
+  ],
+  ids=lambda value: errno.errorcode.get(value, ''),
+)
+def test_what_may_pass_is_not_bad_input(
+  stage, capsys, monkeypatch, number, code
+):
+  error = OSError(number, os.strerror(number), '/mnt/file')
+  assert _code(stage, monkeypatch, error) == code
+  said = capsys.readouterr().err
+  assert said.startswith(f'error: /mnt/file: {os.strerror(number)}')
+  assert ('repeat the same command' in said) == (code == 74)
+  assert said.count('\n') == 1
+  # Nor is a sentence that was made of it.
+  wrapped = ValueError('The workdir cannot be written to.')
+  wrapped.__cause__ = error
+  assert _code(stage, monkeypatch, wrapped) == code
+
+
+@pytest.mark.parametrize(
+  ('error', 'code'),
+  [
+    (ValueError('a value'), 2),
+    (FileNotFoundError('no model'), 2),
+    (ConnectionError('no answer'), 74),
+    (TimeoutError(), 74),
+    (urllib.error.URLError('unreachable'), 74),
+  ],
+  ids=repr,
+)
+def test_codes_of_errors_without_a_number(
+  stage, monkeypatch, capsys, error, code
+):
+  assert _code(stage, monkeypatch, error) == code
+  assert capsys.readouterr().err.startswith('error: ')
 
 
 def test_help(stage, capsys):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rlzero import weights
+from rlzero.runtime import failures
 from rlzero.train import folders
 from rlzero.weights import hub
 
@@ -122,12 +123,16 @@ def test_a_model_by_name(local_hub):
   ],
 )
 def test_models_that_cannot_be_had(local_hub, url, why):
-  with pytest.raises(ValueError, match=why):
+  with pytest.raises(ValueError, match=why) as found:
     weights.load(url)
+  assert failures.exit_code(found.value) == failures.USAGE
 
 
 def test_no_connection(local_hub, monkeypatch):
   local_hub.shutdown()
   local_hub.server_close()
-  with pytest.raises(ValueError, match='cannot be reached and the model is n'):
+  with pytest.raises(
+    ValueError, match='cannot be reached and the model is n'
+  ) as found:
     weights.load('hf://org/tiny')
+  assert failures.exit_code(found.value) == failures.TRY_AGAIN

@@ -12,6 +12,7 @@ reference to the class stands, it sets those of the default value of that
 class: `optim.Optimizer.b2 = 0.99` alone changes the default optimiser.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -21,7 +22,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlzero.runtime import cli_help, gin_values, lifecycle, naming
+from rlzero.runtime import cli_help, failures, gin_values, lifecycle, naming
 from rlzero.runtime.bindings import (
   Binding,
   Bindings,
@@ -81,9 +82,10 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     argv: the flags; those of the process by default.
 
   Raises:
-    SystemExit: 2 after a ValueError or OSError, told on stderr in a sentence
-      (RLZERO_TRACEBACK=1 lets the traceback through); 130 when interrupted;
-      lifecycle.PREEMPTED after SIGTERM.
+    SystemExit: after a ValueError or OSError, told on stderr in a sentence
+      (RLZERO_TRACEBACK=1 lets the traceback through): failures.TRY_AGAIN if
+      the disk or the network is at fault and the same command may go on, else
+      failures.USAGE; 130 when interrupted; lifecycle.PREEMPTED after SIGTERM.
   """
   lifecycle.open_closed_streams()
   if argv is None:
@@ -107,8 +109,12 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     text = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
       text = f'{error.filename}: {error.strerror}.'
-    print(f'error: {text}', file=sys.stderr)
-    sys.exit(2)
+    code = failures.exit_code(error)
+    if code == failures.TRY_AGAIN:
+      text = f'{text.rstrip(".")}; this may pass: repeat the same command.'
+    with contextlib.suppress(OSError):  # the reader of the log may be gone
+      print(f'error: {text}', file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def _field_of(

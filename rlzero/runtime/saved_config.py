@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
-from rlzero.runtime import files, naming
+from rlzero.runtime import failures, files, naming
 from rlzero.runtime.naming import UserError
 
 _TEXT, _JSON = 'config.gin', 'config.json'  # their names in a workdir
@@ -29,6 +29,7 @@ def save(cfg: Any, workdir: str) -> None:
 
   Raises:
     UserError: the workdir cannot be made or written to.
+    OSError: the disk is full, or a mount is away; this may pass.
   """
   as_json = files.to_json(_plain(cfg), indent=2)
   try:
@@ -36,6 +37,8 @@ def save(cfg: Any, workdir: str) -> None:
     for name, text in ((_TEXT, to_gin(cfg)), (_JSON, as_json + '\n')):
       files.write_whole(os.path.join(workdir, name), text)
   except OSError as error:
+    if failures.may_pass(error):
+      raise
     raise UserError(
       f'The workdir {workdir!r} cannot be written to ({error.strerror}); '
       'choose another with --workdir=DIR.'

@@ -8,6 +8,7 @@ a Hugging Face folder or a GGUF file.
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,8 +16,10 @@ import jax
 import orbax.checkpoint as ocp
 from jax import numpy as jnp
 
-from rlzero.runtime import hosts
+from rlzero.runtime import failures, hosts
 from rlzero.types import Params
+
+_WAITS_S = (1, 5, 20)  # before what could not be read is tried again
 
 
 class Saved(NamedTuple):
@@ -31,9 +34,12 @@ class Saved(NamedTuple):
 class Store:
   """The numbered checkpoints of a run; each is written whole or not at all.
 
-  Every checkpoint carries the fingerprints of its arrays. One that a host
-  cannot read, or whose bits are not those that were saved, is passed over with
-  a sentence by all hosts, and the one before it is taken.
+  Every checkpoint carries the fingerprints of its arrays. One whose files are
+  cut or missing on a host, or whose bits are not those that were saved, is
+  passed over with a sentence by all hosts, the one before it is taken, and the
+  damaged one is moved to `checkpoints/damaged-STEP`. One that cannot be read
+  for another reason (a stale file handle, a time-out, no memory) may be sound:
+  it is tried again, and then the run stops.
 
   Args:
     workdir: the run's folder.
@@ -109,6 +115,7 @@ class Store:
 
     Raises:
       ValueError: there are checkpoints and all of them are damaged.
+      failures.Unavailable: one cannot be read now, and may be sound.
     """
     found = self._newest({'params': params, 'rest': state}, check)
     if found is None:
@@ -147,23 +154,16 @@ class Store:
     """Finds the newest sound checkpoint: step, trees and metadata, or None."""
     steps = hosts.broadcast(self.steps()[::-1])
     for number, step in enumerate(steps):
-      trouble = ''
-      try:
-        found, prints, metadata = self._read(step, trees)
-      except Exception as error:  # Orbax and TensorStore raise of every kind
-        trouble = _first_line(error)
-      # Only when all have read can they go on to what they do together.
-      trouble = hosts.first_true_of_all(trouble)
-      trouble = trouble or _difference(found, prints) or check(metadata)
-      if not trouble:
+      damage, found, prints, metadata = self._read_patiently(step, trees)
+      damage = damage or _difference(found, prints) or check(metadata)
+      if not damage:
         if not self._read_only:
-          for damaged in steps[:number]:  # the run will come by there again
-            self._manager.delete(damaged)
+          self._move_aside(steps[:number])  # the run saves at these steps again
         return step, found, metadata
       if hosts.is_first():
         print(
           f'The checkpoint of step {step} in {self._folder} is damaged '
-          f'({trouble}); '
+          f'({damage}); '
           + (
             f'trying the one of step {steps[number + 1]}.'
             if number + 1 < len(steps)
@@ -178,6 +178,63 @@ class Store:
         'choose another workdir or remove this folder.'
       )
     return None
+
+  def _read_patiently(self, step, trees):
+    """Reads a checkpoint; what is not damage is tried again after a wait.
+
+    Returns:
+      what is damaged, on whichever host, or ''; then what `_read` returns.
+
+    Raises:
+      failures.Unavailable: it cannot be read, and may well be sound.
+    """
+    for wait_s in (*_WAITS_S, None):
+      found = (None, None, None)
+      trouble = None
+      try:
+        found = self._read(step, trees)
+      except Exception as error:  # Orbax and TensorStore raise of every kind
+        trouble = [failures.is_damage(error), failures.sentence(error)]
+      # Only when all have read can they go on to what they do together.
+      trouble = hosts.first_true_of_all(trouble)
+      if not trouble:
+        return '', *found
+      is_damage, why = trouble
+      if is_damage:
+        return why, *found
+      sentence = (
+        f'The checkpoint of step {step} in {self._folder} cannot be read now '
+        f'({why})'
+      )
+      if wait_s is None:
+        raise failures.Unavailable(
+          f'{sentence}; nothing is known to be wrong with it and it is left '
+          'as it is.'
+        )
+      if hosts.is_first():
+        print(
+          f'{sentence}; trying again in {wait_s} s.',
+          file=sys.stderr,
+          flush=True,
+        )
+      time.sleep(wait_s)
+    raise AssertionError('the last try returns or raises')
+
+  def _move_aside(self, steps):
+    """Renames checkpoints `STEP` to `damaged-STEP`; deletes nothing."""
+    for step in steps:
+      if hosts.is_first():
+        source = os.path.join(self._folder, str(step))
+        target = os.path.join(self._folder, f'damaged-{step}')
+        number = 1
+        while os.path.exists(target):
+          number += 1
+          target = os.path.join(self._folder, f'damaged-{step}-{number}')
+        os.rename(source, target)
+        print(f'It is kept as {target}.', file=sys.stderr, flush=True)
+    if steps:
+      hosts.broadcast(True)  # the others must not list what is being renamed
+      self._manager.reload()
 
 
 def fingerprint(tree: Any) -> int:
@@ -221,8 +278,3 @@ def _difference(trees, prints) -> str:
 
 def _shape(leaf):
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _first_line(error: Exception) -> str:
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0].rstrip('.')[:200]

@@ -36,6 +36,7 @@ def download(url: str) -> pathlib.Path:
       or no connection; one sentence.
   """
   name, _, revision = url.removeprefix(SCHEME).partition('@')
+  cause = None  # of what may pass: the command is to be repeated
   try:
     folder = huggingface_hub.snapshot_download(
       name,
@@ -51,10 +52,12 @@ def download(url: str) -> pathlib.Path:
     why = f'it has no revision {revision!r}'
   except errors.RepositoryNotFoundError:
     why = 'there is no such model; private ones need HF_TOKEN'
-  except errors.LocalEntryNotFoundError:
+  except errors.LocalEntryNotFoundError as error:
+    cause = ConnectionError(str(error))
     why = 'the hub cannot be reached and the model is not in the cache'
   except OSError as error:
+    cause = error
     why = f'the download failed ({error}); run it again to go on'
   else:
     return pathlib.Path(folder)
-  raise ValueError(f'{url} cannot be loaded: {why}.')
+  raise ValueError(f'{url} cannot be loaded: {why}.') from cause

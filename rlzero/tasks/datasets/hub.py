@@ -120,6 +120,7 @@ def _rows(
 def _fetch(
   by_hand: pathlib.Path, repo: str, files: Sequence[str]
 ) -> list[pathlib.Path]:
+  cause = None  # of what may pass: the command is to be repeated
   try:
     folder = huggingface_hub.snapshot_download(
       repo,
@@ -131,7 +132,8 @@ def _fetch(
     why = 'its owner asks you to accept terms first; do so and set HF_TOKEN'
   except errors.RepositoryNotFoundError:
     why = 'there is no such data set; private ones need HF_TOKEN'
-  except (errors.LocalEntryNotFoundError, OSError):
+  except (errors.LocalEntryNotFoundError, OSError) as error:
+    cause = ConnectionError(str(error))
     why = 'the hub cannot be reached and the data is not in its cache'
   else:
     root = pathlib.Path(folder)
@@ -147,4 +149,4 @@ def _fetch(
     f'The data set {repo} cannot be loaded: {why}. To bring it by hand, put '
     f'{" and ".join(files)} of https://huggingface.co/datasets/{repo} into '
     f'{by_hand} and run this again.'
-  )
+  ) from cause
