@@ -89,7 +89,7 @@ def config() -> str:
       [
         (name, differs, _declared(module, 'grows_on_resume'))
         for name, module in stages().items()
-        if 'workdir' in (differs := _declared(module, 'mutable_on_resume'))
+        if '`workdir`' in (differs := _declared(module, 'mutable_on_resume'))
       ],
     ),
     '## ModelConfig',
