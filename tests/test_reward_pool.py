@@ -388,7 +388,7 @@ def test_workers_die_with_the_parent(action):
 def test_rewards_do_not_load_jax():
   code = (
     'import sys\n'
-    'from rlzero.scoring import reward_pool\n'
+    'from rlzero.scoring import reward_pool, worker\n'
     'from rlzero.tasks import base, procedural, verify\n'
     'from rlzero.text import template\n'
     'names = {"jax", "grain", "tensorflow_datasets", "tensorflow", "torch"}\n'

@@ -1,29 +1,43 @@
 """How fast the reward pool judges answers; prints JSON.
 
-  python -m rlzero.benchmarks.verdicts [--workers=2] [--number=4000]
+  python -m rlzero.benchmarks.verdicts [--workers=2] [--number=10000]
 
-`numbers_per_s` is for short numeric answers in R1-Zero's tags; `classes_s` is
-the time to sort 64 different formulas into classes, as cons@64 does.
+`numbers` are short numeric answers in R1-Zero's tags; `classes` sorts 64
+different formulas into classes, as cons@64 does. `wall_s` depends on what else
+the machine does. `cpu_s` hardly does: it is the CPU time of this process and
+of the workers, so `per_cpu_second` is what one core judges alone. Linux only.
 """
 
 import argparse
 import json
+import os
+import pathlib
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rlzero.scoring import reward_pool
 from rlzero.tasks.datasets import benchmarks, gsm8k
 
+_TICKS = os.sysconf('SC_CLK_TCK')
+
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--workers', type=int, default=2)
-  parser.add_argument('--number', type=int, default=4000)
+  parser.add_argument('--number', type=int, default=10_000)
   flags = parser.parse_args()
   print(json.dumps(measure(flags.workers, flags.number), indent=1))
 
 
-def measure(workers: int, number: int) -> dict[str, float]:
-  """Verdicts a second, and seconds for the classes of 64 formulas."""
+def measure(workers: int, number: int) -> dict[str, Any]:
+  """Seconds of verdicts on numbers and of the classes of 64 formulas.
+
+  Raises:
+    RuntimeError: a verdict or a class is wrong.
+  """
   requests = [
     reward_pool.Request(
       'number',
@@ -38,19 +52,46 @@ def measure(workers: int, number: int) -> dict[str, float]:
   tasks = {'number': gsm8k.GSM8K(), 'formula': benchmarks.MATH500()}
   with reward_pool.RewardPool(tasks, 'r1_zero', workers) as pool:
     pool.score(requests[:100])
-    began = time.monotonic()
-    verdicts = pool.score(requests)
-    numbers_s = time.monotonic() - began
-    if not all(v.correct for v in verdicts):
-      raise RuntimeError('A right answer was judged wrong: this is a fault.')
-    began = time.monotonic()
-    found = pool.classes('formula', formulas)
-    classes_s = time.monotonic() - began
+    verdicts, numbers = _timed(lambda: pool.score(requests))
+    found, classes = _timed(lambda: pool.classes('formula', formulas))
+  if not all(v.correct for v in verdicts):
+    raise RuntimeError('A right answer was judged wrong: this is a fault.')
+  if len(set(found)) != len(formulas):
+    raise RuntimeError('Different formulas share a class: this is a fault.')
   return {
-    'numbers_per_s': number / numbers_s,
-    'classes_s': classes_s,
-    'classes': len(set(found)),
+    'workers': workers,
+    'load': os.getloadavg()[0],
+    'numbers': numbers | _rates(numbers, number),
+    'classes': classes | {'formulas': len(formulas)},
   }
+
+
+def _timed(function: Callable[[], Sequence]) -> tuple[Sequence, dict]:
+  began, before = time.monotonic(), _cpu_s()
+  result = function()
+  return result, {
+    'wall_s': round(time.monotonic() - began, 3),
+    'cpu_s': round(_cpu_s() - before, 3),
+  }
+
+
+def _rates(seconds: dict[str, float], number: int) -> dict[str, float]:
+  return {
+    'per_second': round(number / seconds['wall_s']),
+    'per_cpu_second': round(number / seconds['cpu_s']),
+    'cpu_s_per_verdict': seconds['cpu_s'] / number,
+  }
+
+
+def _cpu_s() -> float:
+  """CPU time of this process and of its children that are alive."""
+  total = time.process_time()
+  for children in pathlib.Path('/proc/self/task').glob('*/children'):
+    for process in children.read_text().split():
+      stat = pathlib.Path(f'/proc/{process}/stat').read_text()
+      ticks = stat.rsplit(')', 1)[1].split()[11:13]  # user and system
+      total += sum(map(int, ticks)) / _TICKS
+  return total
 
 
 if __name__ == '__main__':

@@ -1,0 +1,157 @@
+"""The program of a reward worker: scores what it is sent until told to end.
+
+`worker_process` starts it. It loads no JAX: a worker starts fast and is small.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import signal
+import socket
+from typing import Any
+
+from rlzero.scoring import frames
+from rlzero.tasks import base
+from rlzero.text import language, template
+
+_MAX_MEMORY = 4 << 30  # bytes of address space
+_MAX_ERROR = 300  # characters of what a verifier raised
+
+
+def _serve() -> None:
+  """The worker's end: scores what it is sent until the socket closes."""
+  import resource
+
+  channel = socket.socket(fileno=os.dup(0))
+  # A verifier that prints or reads must not reach the socket.
+  null = os.open(os.devnull, os.O_RDWR)
+  for standard in (0, 1):
+    os.dup2(null, standard)
+  with contextlib.suppress(ValueError, OSError):
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+  # A scheduler that ends a job may tell its workers too, while the parent is
+  # still saving what they say.
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  # The parent kills a worker that hangs. Should the parent be gone, the alarm
+  # does: nothing handles it, so it ends even a loop inside C.
+  signal.setitimer(signal.ITIMER_REAL, 2 * frames.START_S)
+  try:
+    has_format, deadline_s, pickled = pickle.loads(
+      frames.receive_or_exit(channel)
+    )
+    tasks = pickle.loads(pickled)
+    for task in tasks.values():
+      if warm_up := getattr(task, 'warm_up', None):
+        warm_up()
+  except Exception as error:
+    frames.send(channel, _encode(0, 'crash', _describe(error)))
+    return
+  frames.send(channel, _encode(0, 'ok', None))
+  os.dup2(null, 2)
+  while True:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    first, jobs = pickle.loads(frames.receive_or_exit(channel))
+    for serial, (verb, name, *texts) in enumerate(jobs, first):
+      signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s)
+      try:
+        if verb == 'score':
+          reply = _score(tasks[name], has_format, *texts)
+        else:
+          reply = _true_or_false(tasks[name].same(*texts), 'same')
+        body = _encode(serial, 'ok', reply)
+      except BaseException as error:  # a verifier may even call sys.exit
+        body = _encode(serial, 'crash', _describe(error))
+      frames.send(channel, body)
+
+
+def _score(
+  task: base.Task, has_format: bool, completion: str, target: str
+) -> tuple:
+  parsed = template.parse(completion)
+  stated = _stated(task, completion, parsed if has_format else None)
+  correct, outcome = False, ''
+  if stated and (find := getattr(task, 'outcome', None)):
+    # `verify` says no more, and would run the program again.
+    stated = stated[-1:]
+    outcome = str(find(stated[0], target))
+    correct = outcome == base.ACCEPTED
+  else:
+    for place, reading in enumerate(stated):
+      if correct := _true_or_false(task.verify(reading, target), 'verify'):
+        stated = stated[: place + 1]
+        break
+  answer = stated[-1] if stated else None
+  parts = {}
+  if judge := getattr(task, 'parts', None):
+    parts = {n: _finite(n, v) for n, v in judge(completion, target).items()}
+  return (
+    parsed.well_formed,
+    correct,
+    answer if answer is None else str(answer),
+    int(task.count_tries(completion)),
+    template.reflective_words(completion),
+    parts,
+    language.count_words(language.thought(completion)),
+    outcome,
+  )
+
+
+def _stated(
+  task: base.Task, completion: str, parsed: template.Parsed | None
+) -> list[str]:
+  """The readings of the answer that is judged: never one of the thought.
+
+  Where tags enclose an answer, it may be all of their text (a grid of many
+  lines) or what the text states ('Answer: B').
+
+  Args:
+    task: of the completion.
+    completion: what the model wrote.
+    parsed: its tags, where the template has a format.
+  """
+  if parsed and parsed.well_formed:
+    readings = [parsed.answer, task.extract(parsed.answer)]
+  else:
+    behind = template.summary(completion)
+    readings = [task.extract(behind) if behind else None]
+  return [r for r in dict.fromkeys(readings) if r is not None]
+
+
+def _true_or_false(value: Any, method: str) -> bool:
+  # Anything else is true far too easily: a string, an array, a score of 0.1.
+  if isinstance(value, bool):
+    return value
+  kind = type(value)
+  if kind.__module__ == 'numpy' and kind.__name__ in ('bool', 'bool_'):
+    return bool(value)
+  raise TypeError(
+    f'{method} gave {value!r:.40}, of type {kind.__name__}; it must give True '
+    'or False'
+  )
+
+
+def _finite(name: str, value: Any) -> float:
+  number = float(value)
+  if not math.isfinite(number):
+    raise ValueError(f'part {name!r} is {number}; it must be a finite number')
+  return number
+
+
+def _describe(error: BaseException) -> str:
+  """The exception in one printable line."""
+  try:
+    text = f'{type(error).__name__}: {error}'
+  except Exception:  # its own __str__ may raise
+    text = type(error).__name__
+  return ascii(text)[1:-1][:_MAX_ERROR]
+
+
+def _encode(serial: int, status: str, reply: Any) -> bytes:
+  return json.dumps([serial, status, reply]).encode()
+
+
+if __name__ == '__main__':
+  _serve()

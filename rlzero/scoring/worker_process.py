@@ -1,0 +1,124 @@
+"""The parent's end of a reward worker: starts it, reads it, ends it.
+
+What comes back is JSON and is checked, never unpickled.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rlzero.scoring import frames
+
+_PROGRAM = 'rlzero.scoring.worker'
+
+
+class WorkerProcess:
+  """The parent's end of one worker.
+
+  Attributes:
+    batch: jobs, by index, that it has not answered; the first is under way.
+    deadline: when the job under way, or the start, takes too long.
+    failure: status of the job under way if the worker is of no more use.
+    is_idle: whether it waits for jobs.
+  """
+
+  def __init__(self, setup: bytes, deadline_s: float):
+    self._deadline_s = deadline_s
+    self._socket, theirs = socket.socketpair()
+    with theirs:
+      self._process = subprocess.Popen(
+        [sys.executable, '-m', _PROGRAM],
+        stdin=theirs,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+        start_new_session=True,  # so that its own children die with it
+      )
+    self._inbox = frames.Inbox(self._socket)
+    self._serial = 0  # of the reply awaited; another one is junk
+    self._has_answered = False
+    self.batch: list[int] = []
+    self.failure: str | None = None
+    self.is_idle = False
+    self.deadline = time.monotonic() + frames.START_S
+    self._send(setup)
+
+  def fileno(self) -> int:
+    return self._socket.fileno()
+
+  @property
+  def may_be_ruined(self) -> bool:
+    """Whether an earlier job may be the cause of the failure."""
+    return self._has_answered and self.failure != 'timeout'
+
+  def begin(self, batch: list[int], jobs: Sequence[tuple]) -> None:
+    """Starts on jobs; `poll` tells how each of them ended."""
+    self.batch = batch
+    self.is_idle = False
+    self.deadline = time.monotonic() + self._deadline_s
+    self._serial += 1
+    self._send(pickle.dumps((self._serial, [jobs[job] for job in batch])))
+
+  def poll(self) -> list[tuple[int, tuple[str, Any]]]:
+    """The jobs done since the last call, with status and reply of each.
+
+    Afterwards the worker is busy, idle, or has a `failure`.
+    """
+    done = []
+    is_open = self._inbox.receive()
+    while self.failure is None and (body := self._inbox.next()) is not None:
+      reply = self._parse(body)
+      if reply is None:
+        self.failure = 'junk'
+      elif self.batch:
+        done.append((self.batch.pop(0), reply))
+        self._has_answered = True
+        self.deadline = time.monotonic() + self._deadline_s
+        self._serial += bool(self.batch)
+        self.is_idle = not self.batch
+      elif reply[0] == 'crash':
+        raise RuntimeError(f'A reward worker could not start: {reply[1]}.')
+      else:
+        self.is_idle = True
+    if self.is_idle:
+      # Bytes behind the last reply make the next one junk.
+      return done
+    if self.failure is None and not is_open:
+      self.failure = 'crash'
+    if self.failure is None and time.monotonic() > self.deadline:
+      self.failure = 'timeout'
+    if self.failure and not self.batch:
+      raise RuntimeError(
+        f'A reward worker could not start ({self.failure}); its standard '
+        'error may say why.'
+      )
+    return done
+
+  def kill(self) -> None:
+    """Ends the worker and what it started."""
+    self._socket.close()
+    with contextlib.suppress(OSError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+
+  def _send(self, body: bytes) -> None:
+    self._socket.settimeout(self._deadline_s)
+    # If nobody reads, poll finds that out as well, and says so.
+    with contextlib.suppress(OSError):
+      frames.send(self._socket, body)
+
+  def _parse(self, body: bytes) -> tuple[str, Any] | None:
+    """Status and reply of a frame; None if it is not the one awaited."""
+    try:
+      serial, status, reply = json.loads(body)
+    except (ValueError, TypeError, RecursionError):
+      return None
+    if self.is_idle or serial != self._serial or status not in ('ok', 'crash'):
+      return None
+    return status, reply
