@@ -62,6 +62,26 @@ def test_bias_of_the_router_follows_the_load_alone(params):
   )
 
 
+def test_rows_without_advantage_count_in_the_load(params):
+  # Leaving them out would change the router's bias, and not the time alone.
+  rows = make_rows(GRPO)
+  rows = rows._replace(
+    advantages=np.where(np.arange(len(rows.advantages)), 0, 1.0)
+  )
+  free = dataclasses.replace(GRPO, kl_coef=0.0)
+  loads = []
+  for skip in (True, False):
+    update = learner.Learner(
+      CONFIG, free, optax.sgd(0.1), 64, skip, balance_speed=SPEED
+    )
+    state = update.init(jax.tree.map(jnp.array, params))
+    loads.append(update.gradient(state.params, rows)[1].loads)
+  np.testing.assert_array_equal(*loads)
+  lean = learner.Learner(CONFIG, free, optax.sgd(0.1), 64)
+  state = lean.init(jax.tree.map(jnp.array, params))
+  assert lean.gradient(state.params, rows)[1].loads.sum() < loads[0].sum()
+
+
 def test_routes_of_the_rollout_are_taken_in_the_update(params, tmp_path):
   prompts = [scheduler.Prompt(i, [2, 3, 4 + i]) for i in range(2)]
   settings = Sampling(

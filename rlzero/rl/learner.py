@@ -78,8 +78,9 @@ class Learner:
     objective: what to maximise.
     transform: optax chain; it sees the gradient of the loss per row.
     micro_tokens: about how many completion tokens a microbatch may hold.
-    skip_constant: whether rows without advantage are left out where there is
-      no KL term; that changes the time alone.
+    skip_constant: whether rows without advantage are left out where nothing
+      but time depends on them: without a KL term and without `balance_speed`.
+      `policy/*` metrics are then means over the other rows.
     pmapped: whether each device takes whole microbatches and the sums meet at
       the end (`rl/pmap.py`), instead of every microbatch being cut over the
       mesh. For a mesh that only copies the parameters.
@@ -101,8 +102,9 @@ class Learner:
     self.config = config
     self.transform = transform
     self.micro_tokens, self.max_len = micro_tokens, sampling.max_len
-    # Without a KL term the objective of a row without advantage is constant.
-    self._skips = skip_constant and objective.kl_coef == 0
+    # Without a KL term the objective of a row without advantage is constant;
+    # its tokens count in the load of the experts all the same.
+    self._skips = skip_constant and not (objective.kl_coef or balance_speed)
     accumulate = functools.partial(_accumulate, config, objective, sampling)
     self.programs = Programs(
       jax.jit(functools.partial(_logprobs, config, sampling.temperature)),

@@ -80,7 +80,8 @@ class Config:
   remat: bool = mutable_on_resume(False)
   # By a kernel, where the backend has one.
   fused_attention: bool = mutable_on_resume(True)
-  skip_constant_groups: bool = True  # in updates without KL; saves time alone
+  # Where nothing but time depends on them: without KL and balance_speed.
+  skip_constant_groups: bool = True
   # Of models with experts: the step of the router's bias against the load of
   # its experts (gamma of DeepSeek-V3, 0 at the end of its pre-training), and
   # whether an update takes the experts that the rollout took.
@@ -207,7 +208,8 @@ class Config:
   @property
   def leaves_out_constant_groups(self) -> bool:
     """Whether groups of equal rewards cost an update nothing."""
-    return self.skip_constant_groups and not self.objective.kl_coef
+    needed = self.objective.kl_coef or self.balance_speed
+    return self.skip_constant_groups and not needed
 
   def with_runtime_options(self, model: ModelConfig) -> ModelConfig:
     """A model as the run computes it: dtype, remat and kernels."""
