@@ -39,7 +39,7 @@ from rlzero.evaluation import (
 )
 from rlzero.rollout import encoding, sampling
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import fields, files, provenance, sharding
+from rlzero.runtime import fields, files, provenance, sharding, workdir
 from rlzero.runtime.fields import at_least
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, countdown
@@ -152,6 +152,8 @@ def run(cfg: Config) -> None:
       'model': model.about() if model else {'samples': cfg.workdir},
       **provenance.metadata(),
     }
+    if cfg.workdir:  # a run may be at work beside its evaluations
+      workdir.claim(os.path.dirname(measure.file_of(cfg.workdir, '')))
     metrics = {
       benchmark.name: _measure_kept(cfg, benchmark, problems, model, about)
       for benchmark, problems in zip(cfg.measured, chosen, strict=True)

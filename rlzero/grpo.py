@@ -50,8 +50,7 @@ def run(cfg: Config) -> None:
         'or none.'
       )
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
-    if hosts.is_first():
-      saved_config.save(cfg, cfg.workdir)
+    hosts.on_first(lambda: saved_config.save(cfg, cfg.workdir))
     hosts.print_once(settings.table(cfg, prompt_stream.num_examples))
     loop.TrainingLoop(cfg, loaded, pool, prompt_stream).run()
   if hosts.is_first():

@@ -19,6 +19,7 @@ by hand there (the cold start's edits, the 200k samples of general data) has to
 come from files.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -29,7 +30,7 @@ from collections.abc import Sequence
 from rlzero.pipelines import command, execution, results
 from rlzero.pipelines.command import Stage
 from rlzero.pipelines.manifest import Manifest
-from rlzero.runtime import config, files
+from rlzero.runtime import config, files, workdir
 from rlzero.runtime.fields import mutable_on_resume
 
 
@@ -85,7 +86,10 @@ def run(cfg: Config) -> None:
       print(plan.line)
     return
   os.makedirs(cfg.workdir, exist_ok=True)
-  with execution.exclusively(cfg.workdir) as lock:
+  lock = workdir.lock(cfg.workdir, wait=True)
+  with contextlib.ExitStack() as stack:
+    if lock is not None:
+      stack.callback(workdir.release, lock)
     manifest = Manifest(cfg.workdir)
     if cfg.start:
       _forget(cfg, manifest)

@@ -1,6 +1,5 @@
-"""Runs a stage in a process of its own, one pipeline at a time."""
+"""Runs a stage in a process of its own."""
 
-import fcntl
 import os
 import platform
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import rlzero
 from rlzero.pipelines import command
@@ -17,7 +15,7 @@ from rlzero.runtime import config, lifecycle, provenance
 
 
 def make(
-  plan: command.Command, manifest: Manifest, lock: int, again: bool
+  plan: command.Command, manifest: Manifest, lock: int | None, again: bool
 ) -> None:
   """Runs a stage, unless it is finished and nothing about it has changed."""
   stage = plan.stage
@@ -57,11 +55,11 @@ def make(
   manifest.write()
 
 
-def _execute(command: Sequence[str], name: str, lock: int) -> None:
+def _execute(command: Sequence[str], name: str, lock: int | None) -> None:
   """Runs a stage's process; a signal that ends this one is handed on."""
   # The child holds the lock too: should this process be killed, the next one
   # waits until its orphan has ended.
-  child = subprocess.Popen(command, pass_fds=(lock,))
+  child = subprocess.Popen(command, pass_fds=() if lock is None else (lock,))
   previous = signal.signal(
     signal.SIGTERM, lambda number, _: child.send_signal(number)
   )
@@ -84,23 +82,3 @@ def _execute(command: Sequence[str], name: str, lock: int) -> None:
       file=sys.stderr,
     )
     sys.exit(status)
-
-
-class exclusively:
-  """Holds the workdir's lock; waits for whoever has it."""
-
-  def __init__(self, workdir: str):
-    self._file = os.open(
-      os.path.join(workdir, 'lock'), os.O_RDWR | os.O_CREAT, 0o644
-    )
-
-  def __enter__(self) -> int:
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      print('waiting for a process that works in this workdir', flush=True)
-      fcntl.flock(self._file, fcntl.LOCK_EX)
-    return self._file
-
-  def __exit__(self, *_: Any) -> None:
-    os.close(self._file)

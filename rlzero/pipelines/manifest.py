@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from rlzero.runtime import config, files
+from rlzero.runtime import config, files, workdir
 
 MANIFEST = 'manifest.json'
 
@@ -29,8 +29,8 @@ _OWN = {
 class Manifest:
   """`manifest.json`: what is known of each finished stage, by its name."""
 
-  def __init__(self, workdir: str):
-    self._path = os.path.join(workdir, MANIFEST)
+  def __init__(self, folder: str):
+    self._path = os.path.join(folder, MANIFEST)
     self.stages: dict[str, dict[str, Any]] = {}
     if os.path.exists(self._path):
       with open(self._path, encoding='utf-8') as file:
@@ -73,7 +73,7 @@ def hashes(folder: str) -> dict[str, str]:
 def _handed_on(folder: str) -> Iterator[pathlib.Path]:
   for path in sorted(pathlib.Path(folder).rglob('*')):
     first = path.relative_to(folder).parts[0]
-    if path.is_file() and first not in _OWN:
+    if path.is_file() and first not in _OWN and path.name != workdir.LOCK:
       yield path
 
 

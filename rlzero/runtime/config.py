@@ -22,7 +22,14 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlzero.runtime import cli_help, failures, gin_values, lifecycle, naming
+from rlzero.runtime import (
+  cli_help,
+  failures,
+  gin_values,
+  lifecycle,
+  naming,
+  workdir,
+)
 from rlzero.runtime.bindings import (
   Binding,
   Bindings,
@@ -99,7 +106,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     print(cli_help.text(stage))
     return
   try:
-    with lifecycle.exit_on_sigterm():
+    with lifecycle.exit_on_sigterm(), workdir.claims():
       stage.run(build(stage, argv))
   except KeyboardInterrupt:
     sys.exit(130)
@@ -110,7 +117,9 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     if isinstance(error, OSError) and error.filename and error.strerror:
       text = f'{error.filename}: {error.strerror}.'
     code = failures.exit_code(error)
-    if code == failures.TRY_AGAIN:
+    if code == failures.TRY_AGAIN and not isinstance(
+      error, failures.Unavailable
+    ):
       text = f'{text.rstrip(".")}; this may pass: repeat the same command.'
     with contextlib.suppress(OSError):  # the reader of the log may be gone
       print(f'error: {text}', file=sys.stderr, flush=True)

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rlzero.runtime import failures
+
 
 def count() -> int:
   """How many hosts there are."""
@@ -35,6 +37,27 @@ def print_once(text: str) -> None:
 def broadcast(value: Any) -> Any:
   """The first host's value, anything that JSON holds, on every host."""
   return value if jax.process_count() == 1 else _everyones(value)[0]
+
+
+def on_first(work: Callable[[], None]) -> None:
+  """Does work on the first host; what it raises there ends all hosts.
+
+  Raises:
+    ValueError, OSError: of the work; on the other hosts with the same text and
+      the same exit code.
+  """
+  error = None
+  if is_first():
+    try:
+      work()
+    except (ValueError, OSError) as raised:
+      error = raised
+  told = broadcast(error and [failures.exit_code(error), str(error)])
+  if error:
+    raise error
+  if told:
+    code, text = told
+    raise (ValueError if code == failures.USAGE else failures.Unavailable)(text)
 
 
 def first_true_of_all(value: Any) -> Any:

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from rlzero.runtime import failures, files, naming
+from rlzero.runtime import workdir as locks
 from rlzero.runtime.naming import UserError
 
 _TEXT, _JSON = 'config.gin', 'config.json'  # their names in a workdir
@@ -27,12 +28,16 @@ def to_gin(cfg: Any) -> str:
 def save(cfg: Any, workdir: str) -> None:
   """Writes `config.gin`, and the same as `config.json`, into a workdir.
 
+  A stage that runs as a program has the workdir to itself from here on.
+
   Raises:
+    failures.Unavailable: another process works in it.
     UserError: the workdir cannot be made or written to.
     OSError: the disk is full, or a mount is away; this may pass.
   """
   as_json = files.to_json(_plain(cfg), indent=2)
   try:
+    locks.claim(workdir)
     os.makedirs(workdir, exist_ok=True)
     for name, text in ((_TEXT, to_gin(cfg)), (_JSON, as_json + '\n')):
       files.write_whole(os.path.join(workdir, name), text)
