@@ -118,7 +118,11 @@ def published_differences(problems: Sequence[Mapping[str, Any]]) -> dict:
   }
 
 
-def differences(task: base.Task, targets, records) -> dict:
+def differences(
+  task: base.Task,
+  targets: Mapping[str, str],
+  records: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
   """How many verdicts agree, and all that do not."""
   differing = []
   for record in records:

@@ -42,7 +42,7 @@ class Notes:
       self._parts.remove(part)
       self.write()
 
-  def follow(self, owner, name: str, part: str) -> None:
+  def follow(self, owner: type, name: str, part: str) -> None:
     """Notes the part whenever this function of the owner runs."""
     function = getattr(owner, name)
 

@@ -86,7 +86,13 @@ class Local:
     tokens = encoding.encode_prompt(self._tokenizer, template, question)
     return journal.digest(tokens)[:16]
 
-  def sample(self, job, finished, on_finished) -> list[encoding.Sample]:
+  def sample(
+    self,
+    job: Job,
+    finished: Mapping[int, encoding.Sample],
+    on_finished: Callable[[int, encoding.Sample], None],
+  ) -> list[encoding.Sample]:
+    """Draws the samples that are not finished; see `Sampler.sample`."""
     samples = dict(finished)
 
     def hand_over(index: int, completion: scheduler.Completion) -> None:
@@ -149,7 +155,13 @@ class Endpoint:
   def fingerprint(self, template: Template, question: str) -> str:
     return journal.digest(template.render(question, json.dumps))[:16]
 
-  def sample(self, job, finished, on_finished) -> list[encoding.Sample]:
+  def sample(
+    self,
+    job: Job,
+    finished: Mapping[int, encoding.Sample],
+    on_finished: Callable[[int, encoding.Sample], None],
+  ) -> list[encoding.Sample]:
+    """Draws the samples that are not finished; see `Sampler.sample`."""
     samples = dict(finished)
     missing = [i for i in range(job.size) if i not in samples]
     requests = {i: self._request(job, i) for i in missing}

@@ -27,7 +27,7 @@ class Attention(nn.Module):
   config: ModelConfig
   transposed: bool = False  # matrices are [out, in]
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
     self.query = parameters.declare(self, 'query')
     self.key = parameters.declare(self, 'key')
@@ -136,7 +136,7 @@ class Block(nn.Module):
   routed: bool  # to experts; else it has an MLP
   transposed: bool = False  # matrices are [out, in]
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
     self.attention_norm = layers.RMSNorm(c)
     kind = latent.LatentAttention if c.latent else Attention

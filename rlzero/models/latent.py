@@ -27,7 +27,7 @@ class LatentAttention(nn.Module):
   config: ModelConfig
   transposed: bool = False  # matrices are [out, in]
 
-  def setup(self):
+  def setup(self) -> None:
     if self.config.latent.query_rank:
       self.query_down = parameters.declare(self, 'query_down')
       self.query_down_norm = parameters.declare(self, 'query_down_norm')

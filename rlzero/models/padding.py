@@ -35,6 +35,7 @@ def prompt_width(longest: int) -> int:
 
 
 def round_up(size: int, step: int) -> int:
+  """The smallest multiple of `step` that is at least `size`."""
   return -(-size // step) * step
 
 

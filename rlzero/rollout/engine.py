@@ -10,6 +10,7 @@ begins behind it.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 from jax import numpy as jnp
@@ -59,7 +60,8 @@ def prefill_shared_prefix(
 
 
 def constrain_shared_prefix(
-  shared_prefix: KeyValues, constrain=sharding.constrain
+  shared_prefix: KeyValues,
+  constrain: Callable[[jax.Array, str], jax.Array] = sharding.constrain,
 ) -> KeyValues:
   """Shards a shared prefix by heads; every device has its one row.
 

@@ -31,15 +31,21 @@ from rlzero.runtime.naming import UserError
 
 
 class Reference(NamedTuple):
+  """A value `@module.Class` or `@module.Class()`."""
+
   name: str  # with its scope: 'held_out/countdown.Countdown'
   call: bool
 
 
 class Macro(NamedTuple):
+  """A value `%NAME`."""
+
   name: str
 
 
 class Binding(NamedTuple):
+  """A value that a file or a flag gives to a field, and its place."""
+
   value: Any
   where: str  # 'file:line', or the flag
   names: dict[str, Any]  # what the file it stands in has imported

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -19,7 +20,9 @@ class Problems(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
 
-  def __init__(self, *, splits: Mapping[str, Sequence[base.Example]], **kwargs):
+  def __init__(
+    self, *, splits: Mapping[str, Sequence[base.Example]], **kwargs: Any
+  ):
     self._problems = splits
     super().__init__(**kwargs)
 
