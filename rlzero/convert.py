@@ -18,8 +18,7 @@ import jax
 import numpy as np
 
 from rlzero import weights
-from rlzero.train import folders
-from rlzero.weights import conversion
+from rlzero.train import conversion, folders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,8 @@ Differences from the paper:
 import dataclasses
 import os
 
-from rlzero.evaluation import contamination, measure
+from rlzero.evaluation import contamination, measure, rejection
 from rlzero.runtime import config, files, saved_config
-from rlzero.scoring import rejection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

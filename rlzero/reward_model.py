@@ -22,7 +22,8 @@ import itertools
 
 from rlzero.models import parameters
 from rlzero.runtime import config, saved_config, sharding
-from rlzero.train import folders, reward_modeling, supervised
+from rlzero.scoring import reward_modeling
+from rlzero.train import folders, supervised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

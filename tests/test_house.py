@@ -19,30 +19,23 @@ _PACKAGE = _ROOT / 'rlzero'
 _FILE_LINES = 450
 _FUNCTION_LINES = 80
 
-# folder: the folders it may import. Stages may import all but `benchmarks`.
+# folder: the folders it may import. Stages may import every folder.
 _LAYERS = {
   'types': set(),
-  'text': set(),
   'runtime': {'types'},
+  'text': {'runtime', 'types'},
   'models': {'runtime', 'types'},
   'tasks': {'runtime', 'text'},
   'weights': {'models', 'runtime', 'text', 'types'},
-  'reporting': {'runtime', 'text'},
   'rollout': {'models', 'runtime', 'tasks', 'text', 'types'},
 }
 _LAYERS['train'] = _LAYERS['rollout'] | {'rollout', 'weights'}
 _LAYERS['scoring'] = _LAYERS['rollout'] | {'rollout', 'train'}
-_LAYERS['evaluation'] = _LAYERS['scoring'] | {'scoring'}
-_LAYERS['rl'] = _LAYERS['evaluation'] | {'evaluation', 'weights'}
+_LAYERS['evaluation'] = _LAYERS['scoring'] | {'scoring', 'weights'}
+_LAYERS['reporting'] = {'evaluation', 'runtime', 'text'}
+_LAYERS['rl'] = _LAYERS['evaluation'] | {'evaluation'}
+_LAYERS['pipelines'] = {'runtime', 'scoring', 'text'}
 _LAYERS['planner'] = {'models', 'rl', 'rollout', 'runtime', 'train', 'types'}
-
-# The stages that others import: they time or plan a GRPO run, or end it.
-_STAGE_IMPORTS = {
-  ('rlzero.bench', 'rlzero.grpo'),
-  ('rlzero.grpo', 'rlzero.report'),
-  ('rlzero.plan', 'rlzero.grpo'),
-  ('rlzero.planner.programs', 'rlzero.grpo'),
-}
 
 # Reward workers and tools that only read text start without JAX.
 _WITHOUT_JAX = (
@@ -60,7 +53,10 @@ _WITH_JAX = ('rlzero.tasks.datasets',)
 # (file, imported module): why the import waits for the call.
 _LATE_IMPORTS = {
   ('benchmarks/constant_answers.py', 'reasoning_gym.factory'): 'loads slowly',
-  ('plan.py', 'jax.experimental'): 'looks for libtpu, which is an extra',
+  (
+    'planner/planning.py',
+    'jax.experimental',
+  ): 'looks for libtpu, which is an extra',
   ('runtime/lifecycle.py', 'jax'): 'stages without JAX stay without it',
   ('scoring/reward_pool.py', 'resource'): 'not on Windows',
   ('tasks/datasets/records.py', 'tensorflow_datasets'): 'loads JAX',
@@ -73,10 +69,8 @@ _LATE_IMPORTS = {
 }
 
 _LONG_FILES = {
-  'pipeline.py',
-  'plan.py',
+  'planner/planning.py',
   'scoring/reward_pool.py',
-  'search.py',
 }
 _LONG_FUNCTIONS = {
   'benchmarks/generation_rate.py:main',
@@ -89,27 +83,29 @@ _LONG_FUNCTIONS = {
 # Files with docstrings that begin with 'Of' or 'What'.
 _OLD_DOCSTRINGS = {
   'benchmarks/instrumented_run.py',
-  'convert.py',
   'evaluate.py',
   'evaluation/__init__.py',
   'evaluation/compare.py',
   'evaluation/contamination.py',
   'evaluation/measure.py',
+  'evaluation/rejection.py',
   'evaluation/sampler.py',
-  'pipeline.py',
-  'plan.py',
+  'evaluation/tree_search.py',
+  'pipelines/command.py',
+  'pipelines/manifest.py',
+  'pipelines/results.py',
   'planner/__init__.py',
   'planner/estimate.py',
   'planner/flops.py',
   'planner/hlo.py',
+  'planner/planning.py',
   'planner/programs.py',
-  'reject.py',
   'reporting/__init__.py',
   'reporting/detectors.py',
   'reporting/recorded.py',
-  'reward_model.py',
   'rl/objective.py',
   'rl/settings.py',
+  'rollout/batch.py',
   'rollout/encoding.py',
   'rollout/scheduler.py',
   'runtime/bindings.py',
@@ -118,9 +114,9 @@ _OLD_DOCSTRINGS = {
   'runtime/lifecycle.py',
   'runtime/sharding.py',
   'scoring/__init__.py',
+  'scoring/reward_modeling.py',
   'scoring/reward_pool.py',
   'scoring/rewards.py',
-  'search.py',
   'tasks/answers.py',
   'tasks/base.py',
   'tasks/countdown.py',
@@ -136,6 +132,7 @@ _OLD_DOCSTRINGS = {
   'text/template.py',
   'train/__init__.py',
   'train/checkpoint.py',
+  'train/conversion.py',
   'train/supervised.py',
 }
 
@@ -221,24 +218,25 @@ def test_folders_import_only_what_lies_below_them():
   assert not wrong, '\n'.join(wrong)
 
 
-def test_only_benchmarks_import_benchmarks():
+def test_only_bench_imports_benchmarks():
   wrong = [
     f'{name} imports {other}'
     for name, imported in GRAPH.items()
     for other in imported
-    if _folder(other) == 'benchmarks' and _folder(name) != 'benchmarks'
+    if _folder(other) == 'benchmarks'
+    if _folder(name) not in ('bench', 'benchmarks')
   ]
   assert not wrong, '\n'.join(wrong)
 
 
-def test_no_stage_is_imported_but_by_those_that_time_or_plan_it():
-  found = {
-    (name, other)
+def test_no_stage_is_imported():
+  wrong = [
+    f'{name} imports {other}'
     for name, imported in GRAPH.items()
     for other in imported & STAGES
     if _folder(name) != 'benchmarks'
-  }
-  assert found == _STAGE_IMPORTS
+  ]
+  assert not wrong, '\n'.join(wrong)
 
 
 def test_no_module_imports_itself_through_others():
@@ -450,9 +448,11 @@ def test_no_file_names_a_folder_of_one_machine():
   wrong = []
   for path in _tracked():
     file = _ROOT / path
+    if path.startswith('tests/'):
+      continue  # they name folders that a program may not see
     if file.suffix in ('.py', '.md', '.gin', '.sh', '.toml', '.yml', '.yaml'):
       for found in re.finditer(
-        r'(?<![\w./])/(work|home/\w+|Users/\w+)/\S*', file.read_text()
+        r'(?<![\w./])/(work|root)/\S*', file.read_text()
       ):
         wrong.append(f'{path}: {found[0]}')
   assert not wrong, '\n'.join(wrong)

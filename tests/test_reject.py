@@ -5,10 +5,10 @@ import json
 import pytest
 
 from rlzero import reject, sft
-from rlzero.evaluation import contamination, measure
+from rlzero.evaluation import contamination, measure, rejection
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics
-from rlzero.scoring import grade, rejection
+from rlzero.scoring import grade
 from rlzero.tasks import countdown
 from rlzero.text import readability
 from rlzero.text.template import Template

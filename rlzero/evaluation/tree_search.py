@@ -208,6 +208,11 @@ def against(
 def read_results(
   path: str, chosen: Sequence[base.Example]
 ) -> dict[str, dict[str, Any]]:
+  """Metrics of each budget, from the file that a search left.
+
+  Raises:
+    ValueError: it is of other problems.
+  """
   with open(path, encoding='utf-8') as file:
     found = json.load(file).get('budgets', {})
   if not found or any(
@@ -222,6 +227,7 @@ def read_results(
 
 
 def describe(method: str, metrics: dict[str, Any]) -> str:
+  """A line for each budget: accuracy, interval and cost."""
   lines = []
   for budget, one in metrics['budgets'].items():
     low, high = one['pass@1_interval']

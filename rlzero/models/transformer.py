@@ -62,7 +62,7 @@ class Transformer(nn.Module):
   config: ModelConfig
   unstacked: bool = False
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
     self.embed = nn.Embed(
       *parameters.shape(c, parameters.AXES['embedding']),

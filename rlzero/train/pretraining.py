@@ -81,7 +81,10 @@ def batch(cfg: Settings, tokenizer: Tokenizer, step: int) -> Tokens:
     used[row] += size
 
 
-def initial(cfg: Settings, tokenizer, transform: optax.GradientTransformation):
+def initial(
+  cfg: Settings, tokenizer: Tokenizer, transform: optax.GradientTransformation
+) -> tuple[Params, optax.OptState]:
+  """Parameters and optimizer state before the first step."""
   params = transformer.init(cfg.model, jax.random.key(cfg.seed))
   if cfg.checkpoint:
     params = grown(cfg, tokenizer, params)
@@ -120,7 +123,7 @@ def grown(cfg: Settings, tokenizer: Tokenizer, fresh: Params) -> Params:
   return {**old.params, 'embed': {'embedding': jnp.asarray(table)}}
 
 
-def batch_loss(model: ModelConfig, params, rows: Tokens):
+def batch_loss(model: ModelConfig, params: Params, rows: Tokens) -> jax.Array:
   """Mean cross-entropy of next tokens inside documents, in nats."""
   hidden, _, _ = transformer.forward(model, params, rows)
   logprobs, _ = vocab_head.logprobs_and_entropy(
@@ -134,7 +137,13 @@ def batch_loss(model: ModelConfig, params, rows: Tokens):
   return -jnp.sum(logprobs * mask) / jnp.sum(mask)
 
 
-def update(model, transform, state, rows):
+def update(
+  model: ModelConfig,
+  transform: optax.GradientTransformation,
+  state: tuple[Params, optax.OptState],
+  rows: Tokens,
+) -> tuple[tuple[Params, optax.OptState], jax.Array]:
+  """Takes one step: the new state, and the loss before it."""
   params, opt_state = state
   loss, grads = jax.value_and_grad(functools.partial(batch_loss, model))(
     params, rows

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -148,7 +148,11 @@ def loss(
   }
 
 
-def judge(the_loss, params: Params, micros) -> dict[str, float | None]:
+def judge(
+  the_loss: Callable[..., tuple[jax.Array, dict[str, metrics.Mean]]],
+  params: Params,
+  micros: Iterable[packing.PackedBatch],
+) -> dict[str, float | None]:
   """Loss and accuracy over judgements; None where there are none."""
   of_one = jax.jit(the_loss)
   totals = [jax.device_get(of_one(params, micro)[1]) for micro in micros]
@@ -166,12 +170,21 @@ def is_held_out(cfg: Settings, judgement: Judgement) -> bool:
   return base.bucket(judgement.prompt, 1000) < 1000 * cfg.held_out
 
 
-def pack(cfg: Settings, judgements: Sequence[Judgement]):
+def pack(
+  cfg: Settings, judgements: Sequence[Judgement]
+) -> Iterable[packing.PackedBatch]:
+  """Microbatches of the judgements; a pair stays in one row."""
   longest = (2 if cfg.kind == 'pairwise' else 1) * cfg.max_len
   return supervised.pack(cfg, [pack_item(j) for j in judgements], longest)
 
 
-def write(cfg, model, params, tokenizer, measured) -> None:
+def write(
+  cfg: Settings,
+  model: ModelConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  measured: dict[str, float | None],
+) -> None:
   """Weights as a Hugging Face folder, the last layer and the metrics."""
   last = jax.device_get(params.pop('score'))
   folder = folders.write_model(cfg.workdir, model, params, tokenizer)

@@ -40,6 +40,7 @@ class Settings:
 
 
 def write_folder(cfg: Settings, model: weights.Loaded) -> None:
+  """Writes a Hugging Face folder, and shows progress."""
   bar: list[metrics.Progress] = []
 
   def show(done: int, total: int) -> None:
@@ -64,6 +65,7 @@ def write_folder(cfg: Settings, model: weights.Loaded) -> None:
 
 
 def write_run(cfg: Settings, model: weights.Loaded) -> None:
+  """Writes the model as the first checkpoint of a run."""
   folders.write_description(cfg.output, model.config, model.tokenizer)
   store = checkpoint.Store(cfg.output)
   params = mapping.place(model.params, cfg.dtype)
@@ -74,6 +76,11 @@ def write_run(cfg: Settings, model: weights.Loaded) -> None:
 def check(
   cfg: Settings, before: weights.Loaded, after: weights.Loaded | mapping.Read
 ) -> None:
+  """Compares what was written with what was read.
+
+  Raises:
+    ValueError: they differ.
+  """
   if after.config != before.config:
     raise ValueError(
       f'{os.path.join(cfg.output, "config.json")} reads back as {after.config} '

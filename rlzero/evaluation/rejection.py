@@ -257,20 +257,25 @@ def page(statistics: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
 
 
 def num_parts(cfg: Settings, examples: Sequence[base.Example]) -> int:
+  """Number of files that the samples of these problems take."""
   return -(-len(examples) // cfg.part_size)
 
 
 def part_path(cfg: Settings, number: int) -> str:
+  """Path of the file of samples with this number."""
   return os.path.join(cfg.workdir, 'parts', f'{number:05d}.jsonl')
 
 
 def read_part(cfg: Settings, number: int) -> Iterator[dict[str, Any]]:
+  """Yields the graded samples of one file."""
   yield from metrics.read_lines(part_path(cfg, number))
 
 
 def to_json(value: dict[str, Any]) -> str:
+  """One line of a JSONL file, in UTF-8."""
   return files.to_json(value, ensure_ascii=False) + '\n'
 
 
 def listed(reasons: dict[str, int]) -> str:
+  """The reasons with their counts, for a sentence."""
   return ', '.join(f'{n} {name}' for name, n in reasons.items() if n)
