@@ -58,7 +58,7 @@ _LATE_IMPORTS = {
     'jax.experimental',
   ): 'looks for libtpu, which is an extra',
   ('runtime/lifecycle.py', 'jax'): 'stages without JAX stay without it',
-  ('scoring/reward_pool.py', 'resource'): 'not on Windows',
+  ('scoring/worker.py', 'resource'): 'not on Windows',
   ('tasks/datasets/records.py', 'tensorflow_datasets'): 'loads JAX',
   ('tasks/harness.py', '_thread'): 'the source of a program in the sandbox',
   ('tasks/harness.py', 'json'): 'the source of a program in the sandbox',
@@ -70,7 +70,6 @@ _LATE_IMPORTS = {
 
 _LONG_FILES = {
   'planner/planning.py',
-  'scoring/reward_pool.py',
 }
 _LONG_FUNCTIONS = {
   'benchmarks/generation_rate.py:main',
@@ -465,3 +464,19 @@ _SHARED = {'conftest', 'helpers'}
 def test_the_folder_of_tests_holds_tests_alone():
   names = {path.stem for path in (_ROOT / 'tests').glob('*.py')}
   assert not {n for n in names if not n.startswith('test_')} - _SHARED
+
+
+def test_every_name_that_a_package_lists_is_there():
+  for name, tree in TREES.items():
+    bound = {
+      alias.asname or alias.name
+      for node in tree.body
+      if isinstance(node, ast.ImportFrom)
+      for alias in node.names
+    } | {getattr(node, 'name', '') for node in tree.body}
+    for node in tree.body:
+      if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == (
+        '__all__'
+      ):
+        missing = set(ast.literal_eval(node.value)) - bound
+        assert not missing, f'{name}: {sorted(missing)}'

@@ -14,11 +14,12 @@ from rlzero import reward_model
 from rlzero.models import parameters, transformer
 from rlzero.runtime import sharding
 from rlzero.scoring import reward_model as scorer
+from rlzero.scoring import reward_modeling
+from rlzero.scoring.reward_modeling import Judgement
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import packing, reward_modeling, supervised
+from rlzero.train import packing, supervised
 from rlzero.train.optim import Optimizer
-from rlzero.train.reward_modeling import Judgement
 from rlzero.types import Tokens
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')

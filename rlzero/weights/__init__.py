@@ -10,7 +10,7 @@ from rlzero.types import Params
 from rlzero.weights import hub, mapping
 from rlzero.weights.families import FAMILIES
 from rlzero.weights.gguf import open_gguf
-from rlzero.weights.hf import open_folder
+from rlzero.weights.hf import open_folder, read_folder, write_folder
 from rlzero.weights.metadata import WeightsError
 
 __all__ = [
