@@ -324,7 +324,11 @@ def test_every_metric_is_documented():
 
 
 def test_every_documented_metric_is_logged():
-  code = '\n'.join(path.read_text() for path in _package())
+  code = '\n'.join(
+    path.read_text()
+    for path in _package()
+    if path.parent.name != 'reporting'  # which reads them
+  )
   for key in metric_names.METRICS:
     if f"'{key}'" in code:
       continue
