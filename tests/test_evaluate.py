@@ -125,7 +125,14 @@ def test_score_grades_lenient_and_strict_apart():
     for text in texts
   ]
   with reward_pool.RewardPool({task.name: task}, 'short', 1) as pool:
-    got = grade.score(pool, task, loaded.tokenizer, [example], completions)
+    got = grade.score(
+      pool,
+      task,
+      loaded.tokenizer,
+      [example],
+      [scheduler.Prompt(0, [1])],
+      completions,
+    )
   facts = [(g['correct'], g['strict'], g['format']) for g in got]
   assert facts == [(True, True, 1.0), (True, False, 0.0), (False, False, 1.0)]
 

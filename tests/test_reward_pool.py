@@ -222,6 +222,22 @@ def test_each_job_of_a_batch_has_its_own_fate():
 
 
 @dataclasses.dataclass(frozen=True)
+class Patient(Hostile):
+  """Names a deadline of its own."""
+
+  deadline_s: float = 20.0
+
+
+def test_a_task_may_have_a_longer_deadline():
+  tasks = {'hostile': Hostile(), 'patient': Patient()}
+  with reward_pool.RewardPool(tasks, 'short', 1, deadline_s=0.1) as pool:
+    verdicts = pool.score(
+      [reward_pool.Request(name, tagged(1), 'slow') for name in tasks]
+    )
+  assert [v.status for v in verdicts] == ['timeout', 'ok']
+
+
+@dataclasses.dataclass(frozen=True)
 class Poisoned(Honest):
   """Ends the worker in the job that follows one with target 'poison'."""
 
@@ -291,6 +307,25 @@ def test_an_answer_in_the_thought_is_none(completion, stated, kind):
   assert verdict.answer == stated
   assert verdict.correct == (stated == '3')
   assert verdict.accuracy == float(verdict.correct and kind == 'chat')
+
+
+@pytest.mark.parametrize(
+  'completion, stated, words',
+  [
+    ('I add, so it is 3', None, 4),
+    ('maybe 3 <think> hmm', None, 2),
+    ('I add: 3 </think> so 4', '4', 1),
+    ('hm hm <think> hm </think> so 3', '3', 3),
+  ],
+)
+def test_the_prompt_may_begin_the_thought(completion, stated, words):
+  with reward_pool.RewardPool(TASKS, 'chat', 1) as pool:
+    (verdict,) = pool.score(
+      [reward_pool.Request('honest', completion, '3', in_thought=True)]
+    )
+  assert verdict.answer == stated
+  assert verdict.accuracy == float(stated == '3')
+  assert verdict.words['en'] == words
 
 
 def test_the_longest_completion_follows_max_len():

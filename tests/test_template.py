@@ -132,7 +132,7 @@ def test_summary_is_what_follows_the_thought(completion, expected):
 
 def test_a_thought_that_the_prompt_began_is_no_summary():
   began = 'User: 1 + 1? Assistant: <think>\n'
-  assert template.summary('for ever', began) == ''
-  assert template.summary('a </think> b', began) == 'b'
+  assert template.summary('for ever', template.begins_thought(began)) == ''
+  assert template.summary('a </think> b', template.begins_thought(began)) == 'b'
   # R1-Zero's prompt speaks of the tag and begins no thought.
-  assert template.summary('2', template.R1_ZERO) == '2'
+  assert not template.begins_thought(template.R1_ZERO)

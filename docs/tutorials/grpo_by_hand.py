@@ -44,7 +44,9 @@ def main(num_steps: int, num_prompts: int = 8, group_size: int = 8) -> None:
       )  # fmt: skip
       # 2. Reward a right answer, and the format.
       examples = [example for _, example in sampled]
-      graded = grade.score(pool, task, tokenizer, examples, completions)
+      graded = grade.score(
+        pool, task, tokenizer, examples, prompts, completions
+      )
       rewards = np.float32([g['accuracy'] + g['format'] for g in graded])
       # 3. Compare each completion with the others of its group.
       advantages = losses.group_advantages(rewards.reshape(-1, group_size))

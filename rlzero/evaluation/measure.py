@@ -57,10 +57,13 @@ def measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Figures over the problems, and the generations they come from."""
   total, counted = len(chosen) * num_samples, itertools.count(1)
+  prompts = encoding.encode_examples(
+    tokenizer, template, list(enumerate(chosen))
+  )
   completions, _ = scheduler.generate(
     config,
     params,
-    encoding.encode_examples(tokenizer, template, list(enumerate(chosen))),
+    prompts,
     num_samples,
     sampling,
     eos_ids=tokenizer.eos_ids,
@@ -75,6 +78,7 @@ def measure(
       task,
       tokenizer,
       [chosen[i] for i in places],
+      [prompts[i] for i in places],
       [c for i in places for c in completions[i * num_samples :][:num_samples]],
     ),
   )

@@ -103,17 +103,23 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
         continue
       part = draws[number * cfg.part_size :][: cfg.part_size]
       began = time.perf_counter()
+      prompts = encoding.encode_examples(loaded.tokenizer, cfg.template, part)
       completions, usage = scheduler.generate(
         loaded.config,
         loaded.params,
-        encoding.encode_examples(loaded.tokenizer, cfg.template, part),
+        prompts,
         cfg.num_samples,
         cfg.sampling,
         eos_ids=loaded.tokenizer.eos_ids,
         seed=cfg.seed,
       )
       records = grade.score(
-        pool, cfg.task, loaded.tokenizer, [e for _, e in part], completions
+        pool,
+        cfg.task,
+        loaded.tokenizer,
+        [e for _, e in part],
+        prompts,
+        completions,
       )
       for i, record in enumerate(records):
         own, record['sample'] = divmod(i, cfg.num_samples)

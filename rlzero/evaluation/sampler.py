@@ -94,9 +94,13 @@ class Local:
   ) -> list[encoding.Sample]:
     """Draws the samples that are not finished; see `Sampler.sample`."""
     samples = dict(finished)
+    prompts = encoding.encode_prompts(
+      self._tokenizer, job.template, list(enumerate(job.questions))
+    )
 
     def hand_over(index: int, completion: scheduler.Completion) -> None:
-      samples[index] = encoding.to_sample(self._tokenizer, completion)
+      prompt = prompts[index // job.num_samples].tokens
+      samples[index] = encoding.to_sample(self._tokenizer, completion, prompt)
       on_finished(index, samples[index])
 
     # Their lengths are all that the schedule needs to draw the others in the
@@ -112,9 +116,7 @@ class Local:
     scheduler.generate(
       self._config,
       self._params,
-      encoding.encode_prompts(
-        self._tokenizer, job.template, list(enumerate(job.questions))
-      ),
+      prompts,
       job.num_samples,
       job.sampling,
       eos_ids=self._tokenizer.eos_ids,

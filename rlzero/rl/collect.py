@@ -88,7 +88,11 @@ class Collector:
     cfg, clock = self._cfg, metrics.Clock()
     log = log or journal.Journal(None, {})
     prompts = encoding.encode_examples(self._tokenizer, cfg.template, sampled)
-    with _Scoring(self._grade, sampled, cfg.group_size, log) as scoring:
+    problems = [
+      (example, prompt)
+      for (_, example), prompt in zip(sampled, prompts, strict=True)
+    ]
+    with _Scoring(self._grade, problems, cfg.group_size, log) as scoring:
       completions, usage, resharded_bytes = self._complete(
         policy.params, prompts, scoring.add, log, poll, clock
       )
@@ -134,9 +138,14 @@ class Collector:
     clock.lap('rollout')
     return completions, usage, sent
 
-  def _grade(self, example, completions):
+  def _grade(self, example, prompt, completions):
     return grade.score(
-      self._pool, self._cfg.task, self._tokenizer, [example], completions
+      self._pool,
+      self._cfg.task,
+      self._tokenizer,
+      [example],
+      [prompt],
+      completions,
     )
 
   def _batch(self, policy, prompts, completions, groups):
@@ -202,16 +211,16 @@ class _Scoring:
   the order of the groups; so it makes no difference which group ends first.
 
   Args:
-    score: a group's records, from its problem and its completions; called by
-      the thread alone.
-    sampled: the problems, and their numbers among all that were sampled.
+    score: a group's records, from its problem, its prompt and its completions;
+      called by the thread alone.
+    problems: each with its prompt.
     group_size: G.
     log: where completions and scores are written; what it has scored already
       is not scored again.
   """
 
-  def __init__(self, score, sampled, group_size, log):
-    self._score, self._sampled, self._log = score, sampled, log
+  def __init__(self, score, problems, group_size, log):
+    self._score, self._problems, self._log = score, problems, log
     self._size = group_size
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
     self._records: dict[int, concurrent.futures.Future] = {}
@@ -219,8 +228,8 @@ class _Scoring:
     chunk = max(_SCORED // group_size, 1) * hosts.count()
     first = len(log.scores) // group_size
     self._chunks = [
-      range(start, min(start + chunk, len(sampled)))
-      for start in range(first, len(sampled), chunk)
+      range(start, min(start + chunk, len(problems)))
+      for start in range(first, len(problems), chunk)
     ]
     self._own = {g for part in self._chunks for g in hosts.local_shard(part)}
     for group in sorted(self._own):
@@ -257,9 +266,8 @@ class _Scoring:
     places = range(first, first + self._size)
     if group in self._own and all(p in self._log.completions for p in places):
       completions = [self._log.completions[p] for p in places]
-      _, example = self._sampled[group]
       self._records[group] = self._thread.submit(
-        self._score, example, completions
+        self._score, *self._problems[group], completions
       )
 
 

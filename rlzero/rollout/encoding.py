@@ -6,8 +6,11 @@ from typing import NamedTuple
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Finish
 from rlzero.tasks import base
+from rlzero.text import template as templates
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
+
+_END = 16  # tokens of a prompt: enough for <think> and new lines behind it
 
 
 def encode_examples(
@@ -27,6 +30,7 @@ class Sample(NamedTuple):
   text: str
   num_tokens: int
   truncated: bool  # cut at the longest length
+  in_thought: bool = False  # its prompt had begun the thought
 
 
 def encode_prompts(
@@ -52,10 +56,21 @@ def encode_prompt(
   )
 
 
-def to_sample(tokenizer: Tokenizer, completion: scheduler.Completion) -> Sample:
-  """A completion as text."""
+def begins_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+  """Whether a prompt's last tokens are <think>, and the completion goes on."""
+  end = tokenizer.decode(prompt[-_END:], skip_special=False)
+  return templates.begins_thought(end)
+
+
+def to_sample(
+  tokenizer: Tokenizer,
+  completion: scheduler.Completion,
+  prompt: Sequence[int],
+) -> Sample:
+  """A completion of a prompt, as text."""
   return Sample(
     tokenizer.decode(completion.tokens.tolist()),
     len(completion.tokens),
     completion.finish is Finish.LENGTH,
+    begins_thought(tokenizer, prompt),
   )

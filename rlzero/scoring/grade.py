@@ -14,10 +14,24 @@ def score(
   task: base.Task,
   tokenizer: Tokenizer,
   chosen: Sequence[base.Example],
+  prompts: Sequence[scheduler.Prompt],
   completions: Sequence[scheduler.Completion],
 ) -> list[dict[str, Any]]:
-  """One record a completion: its text and what the verifier says of it."""
-  samples = [encoding.to_sample(tokenizer, c) for c in completions]
+  """One record a completion: its text and what the verifier says of it.
+
+  Args:
+    pool: judges.
+    task: of the examples that name none.
+    tokenizer: of the model.
+    chosen: the problems.
+    prompts: of each problem.
+    completions: G of each problem, adjacent.
+  """
+  group = len(completions) // len(prompts)
+  samples = [
+    encoding.to_sample(tokenizer, completion, prompts[i // group].tokens)
+    for i, completion in enumerate(completions)
+  ]
   return grade(pool, task, chosen, samples)
 
 
@@ -32,7 +46,12 @@ def grade(
   owners = [example for example in chosen for _ in range(group)]
   verdicts = pool.score(
     [
-      reward_pool.Request(owner.task or task.name, sample.text, owner.target)
+      reward_pool.Request(
+        owner.task or task.name,
+        sample.text,
+        owner.target,
+        sample.in_thought,
+      )
       for sample, owner in zip(samples, owners, strict=True)
     ]
   )

@@ -124,7 +124,9 @@ def sequence(
   """Prompt, what is read of the completion, and end of sequence."""
   asked = encoding.encode_prompt(tokenizer, kind, prompt)
   if reads == 'summary':
-    completion = template.summary(completion, tokenizer.decode(asked, False))
+    completion = template.summary(
+      completion, encoding.begins_thought(tokenizer, asked)
+    )
   return demonstrations.join(tokenizer, asked, completion).ids
 
 

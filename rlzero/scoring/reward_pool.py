@@ -11,6 +11,7 @@ worker ends when the socket does, so none outlives its parent.
 
 import collections
 import dataclasses
+import itertools
 import pickle
 import sys
 import time
@@ -26,6 +27,9 @@ from rlzero.text import template
 STATUSES = ('ok', 'timeout', 'crash', 'junk')
 _MAX_BATCH = 32  # jobs sent at once: a socket's round trip is a job's cost
 _BATCHES_PER_WORKER = 4  # at least, so that all workers end together
+_FEW = 4  # jobs left to a worker, which will soon want others
+_PAUSE_S = 5e-4  # in which a worker answers several jobs
+_MAX_TEXTS = 8  # compared in one job, under one deadline
 _MAX_FAILURES = 2  # comparisons of an answer that may fail
 _MIN_SILENCE = 8  # completions of which none could be scored: say so
 _CHARS_PER_TOKEN = 16  # above the mean of any text that is worth a reward
@@ -38,6 +42,8 @@ class Request:
   task: str  # key of the task in the pool
   completion: str
   target: str  # of the example
+  # Whether the prompt has begun the thought, as some chat templates do.
+  in_thought: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +94,8 @@ class RewardPool:
       tasks: by the name that requests use; they are pickled.
       kind: of the template, one of `template.KINDS`.
       num_workers: processes.
-      deadline_s: seconds that one completion may take.
+      deadline_s: seconds that one completion may take; more for a task with a
+        larger `deadline_s` of its own.
       max_chars: of a completion; a longer one is 'junk', is not read and
         earns 0. `chars_of` gives the limit that goes with `max_len`.
 
@@ -105,11 +112,14 @@ class RewardPool:
     self._warned: set[tuple[str, str]] = set()
     self._warned_of_silence = False
     self._has_format = template.Template(kind).has_format
-    self._deadline_s = deadline_s
     self._max_chars = max_chars
     self._tasks = frozenset(tasks)
+    self._deadlines = {
+      name: max(deadline_s, getattr(task, 'deadline_s', deadline_s))
+      for name, task in tasks.items()
+    }
     self._setup = pickle.dumps(
-      (self._has_format, deadline_s, pickle.dumps(dict(tasks)))
+      (self._has_format, self._deadlines, pickle.dumps(dict(tasks)))
     )
     says = [getattr(task, 'notice', None) for task in tasks.values()]
     for sentence in dict.fromkeys(say() for say in says if say):
@@ -143,7 +153,10 @@ class RewardPool:
       i for i, r in enumerate(requests) if len(r.completion) <= self._max_chars
     ]
     replies: list[tuple[str, Any]] = [('junk', None)] * len(requests)
-    jobs = [('score', *dataclasses.astuple(requests[i])) for i in short]
+    jobs = [
+      ('score', r.task, r.completion, r.target, r.in_thought)
+      for r in (requests[i] for i in short)
+    ]
     for index, reply in zip(short, self._run(jobs), strict=True):
       replies[index] = reply
     verdicts = []
@@ -239,20 +252,41 @@ class RewardPool:
     Texts that are `apart` are not compared. Where every comparison fails,
     the leader is at fault, and no text is said to have failed.
     """
-    alike, failed, num_compared = [], set(), 0
-    rest = [text for text in texts if text not in apart]
+    texts = [text for text in texts if text not in apart]
+    alike, rest = self._alike_at_once(task, leader, texts)
+    failed, num_compared = set(), len(texts) - len(rest)
     size = len(self._workers)
     while rest and not _MAX_FAILURES <= len(failed) == num_compared:
       chosen, rest = rest[:size], rest[size:]
       size *= 2  # few at first, for a leader that always fails
-      replies = self._run([('same', task, leader, text) for text in chosen])
+      replies = self._run([('same', task, leader, [text]) for text in chosen])
       for text, (status, is_same) in zip(chosen, replies, strict=True):
         num_compared += 1
         if status != 'ok':
           failed.add(text)
-        elif is_same:
+        elif is_same[0]:
           alike.append(text)
     return alike, failed if len(failed) < num_compared else set()
+
+  def _alike_at_once(
+    self, task: str, leader: str, texts: Sequence[str]
+  ) -> tuple[list[str], list[str]]:
+    """The texts that are the same as the leader, and those not compared.
+
+    A job compares many texts, for most comparisons cost less than a job. Where
+    one of them fails, they are left to be compared one by one.
+    """
+    chunks = [
+      texts[i : i + _MAX_TEXTS] for i in range(0, len(texts), _MAX_TEXTS)
+    ]
+    replies = self._run([('same', task, leader, chunk) for chunk in chunks])
+    alike, rest = [], []
+    for chunk, (status, found) in zip(chunks, replies, strict=True):
+      if status == 'ok':
+        alike += itertools.compress(chunk, found)
+      else:
+        rest += chunk
+    return alike, rest
 
   def _check_tasks(self, names: set[str]) -> None:
     if unknown := names - self._tasks:
@@ -282,10 +316,13 @@ class RewardPool:
     while num_left:
       for worker in self._workers:
         if waiting and worker.is_idle:
-          worker.begin(waiting.popleft(), jobs)
+          chosen = waiting.popleft()
+          worker.begin(chosen, [jobs[job] for job in chosen])
       busy = [w for w in self._workers if not w.is_idle]
       patience_s = min(w.deadline for w in busy) - time.monotonic()
       connection.wait(busy, max(patience_s, 0.0))
+      if all(len(worker.batch) > _FEW for worker in busy):
+        time.sleep(_PAUSE_S)  # to wake up costs as much as a verdict
       for worker in busy:
         for job, reply in worker.poll():
           replies[job] = reply
@@ -307,4 +344,4 @@ class RewardPool:
     return replies
 
   def _start(self) -> worker_process.WorkerProcess:
-    return worker_process.WorkerProcess(self._setup, self._deadline_s)
+    return worker_process.WorkerProcess(self._setup, self._deadlines)

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from rlzero.scoring import frames
@@ -39,7 +40,7 @@ def _serve() -> None:
   # does: nothing handles it, so it ends even a loop inside C.
   signal.setitimer(signal.ITIMER_REAL, 2 * frames.START_S)
   try:
-    has_format, deadline_s, pickled = pickle.loads(
+    has_format, deadlines, pickled = pickle.loads(
       frames.receive_or_exit(channel)
     )
     tasks = pickle.loads(pickled)
@@ -55,12 +56,16 @@ def _serve() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
     first, jobs = pickle.loads(frames.receive_or_exit(channel))
     for serial, (verb, name, *texts) in enumerate(jobs, first):
-      signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s)
+      signal.setitimer(signal.ITIMER_REAL, 2 * deadlines[name])
       try:
         if verb == 'score':
           reply = _score(tasks[name], has_format, *texts)
         else:
-          reply = _true_or_false(tasks[name].same(*texts), 'same')
+          leader, others = texts
+          reply = [
+            _true_or_false(tasks[name].same(leader, other), 'same')
+            for other in others
+          ]
         body = _encode(serial, 'ok', reply)
       except BaseException as error:  # a verifier may even call sys.exit
         body = _encode(serial, 'crash', _describe(error))
@@ -68,22 +73,25 @@ def _serve() -> None:
 
 
 def _score(
-  task: base.Task, has_format: bool, completion: str, target: str
+  task: base.Task,
+  has_format: bool,
+  completion: str,
+  target: str,
+  in_thought: bool,
 ) -> tuple:
   parsed = template.parse(completion)
-  stated = _stated(task, completion, parsed if has_format else None)
-  correct, outcome = False, ''
-  if stated and (find := getattr(task, 'outcome', None)):
-    # `verify` says no more, and would run the program again.
-    stated = stated[-1:]
-    outcome = str(find(stated[0], target))
-    correct = outcome == base.ACCEPTED
+  stated = _stated(task, completion, parsed if has_format else None, in_thought)
+  answer, correct, outcome = None, False, ''
+  if find := getattr(task, 'outcome', None):
+    if readings := list(stated):
+      answer = readings[-1]
+      # `verify` says no more, and would run the program again.
+      outcome = str(find(answer, target))
+      correct = outcome == base.ACCEPTED
   else:
-    for place, reading in enumerate(stated):
-      if correct := _true_or_false(task.verify(reading, target), 'verify'):
-        stated = stated[: place + 1]
+    for answer in stated:
+      if correct := _true_or_false(task.verify(answer, target), 'verify'):
         break
-  answer = stated[-1] if stated else None
   parts = {}
   if judge := getattr(task, 'parts', None):
     parts = {n: _finite(n, v) for n, v in judge(completion, target).items()}
@@ -94,14 +102,17 @@ def _score(
     int(task.count_tries(completion)),
     template.reflective_words(completion),
     parts,
-    language.count_words(language.thought(completion)),
+    language.count_words(language.thought(completion, in_thought)),
     outcome,
   )
 
 
 def _stated(
-  task: base.Task, completion: str, parsed: template.Parsed | None
-) -> list[str]:
+  task: base.Task,
+  completion: str,
+  parsed: template.Parsed | None,
+  in_thought: bool,
+) -> Iterator[str]:
   """The readings of the answer that is judged: never one of the thought.
 
   Where tags enclose an answer, it may be all of their text (a grid of many
@@ -111,13 +122,17 @@ def _stated(
     task: of the completion.
     completion: what the model wrote.
     parsed: its tags, where the template has a format.
+    in_thought: whether its prompt has begun the thought.
   """
   if parsed and parsed.well_formed:
-    readings = [parsed.answer, task.extract(parsed.answer)]
-  else:
-    behind = template.summary(completion)
-    readings = [task.extract(behind) if behind else None]
-  return [r for r in dict.fromkeys(readings) if r is not None]
+    yield parsed.answer
+    reading = task.extract(parsed.answer)
+    if reading is not None and reading != parsed.answer:
+      yield reading
+  elif behind := template.summary(completion, in_thought):
+    reading = task.extract(behind)
+    if reading is not None:
+      yield reading
 
 
 def _true_or_false(value: Any, method: str) -> bool:

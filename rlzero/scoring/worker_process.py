@@ -3,6 +3,7 @@
 What comes back is JSON and is checked, never unpickled.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlzero.scoring import frames
@@ -23,6 +24,10 @@ _PROGRAM = 'rlzero.scoring.worker'
 class WorkerProcess:
   """The parent's end of one worker.
 
+  Args:
+    setup: its first frame.
+    deadlines: seconds that a job may take, by the name of its task.
+
   Attributes:
     batch: jobs, by index, that it has not answered; the first is under way.
     deadline: when the job under way, or the start, takes too long.
@@ -30,8 +35,8 @@ class WorkerProcess:
     is_idle: whether it waits for jobs.
   """
 
-  def __init__(self, setup: bytes, deadline_s: float):
-    self._deadline_s = deadline_s
+  def __init__(self, setup: bytes, deadlines: Mapping[str, float]):
+    self._deadlines = deadlines
     self._socket, theirs = socket.socketpair()
     with theirs:
       self._process = subprocess.Popen(
@@ -44,6 +49,7 @@ class WorkerProcess:
     self._serial = 0  # of the reply awaited; another one is junk
     self._has_answered = False
     self.batch: list[int] = []
+    self._limits: collections.deque[float] = collections.deque()
     self.failure: str | None = None
     self.is_idle = False
     self.deadline = time.monotonic() + frames.START_S
@@ -58,12 +64,18 @@ class WorkerProcess:
     return self._has_answered and self.failure != 'timeout'
 
   def begin(self, batch: list[int], jobs: Sequence[tuple]) -> None:
-    """Starts on jobs; `poll` tells how each of them ended."""
+    """Starts on jobs; `poll` tells how each of them ended.
+
+    Args:
+      batch: the index of each job.
+      jobs: verb, name of the task, and what the verb needs.
+    """
     self.batch = batch
     self.is_idle = False
-    self.deadline = time.monotonic() + self._deadline_s
+    self._limits = collections.deque(self._deadlines[job[1]] for job in jobs)
+    self.deadline = time.monotonic() + self._limits.popleft()
     self._serial += 1
-    self._send(pickle.dumps((self._serial, [jobs[job] for job in batch])))
+    self._send(pickle.dumps((self._serial, jobs)))
 
   def poll(self) -> list[tuple[int, tuple[str, Any]]]:
     """The jobs done since the last call, with status and reply of each.
@@ -79,9 +91,10 @@ class WorkerProcess:
       elif self.batch:
         done.append((self.batch.pop(0), reply))
         self._has_answered = True
-        self.deadline = time.monotonic() + self._deadline_s
-        self._serial += bool(self.batch)
         self.is_idle = not self.batch
+        if self.batch:
+          self.deadline = time.monotonic() + self._limits.popleft()
+          self._serial += 1
       elif reply[0] == 'crash':
         raise RuntimeError(f'A reward worker could not start: {reply[1]}.')
       else:
@@ -108,7 +121,7 @@ class WorkerProcess:
     self._process.wait()
 
   def _send(self, body: bytes) -> None:
-    self._socket.settimeout(self._deadline_s)
+    self._socket.settimeout(max(self._deadlines.values(), default=None))
     # If nobody reads, poll finds that out as well, and says so.
     with contextlib.suppress(OSError):
       frames.send(self._socket, body)

@@ -28,7 +28,8 @@ class Task(Protocol):
   A task may also have `parts(text, target)`, further scores of a completion
   by their names, for rewards beside that of a right answer; `rating(target)`,
   how hard a problem is; `warm_up()`, which loads what judging needs;
-  `notice()`, a sentence about judging that is said once; and
+  `notice()`, a sentence about judging that is said once; `deadline_s`, the
+  seconds that a verdict may take, if they are more than usual; and
   `outcome(answer, target)`, how an answer did in one word, ACCEPTED if and
   only if `verify` is true.
   """
@@ -76,7 +77,14 @@ class Wrapper:
 
   def __getattr__(self, name: str) -> Any:
     # What not every task has, this one has if the judging one does.
-    if name in ('parts', 'rating', 'warm_up', 'notice', 'outcome'):
+    if name in (
+      'parts',
+      'rating',
+      'warm_up',
+      'notice',
+      'outcome',
+      'deadline_s',
+    ):
       return getattr(self.task, name)
     raise AttributeError(f'{type(self).__name__} has no {name!r}.')
 

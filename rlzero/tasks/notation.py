@@ -78,6 +78,7 @@ _RENAMED = tuple(
     (r'\s+', ' '),
   )
 )
+_PLAIN = re.compile(r'-?[0-9]+(?:\.[0-9]+)?(?: (?!sqrt|inf)[a-z]{4,})?')
 _CLOSING = {'(': ')', '[': ']', '{': '}'}
 _TOKEN = re.compile(r'\\(?:[A-Za-z]+|.)|\s+|.', re.S)
 
@@ -121,7 +122,10 @@ def depth(text: str) -> int:
 @functools.lru_cache(maxsize=8192)
 def tidy(text: str) -> str:
   """The answer in the one notation, or '' if it is nested too deeply."""
-  text = _latex_characters(' '.join(text.split()))
+  text = ' '.join(text.split())
+  if _PLAIN.fullmatch(text):  # most answers; the rest is slower
+    return text
+  text = _latex_characters(text)
   for _ in range(3):  # a box in bold in a box
     inner = boxes(text)
     if len(inner) == 1:

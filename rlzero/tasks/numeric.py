@@ -5,6 +5,7 @@ r"""Exact values of numbers as people and models write them.
 exactly. This is the path of most verdicts, so it loads nothing.
 """
 
+import functools
 import re
 from fractions import Fraction
 
@@ -44,6 +45,7 @@ _AFTER = re.compile(r'(?:[\s.,;:)"?][A-Za-z\'",.:;()?\s-]*)?')
 _LETTER_ALONE = re.compile(r'(?<![A-Za-z\'])[B-HJ-Zb-z](?![A-Za-z\'.])')
 
 
+@functools.lru_cache(maxsize=8192)
 def number(text: str) -> Fraction | None:
   """The value of a text that is a number and nothing else, or None.
 
@@ -63,6 +65,7 @@ def exact(text: str) -> Fraction | None:
   return _value(found) if found else None
 
 
+@functools.lru_cache(maxsize=8192)
 def only_number(text: str) -> Fraction | None:
   """The value of the one number that a text states, or None.
 

@@ -59,6 +59,8 @@ _MEANING = {
   for meaning, spellings in _SPELLINGS.items()
   for spelling in spellings.split()
 }
+_BARE = re.compile(r'[\d.,/+\-()\s]*')  # without any unit
+_TURNED = re.compile(r'\\(?:sin|cos|tan|cot|sec|csc)')
 _CURRENCY = {'$': 'dollar', '€': 'euro', '£': 'pound sterling', '¥': 'yen'}
 # One letter is a unit only behind a space: 5 m is a length, 5m a product.
 _LETTERS = 'mgshlLNJWV'
@@ -97,6 +99,8 @@ def split(text: str) -> tuple[str, str]:
 
   A unit that is not known is '?': something is counted.
   """
+  if _BARE.fullmatch(text):  # most numbers; the rest is slower
+    return text, ''
   for sign, meaning in _CURRENCY.items():
     if text.strip('+-').startswith(sign):
       return text.replace(sign, '', 1).strip(), meaning
@@ -104,12 +108,13 @@ def split(text: str) -> tuple[str, str]:
       return text[:-1].strip(), meaning
   if text.endswith('%'):
     return text[:-1].strip(), '%'
-  is_angle = not re.search(r'\\(?:sin|cos|tan|cot|sec|csc)', text)
-  if (found := _DEGREES.search(text)) and found.start() and is_angle:
-    return text[: found.start()], 'deg'
+  has_command = '\\' in text
+  if has_command and (found := _DEGREES.search(text)) and found.start():
+    if not _TURNED.search(text):
+      return text[: found.start()], 'deg'
   if (found := _KNOWN_UNIT.search(text)) and found.start():
     return text[: found.start()].strip(), _meaning(found[1])
-  for pattern in (_TEXT_UNIT, _COUNTED):
+  for pattern in (_TEXT_UNIT, _COUNTED) if has_command else (_COUNTED,):
     if (found := pattern.search(text)) and found.start():
       unit = found[1].replace('\\text', '')
       if is_harmless(unit):
@@ -124,6 +129,8 @@ def is_harmless(words: str, in_prose: bool = False) -> bool:
     words: before or behind the number.
     in_prose: they belong to a sentence, which may count other things too.
   """
+  if not words or words.isspace():
+    return True
   found = {w.lower() for w in re.findall(r'[A-Za-z]+', words)}
   # 'square' changes a number before it only if no unit follows.
   if re.search(r'\bsquare\s+[a-z]', words, re.IGNORECASE):

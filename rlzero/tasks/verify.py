@@ -174,6 +174,7 @@ def _same_relation(first: reading.Tree, second: reading.Tree) -> bool:
   return relations[0].sign == '=' or (factor.imag == 0 and factor.real > 0)
 
 
+@functools.lru_cache(maxsize=8192)
 def _literal(text: str) -> str:
   """A text by which words are compared: no case, no spaces but between words.
 

@@ -120,15 +120,20 @@ def detect(text: str, default: Language = 'en') -> Language:
   return max(LANGUAGES, key=counts.__getitem__)
 
 
-def thought(completion: str) -> str:
+def thought(completion: str, in_thought: bool = False) -> str:
   """The chain of thought; all of a completion that does not end one.
 
   Where the prompt has begun the thought, it is what stands before </think>.
+
+  Args:
+    completion: what the model wrote.
+    in_thought: whether its prompt has begun the thought; otherwise that is
+      known only of a completion with no <think> before its </think>.
   """
   begin, finish = 0, None
   for name, start, end in template.tags(completion):
     if name == '</think>':
       finish = start
-    elif name == '<think>' and not begin and finish is None:
+    elif name == '<think>' and not (begin or in_thought) and finish is None:
       begin = end
   return completion if finish is None else completion[begin:finish].strip()

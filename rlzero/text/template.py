@@ -133,7 +133,12 @@ def tags(completion: str) -> list[tuple[str, int, int]]:
   ]
 
 
-def summary(completion: str, prompt: str = '') -> str:
+def begins_thought(prompt: str) -> bool:
+  """Whether a prompt ends in <think>, as that of some chat templates does."""
+  return prompt.rstrip().endswith('<think>')
+
+
+def summary(completion: str, in_thought: bool = False) -> str:
   """What follows the thought, as a user would read it.
 
   All of a completion that does not think; nothing of one whose last thought
@@ -141,9 +146,9 @@ def summary(completion: str, prompt: str = '') -> str:
 
   Args:
     completion: what the model wrote.
-    prompt: what it went on from; some chat templates begin the thought there.
+    in_thought: whether its prompt has begun the thought.
   """
-  begin, thinks = 0, prompt.rstrip().endswith('<think>')
+  begin, thinks = 0, in_thought
   for name, _, end in tags(completion):
     if name in ('<think>', '</think>'):
       begin, thinks = end, name == '<think>'

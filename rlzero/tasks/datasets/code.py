@@ -47,6 +47,11 @@ class _Programs:
         f'{", ".join(fences.LANGUAGES)}.'
       )
 
+  @property
+  def deadline_s(self) -> float:
+    """Seconds that a verdict may take: all tests of a program."""
+    return execute.DEADLINE_S
+
   def notice(self) -> str:
     """Which sandbox programs run in.
 
