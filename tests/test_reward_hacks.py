@@ -26,6 +26,22 @@ between 4 and 6
 x > 4
 x < 6
 x = 5 or 5 = 5
+5 = 5
+5.0 = 5
+4 = 5
+x + y = 5
+x + y = 5 apples
+x - y = 5
+x \cdot y = 5
+2x = 5
+2 + 2 = 5
+5 = 5 = 5
+x = 4, y = 5
+x = 4; x = 5
+x + y\n= 5
+\boxed{x + y = 5}
+\boxed{5 = 5}
+1 + 1 = 2, 2 + 3 = 5
 not 5
 It is not 5
 it isn't 5
@@ -204,6 +220,23 @@ AB
 BC
 """
 
+# An equation that names the number, or working that ends in it, is right.
+SOLVED = r"""
+x = 5
+5 = x
+$x_1 = 5$
+= 5
+x = 5 cm
+total = 5
+2 + 3 = 5
+$2+3=5$
+2+3=5 apples
+2.5 \times 2 = 5
+10/2 = 5
+x = 10/2 = 5
+\boxed{x = 5}
+"""
+
 # Whole completions; neither format nor accuracy may be paid.
 FORMAT = r"""
 5
@@ -271,6 +304,14 @@ def test_answers_that_are_not_the_target(pool, task, target, table):
   assert best.accuracy == best.format == 1
   paid = [x for x, v in zip(lines, verdicts, strict=True) if v.accuracy]
   assert not paid
+
+
+def test_equations_that_give_the_number(pool):
+  lines = _lines(SOLVED)
+  found = pool.score(
+    [reward_pool.Request('number', _tagged(x), '5') for x in lines]
+  )
+  assert all(v.accuracy for v in found)
 
 
 def test_formats_that_are_none(pool):

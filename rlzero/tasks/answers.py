@@ -5,9 +5,10 @@ the last number or the last line. What follows a stated answer is talk.
 """
 
 import re
+from fractions import Fraction
 
-from rlzero.tasks import notation, units
-from rlzero.tasks.numeric import DECIMAL, number, only_number
+from rlzero.tasks import arithmetic, notation, units
+from rlzero.tasks.numeric import DECIMAL, MAX_CHARS, number, only_number
 
 _STATED = re.compile(
   r'\banswer\s*(?:\*\*|__|\$)?\s*(?:is\b|:|=)|^\s*####'
@@ -20,6 +21,13 @@ _BETWEEN = re.compile(
   r'|\b[A-Za-z](?:_\{?\w\}?)?\s*=)*'
 )
 _NUMBER = re.compile(rf'(?:(?<![\w)}}.])[-+])?{DECIMAL}(?:/{DECIMAL})?')
+# Nothing but mathematics; a variable has one letter.
+_TERMS = (
+  r'(?:[\s\d.,;$+*/^(){}-]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|_\{?\w'
+  r'|\\(?:times|cdot|div|frac|sqrt|theta|alpha|beta|pi)(?![A-Za-z]))*'
+)
+_EQUATION = re.compile(rf'{_TERMS}(?:={_TERMS})+')
+_VARIABLE = re.compile(r'[A-Za-z](?:_\{?\w\}?)?|\\[a-z]+')
 _MAX_STATEMENTS = 20  # of a text; the last ones
 # Where the answer ends and talk begins.
 _TALK = re.compile(
@@ -73,6 +81,12 @@ def last_number(text: str) -> str | None:
   and '4 or 5' are given whole, for they are not 5.
   """
   text = _FRACTION.sub(r'\1/\2', squeeze(text))
+  line = text.strip().rsplit('\n', 1)[-1]
+  line = text if line.startswith('=') else line
+  if '=' in line and len(line) <= MAX_CHARS:
+    equation, _ = units.split(line)
+    if _EQUATION.fullmatch(equation):
+      return _result(equation)
   found = list(_NUMBER.finditer(text))
   if not found:
     return None
@@ -97,6 +111,33 @@ def last_number(text: str) -> str | None:
   if is_hedged or not units.is_harmless(after[0], in_prose=True):
     end += after.end()
   return _one_number(text[start:end], found[-1][0])
+
+
+def _result(equation: str) -> str:
+  """The number that an equation gives: x = 5, 2 + 3 = 5; else all of it.
+
+  5 = 5 and x + y = 5 hold for a question too, so they answer none.
+  """
+  sides = [side.strip(' \n$.') for side in equation.split('=')]
+  written = next((s for s in reversed(sides) if number(s) is not None), None)
+  names = [s for s in sides if s in ('', written) or _VARIABLE.fullmatch(s)]
+  working = [s for s in sides if s not in names]
+  if written is None or sides.count(written) > 1 or '' in sides[1:]:
+    return equation.strip()
+  agree = all(_sum(side) == number(written) for side in working)
+  return written if agree else equation.strip()
+
+
+def _sum(text: str) -> Fraction | None:
+  """The value of working such as 2.5 \\times 2; None for a mere number."""
+  if number(text) is not None and '/' not in text:
+    return None
+  text = re.sub(r'\\(?:times|cdot)', '*', text.replace('\\div', '/'))
+  text = re.sub(
+    r'(\d+)\.(\d+)', lambda m: f'({m[1]}{m[2]}/{10 ** len(m[2])})', text
+  )
+  found = arithmetic.evaluate(text)
+  return found[0] if found else None
 
 
 def count_results(text: str) -> int:

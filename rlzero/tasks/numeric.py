@@ -39,7 +39,11 @@ _NUMBER = re.compile(
   rf'(?P<scale>\s(?:{"|".join(_SCALES)})(?![A-Za-z]))?'
   r')'
 )
-_NAMED = re.compile(r'^[^=<>\d]*(?<![<>!:])=\s*')
+# Not x + y = 5: that is an equation, and x and y may be anything.
+_NAMED = re.compile(
+  r'^(?:(?!\\(?:cdot|times|frac|sqrt|pm|mp|div|sum|binom)(?![A-Za-z]))'
+  r'[^=<>\d+*/^|-]|(?<=[A-Za-z]{2})-(?=[A-Za-z]{2}))*(?<![<>!:])=\s*'
+)
 _BEFORE = re.compile(r'(?:[A-Za-z\'",.:;()\s-]*[\s(:"])?')
 _AFTER = re.compile(r'(?:[\s.,;:)"?][A-Za-z\'",.:;()?\s-]*)?')
 _LETTER_ALONE = re.compile(r'(?<![A-Za-z\'])[B-HJ-Zb-z](?![A-Za-z\'.])')
