@@ -32,11 +32,22 @@ def test_group_advantages_by_hand():
 @pytest.mark.parametrize('normalize_std', [True, False])
 def test_equal_rewards_are_no_signal(normalize_std):
   # The float32 mean of equal rewards is not always that reward.
-  values = np.float32([0, 1, 0.1, 0.3, 1.1, 2.7, -0.7])
+  values = np.float32([0, 1, 0.1, 0.3, 1.1, 2.7, -0.7, 1e6 / 3, 1e-7])
   for size in (2, 3, 7, 11, 16):
     rewards = jnp.asarray(np.repeat(values[:, None], size, axis=1))
     advantages = losses.group_advantages(rewards, normalize_std)
     np.testing.assert_array_equal(advantages, np.zeros_like(rewards))
+
+
+@pytest.mark.parametrize('unit', [1e-7, 1.0, 1e6])
+def test_a_signal_is_one_whatever_its_unit(unit):
+  rewards = np.float32(unit) * np.float32([[1, 0, 0, 1], [3, 3, 3, 3]])
+  np.testing.assert_allclose(
+    losses.group_advantages(rewards), [[1, -1, -1, 1], [0, 0, 0, 0]], rtol=1e-5
+  )
+  # A sum in another order differs in its last bit: not a signal.
+  rewards[1, 0] = np.nextafter(rewards[1, 0], np.float32(np.inf))
+  np.testing.assert_array_equal(losses.group_advantages(rewards)[1], 0)
 
 
 @pytest.mark.parametrize(

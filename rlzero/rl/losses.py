@@ -24,8 +24,11 @@ def group_advantages(
   """
   centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
   std = jnp.std(rewards, axis=1, keepdims=True)
-  # Rounding leaves a tiny spread in groups of equal rewards: not a signal.
-  flat = std <= 1e-6
+  # Rewards that differ by rounding alone are equal, whatever their size. Their
+  # rounded mean leaves a spread that is no signal.
+  largest = jnp.max(jnp.abs(rewards), axis=1, keepdims=True)
+  spread = jnp.ptp(rewards, axis=1, keepdims=True)
+  flat = (spread <= 4 * jnp.finfo(rewards.dtype).eps * largest) | (std == 0)
   if normalize_std:
     centred = centred / jnp.where(flat, 1.0, std)
   return jnp.where(flat, 0.0, centred)
