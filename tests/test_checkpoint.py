@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import os
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax import numpy as jnp
 
 from rlzero import weights
@@ -233,6 +235,28 @@ def test_written_model_is_a_hugging_face_folder(loaded, tmp_path):
   )
   again = weights.load(folder)
   jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(loaded, tmp_path, value):
+  params = jax.device_put(loaded.params)
+  folder = folders.write_model(
+    str(tmp_path), loaded.config, params, loaded.tokenizer
+  )
+  file = os.path.join(folder, 'model.safetensors')
+  tensors = safetensors.numpy.load_file(file)
+  tensors[min(n for n in tensors if 'up_proj' in n)][0, 0] = value
+  safetensors.numpy.save_file(tensors, file, metadata={'format': 'pt'})
+  with pytest.raises(ValueError, match='a NaN or an infinity in .*up') as told:
+    folders.load_model(folder)
+  assert folder in str(told.value)
+  # Nor are they handed on.
+  bad = weights.load(folder)
+  with pytest.raises(ValueError, match='The policy of .* has a NaN'):
+    folders.write_model(
+      str(tmp_path / 'out'), bad.config, bad.params, bad.tokenizer
+    )
+  assert not (tmp_path / 'out').exists()
 
 
 def test_run_without_a_finished_checkpoint(tmp_path):

@@ -36,8 +36,13 @@ def write_description(
 def write_model(
   workdir: str, config: ModelConfig, params: Params, tokenizer: Tokenizer
 ) -> str:
-  """Writes `WORKDIR/model`, a Hugging Face folder; returns its path."""
+  """Writes `WORKDIR/model`, a Hugging Face folder; returns its path.
+
+  Raises:
+    ValueError: a parameter is not finite; nothing is written.
+  """
   folder = os.path.join(workdir, 'model')
+  mapping.check_finite(params, f'The policy of {workdir}')
   hf.write_folder(folder, config, params, tokenizer)
   return folder
 
@@ -83,9 +88,13 @@ def load_model(path: str, dtype: str = 'float32') -> weights.Loaded:
   Args:
     path: see there.
     dtype: of the parameters.
+
+  Raises:
+    ValueError: a weight is not finite.
   """
   opened = open_model(path)
   params = mapping.place(opened.params, dtype)
+  mapping.check_finite(params, path)
   return dataclasses.replace(opened, params=params)
 
 

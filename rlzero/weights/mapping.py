@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import numpy as jnp
 
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
@@ -175,6 +176,38 @@ def place(params: Params, dtype: str) -> Params:
     return leaf.astype(dtype)
 
   return jax.tree.map(read, params)
+
+
+def check_finite(params: Params, source: str) -> None:
+  """Refuses weights with a NaN or an infinity.
+
+  A number for each tensor comes back from the devices, not the tensor.
+
+  Args:
+    params: arrays on the devices.
+    source: where they are from, for the message.
+
+  Raises:
+    ValueError: names the first tensors that are not finite.
+  """
+  flat = jax.tree_util.tree_leaves_with_path(params)
+  finite = jax.device_get([_all_finite(leaf) for _, leaf in flat])
+  bad = [
+    '.'.join(str(getattr(key, 'key', key)) for key in path)
+    for (path, _), good in zip(flat, finite, strict=True)
+    if not good
+  ]
+  if bad:
+    more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+    raise ValueError(
+      f'{source} has a NaN or an infinity in {", ".join(bad[:3])}{more}; take '
+      'an earlier checkpoint, or copy or download the weights again.'
+    )
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+  return jnp.isfinite(array).all()
 
 
 class Written(NamedTuple):
