@@ -19,7 +19,7 @@ from rlzero.reporting import metric_names
 from rlzero.rl import collect, learner, loop, settings, update
 from rlzero.rollout import journal, scheduler
 from rlzero.runtime import config, fields, lifecycle, metrics, sharding
-from rlzero.tasks import countdown
+from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
 from rlzero.train import checkpoint, folders
 
@@ -267,6 +267,33 @@ def test_unwritable_workdir(tmp_path):
 def test_prompt_longer_than_the_limit(tmp_path):
   with pytest.raises(ValueError, match='tokens, but Sampling.max_prompt_len'):
     grpo.run(_config(tmp_path, max_prompt_len=4))
+
+
+@dataclasses.dataclass(frozen=True)
+class _SomeLong(base.Wrapper):
+  """Eight training problems, of which `long` have 40 words more."""
+
+  task: base.Task = countdown.Countdown()
+  long: int = 1
+
+  def examples(self, split):
+    found = list(self.task.examples(split))[:8]
+    if split != 'train':
+      return found
+    return [
+      dataclasses.replace(e, question='9 ' * 40 * (i < self.long) + e.question)
+      for i, e in enumerate(found)
+    ]
+
+
+def test_a_training_prompt_above_the_limit_is_left_out(tmp_path, capsys):
+  cfg = _config(tmp_path, task=_SomeLong(), num_steps=4, max_prompt_len=16)
+  grpo.run(cfg)
+  left_out = [row['prompts/too_long'] for row in _rows(tmp_path)]
+  assert len(left_out) == 4 and sum(left_out) > 0
+  assert capsys.readouterr().out.count('it is left out') == 1
+  with pytest.raises(ValueError, match='No training prompt is short enough'):
+    grpo.run(_config(tmp_path / 'b', task=_SomeLong(long=8), max_prompt_len=16))
 
 
 def test_completion_longer_than_the_model(tmp_path):

@@ -20,6 +20,7 @@ _OWN = {
   'metrics.jsonl',
   'config.gin',
   'config.json',
+  'base.json',
   'run.json',
   'report.html',
   'summary.json',

@@ -78,6 +78,11 @@ METRICS = {
   'completion/unscored': Metric(
     'grpo', '0 to 1', 'Share that the verifier did not judge, by its deadline.'
   ),
+  'prompts/too_long': Metric(
+    'grpo',
+    'prompts per rollout',
+    'Drawn and left out, since they are longer than `max_prompt_len`.',
+  ),
   'groups/zero_variance': Metric(
     'grpo', '0 to 1', 'Share of groups whose rewards are all equal.'
   ),

@@ -31,6 +31,7 @@ from rlzero.runtime import (
   saved_config,
 )
 from rlzero.scoring import reward_pool, rewards
+from rlzero.tasks import base
 from rlzero.tasks.datasets import stream
 from rlzero.train import checkpoint, folders
 
@@ -68,6 +69,7 @@ class TrainingLoop:
     self.wall_s, self.began = 0.0, time.monotonic()
     self.commit = provenance.commit()  # of the code that runs, not a later one
     self.preempted = lambda: False
+    self.told_too_long = False
     self.saved_step = -1
     # Of the current rollout.
     self.cursor = prompt_stream.get_state()  # where its problems begin
@@ -101,6 +103,7 @@ class TrainingLoop:
 
   def _train(self) -> None:
     cfg, trainer = self.cfg, self.trainer
+    self._check_evaluations()
     self._evaluate_once('before', 0)
     start = trainer.step - (self.unwritten is not None)
     with contextlib.ExitStack() as stack:
@@ -163,7 +166,7 @@ class TrainingLoop:
     cfg, trainer = self.cfg, self.trainer
     used = trainer.step % cfg.steps_per_rollout
     first = trainer.step - used
-    sampled = self.stream.next(cfg.num_prompts * cfg.steps_per_rollout)
+    sampled, too_long = self._draw(cfg.num_prompts * cfg.steps_per_rollout)
     prompts = encoding.encode_examples(self.tokenizer, cfg.template, sampled)
     tokens = journal.digest([prompt.tokens for prompt in prompts])
     self.asked = {
@@ -193,10 +196,27 @@ class TrainingLoop:
       self.experience = self.collector.collect(
         trainer.policy, sampled, log, self._check_preempted
       )
+    self.experience.metrics['prompts/too_long'] = too_long
     self.experience.metrics |= measured
     every = cfg.keep_completions_every
     if -first % every < cfg.steps_per_rollout and hosts.is_first():
       self._write_samples(first, self.experience.records)
+
+  def _draw(self, count: int) -> tuple[list[tuple[int, base.Example]], int]:
+    """The next problems that fit, and how many were too long and left out."""
+    limit = self.cfg.sampling.max_prompt_len
+    sampled, left_out = encoding.draw_fitting(
+      self.stream, count, self.tokenizer, self.cfg.template, limit
+    )
+    if left_out and not self.told_too_long:
+      self.told_too_long = True
+      uid, length = next(iter(left_out.items()))
+      hosts.print_once(
+        f'warning: training prompt {uid!r} has {length} tokens and '
+        f'Sampling.max_prompt_len is {limit}, so it is left out; '
+        'prompts/too_long counts all such draws.'
+      )
+    return sampled, len(left_out)
 
   def _check_asked(self, asked: dict[str, str] | None) -> None:
     """A question must be the prompt that it was, or samples do not fit it."""
@@ -234,6 +254,20 @@ class TrainingLoop:
       found = rewards.hacking(metrics.read_metrics(self.cfg.workdir))
       if found:
         hosts.print_once(f'warning: {found}')
+
+  def _check_evaluations(self) -> None:
+    """Checks all problems of evaluations before the first of them."""
+    cfg = self.cfg
+    evaluated = [(cfg.final_split, cfg.final_problems)]
+    if cfg.eval_every:
+      evaluated.append(('validation', cfg.eval_problems))
+    for split, num_problems in evaluated:
+      encoding.check_lengths(
+        self.tokenizer,
+        cfg.template,
+        measure.examples(cfg.task, split, num_problems),
+        cfg.sampling.max_prompt_len,
+      )
 
   def _evaluate_once(self, name: str, step: int) -> None:
     """Evaluates the final split at a step, unless that has been done."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Finish
 from rlzero.tasks import base
+from rlzero.tasks.datasets import stream
 from rlzero.text import template as templates
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
@@ -74,3 +75,62 @@ def to_sample(
     completion.finish is Finish.LENGTH,
     begins_thought(tokenizer, prompt),
   )
+
+
+def draw_fitting(
+  prompts: stream.PromptStream,
+  count: int,
+  tokenizer: Tokenizer,
+  template: Template,
+  max_prompt_len: int,
+) -> tuple[list[tuple[int, base.Example]], dict[str, int]]:
+  """Draws problems that are short enough as prompts.
+
+  Returns:
+    what `PromptStream.next` returns; tokens of those left out, by their uid.
+
+  Raises:
+    ValueError: no problem is short enough.
+  """
+  left_out = {}
+
+  def fits(example: base.Example) -> bool:
+    length = len(encode_prompt(tokenizer, template, example.question))
+    if length > max_prompt_len:
+      left_out[example.uid] = length
+    return length <= max_prompt_len
+
+  try:
+    return prompts.next(count, fits), left_out
+  except ValueError as error:
+    raise ValueError(
+      f'No training prompt is short enough: the last has '
+      f'{left_out.popitem()[1]} tokens, but Sampling.max_prompt_len is '
+      f'{max_prompt_len}; raise the limit or choose other problems.'
+    ) from error
+
+
+def check_lengths(
+  tokenizer: Tokenizer,
+  template: Template,
+  examples: Sequence[base.Example],
+  max_prompt_len: int,
+) -> None:
+  """Checks problems before any of them is asked.
+
+  Raises:
+    ValueError: some are too long as prompts; names the longest.
+  """
+  lengths = [
+    len(encode_prompt(tokenizer, template, e.question)) for e in examples
+  ]
+  too_long = [n for n in lengths if n > max_prompt_len]
+  if too_long:
+    longest = examples[lengths.index(max(too_long))]
+    raise ValueError(
+      f'{len(too_long)} of {len(examples)} problems to evaluate on are '
+      'too long; '
+      f'{longest.uid!r} has {max(too_long)} tokens, but '
+      f'Sampling.max_prompt_len is {max_prompt_len}; raise the limit or '
+      'choose other problems.'
+    )

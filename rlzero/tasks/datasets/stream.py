@@ -1,7 +1,7 @@
 """The endless, reproducible order in which problems are drawn."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -53,10 +53,36 @@ class PromptStream:
     """Problems of one epoch, of all tasks."""
     return self._fixed['num_examples']
 
-  def next(self, count: int) -> list[tuple[int, base.Example]]:
-    """The next problems, each with its number among all that were drawn."""
-    first = self._iterator.get_state()['next_index']
-    return [(first + i, next(self._iterator)) for i in range(count)]
+  def next(
+    self,
+    count: int,
+    fits: Callable[[base.Example], bool] = lambda example: True,
+  ) -> list[tuple[int, base.Example]]:
+    """The next problems, each with its number among all that were drawn.
+
+    Args:
+      count: how many problems.
+      fits: whether a problem can be used; others are drawn and passed over.
+
+    Raises:
+      ValueError: of as many draws in a row as there are problems, none fits.
+    """
+    found = []
+    passed_over = 0  # in a row
+    while len(found) < count:
+      draw = self._iterator.get_state()['next_index']
+      example = next(self._iterator)
+      if fits(example):
+        found.append((draw, example))
+        passed_over = 0
+        continue
+      passed_over += 1
+      if passed_over >= self.num_examples:
+        raise ValueError(
+          f'None of {passed_over} training problems in a row can be used; '
+          'raise the limit that they are above, or choose other problems.'
+        )
+    return found
 
   def get_state(self) -> dict[str, int]:
     """The position, as plain numbers."""
