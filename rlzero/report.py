@@ -3,9 +3,9 @@
   python -m rlzero.report --workdir=DIR
   python -m rlzero.report --workdir=OUT --compare=DIR1,DIR2,DIR3
 
-The first writes `DIR/report.html` and `DIR/summary.json`, at any time, in the
-middle of a run too. The second compares runs that differ in their seed, and
-writes `OUT/curves.png` and `OUT/table.json`.
+The first writes `DIR/report.html` and `DIR/summary.json` and prints the run's
+alerts, at any time, in the middle of a run too. The second compares runs that
+differ in their seed, and writes `OUT/curves.png` and `OUT/table.json`.
 """
 
 import dataclasses
@@ -35,6 +35,9 @@ def run(cfg: Config) -> None:
     figures.png(runs, os.path.join(cfg.workdir, 'curves.png'))
   else:
     result, names = web_page.write(cfg.workdir), 'report.html and summary.json'
+    if not cfg.json:
+      for alert in web_page.alerts(recorded.load(cfg.workdir)):
+        print(alert)
   print(
     files.to_json(result, indent=2)
     if cfg.json

@@ -32,8 +32,9 @@ _LAYERS = {
 _LAYERS['train'] = _LAYERS['rollout'] | {'rollout', 'weights'}
 _LAYERS['scoring'] = _LAYERS['rollout'] | {'rollout', 'train'}
 _LAYERS['evaluation'] = _LAYERS['scoring'] | {'scoring', 'weights'}
-_LAYERS['reporting'] = {'evaluation', 'runtime', 'text'}
-_LAYERS['rl'] = _LAYERS['evaluation'] | {'evaluation'}
+_LAYERS['monitoring'] = {'runtime'}
+_LAYERS['reporting'] = {'evaluation', 'monitoring', 'runtime', 'text'}
+_LAYERS['rl'] = _LAYERS['evaluation'] | {'evaluation', 'monitoring'}
 _LAYERS['pipelines'] = {'runtime', 'scoring', 'text'}
 _LAYERS['planner'] = {'models', 'rl', 'rollout', 'runtime', 'train', 'types'}
 
@@ -41,6 +42,7 @@ _LAYERS['planner'] = {'models', 'rl', 'rollout', 'runtime', 'train', 'types'}
 _WITHOUT_JAX = (
   'rlzero.text',
   'rlzero.tasks',
+  'rlzero.monitoring',
   'rlzero.reporting',
   'rlzero.scoring.reward_pool',
   'rlzero.evaluation.statistics',
@@ -100,7 +102,6 @@ _OLD_DOCSTRINGS = {
   'planner/planning.py',
   'planner/programs.py',
   'reporting/__init__.py',
-  'reporting/detectors.py',
   'reporting/recorded.py',
   'rl/objective.py',
   'rl/settings.py',

@@ -228,6 +228,25 @@ def test_a_step_is_on_disk_at_once_and_valid_json(tmp_path):
   }
 
 
+def test_a_line_names_the_alerts_that_ring(tmp_path, monkeypatch):
+  board = []
+  with metrics.MetricsWriter(str(tmp_path)) as writer:
+    monkeypatch.setattr(
+      writer._board, 'add_scalar', lambda *args: board.append(args)
+    )
+    writer.write(0, {'loss': 1.0}, {'kl': False, 'no_eos': True})
+    writer.write(1, {'loss': 1.0}, {'kl': False, 'no_eos': False})
+  assert metrics.read_metrics(str(tmp_path)) == [
+    {'step': 0, 'loss': 1.0, 'alerts': ['no_eos']},
+    {'step': 1, 'loss': 1.0},
+  ]
+  assert [b for b in board if b[0] == 'alert/no_eos'] == [
+    ('alert/no_eos', 1.0, 0),
+    ('alert/no_eos', 0.0, 1),
+  ]
+  assert ('alert/kl', 0.0, 0) in board
+
+
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
   (tmp_path / metrics.JSONL).write_text('{"step": 0}\n{"st\n{"step": 2}\n')
   with pytest.raises(ValueError, match='metrics.jsonl:2 is not JSON'):

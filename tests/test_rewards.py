@@ -140,26 +140,6 @@ def test_metrics_by_task():
   assert 'reward/gap' not in rewards.describe([_record(reward=1.0)])
 
 
-def test_gaming_is_a_model_that_rises_while_the_rule_falls():
-  def rows(model, rule):
-    return [{'reward/gap': None}] + [
-      {'reward/model': m, 'reward/rule': r, 'reward/gap': m - r}
-      for m, r in zip(model, rule, strict=True)
-    ]
-
-  up, level, down = [0.2] * 5 + [0.8] * 5, [0.5] * 10, [0.6] * 5 + [0.3] * 5
-  assert '0.600 more' in rewards.hacking(rows(up, down))
-  assert '0.300 less' in rewards.hacking(rows(up, down))
-  assert rewards.hacking(rows(up, up)) is None
-  assert rewards.hacking(rows(up, level)) is None
-  # A fall within the tolerance is noise; a larger one is not.
-  slightly, clearly = [0.6] * 5 + [0.57] * 5, [0.6] * 5 + [0.54] * 5
-  assert rewards.hacking(rows(up, slightly)) is None
-  assert '0.060 less' in rewards.hacking(rows(up, clearly))
-  assert rewards.hacking(rows(down, down)) is None
-  assert rewards.hacking(rows(up[:9], down[:9])) is None  # too early to tell
-
-
 def test_names_of_tasks_are_distinct():
   with pytest.raises(ValueError, match='a name of its own'):
     _config(others=(rewards.Scenario(task=countdown.Countdown()),))

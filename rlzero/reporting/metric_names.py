@@ -23,6 +23,11 @@ METRICS = {
   'step': Metric(
     f'grpo, pretrain, {_FIT}', 'updates', 'Updates before this one, from 0.'
   ),
+  'alerts': Metric(
+    'grpo',
+    'names',
+    'Alerts that ring, where any does; `alert/NAME` is 0 or 1 in TensorBoard.',
+  ),
   # Rewards
   'reward/mean': Metric('grpo', 'reward', 'Mean reward of a completion.'),
   'reward/accuracy': Metric(
@@ -76,7 +81,21 @@ METRICS = {
     'grpo', 'words per 1,000 tokens', 'Reflective words, such as "wait".'
   ),
   'completion/unscored': Metric(
-    'grpo', '0 to 1', 'Share that the verifier did not judge, by its deadline.'
+    'grpo', '0 to 1', 'Share without a verdict: the sum of `scoring/*`.'
+  ),
+  'completion/repetition': Metric(
+    'grpo', '0 to 1', 'Mean share of the 8-grams that are repeats.'
+  ),
+  'completion/language': Metric(
+    'grpo',
+    '0 to 1',
+    "Mean share of the thought's words that are in its language; 1 without "
+    'words, unlike `reward/language`.',
+  ),
+  'scoring/{status}': Metric(
+    'grpo',
+    '0 to 1',
+    'Share whose verification ended in a timeout, a crash or as junk.',
   ),
   'prompts/too_long': Metric(
     'grpo',
@@ -95,10 +114,18 @@ METRICS = {
     'grpo', 'nats per token', 'KL to the reference (k3); 0 without a KL term.'
   ),
   'policy/entropy': Metric(
-    'grpo', 'nats per token', 'Mean entropy of the next token.'
+    'grpo',
+    'nats per token',
+    'Mean entropy of the next token; null where no row had an advantage.',
   ),
   'policy/clip_fraction': Metric(
     'grpo', '0 to 1', 'Share of tokens whose ratio is clipped.'
+  ),
+  'policy/log_ratio_mean': Metric(
+    'grpo', 'nats', 'Mean absolute log of the ratio of pi to pi_old.'
+  ),
+  'policy/log_ratio_max': Metric(
+    'grpo', 'nats', 'The same, at the worst token.'
   ),
   'policy/sampler_learner_mean': Metric(
     'grpo',
@@ -166,7 +193,13 @@ METRICS = {
   ),
 }
 
-_KINDS = {'score': r'\w+', 'task': r'[^/]+', 'verdict': r'\w+', 'k': r'\d+'}
+_KINDS = {
+  'score': r'\w+',
+  'status': r'\w+',
+  'task': r'[^/]+',
+  'verdict': r'\w+',
+  'k': r'\d+',
+}
 
 
 def find(name: str) -> str | None:

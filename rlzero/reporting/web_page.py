@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from rlzero.evaluation import published
-from rlzero.reporting import detectors, figures, recorded, stories
+from rlzero.monitoring import history
+from rlzero.reporting import figures, recorded, stories
 from rlzero.reporting.recorded import Run
 from rlzero.runtime import files, metrics
 
@@ -16,6 +17,7 @@ from rlzero.runtime import files, metrics
 _SUMMARY = 'pass@1 strict completion_len tries reflection_per_1k format'.split()
 
 _SUMMARY += ['pass@16', 'cons@16', 'truncated']
+_LAST = 10  # steps that count as the last ones
 
 _SHARES = {
   'pass@1': 'pass@1: the last stated answer is right',
@@ -77,7 +79,7 @@ def write(workdir: str) -> dict[str, Any]:
     title=escape(f'{loaded.info.get("stage", "run")} · {loaded.name}'),
     headline=_headline(loaded, numbers),
     about=_about(loaded),
-    alarms=_box('What needs a look', detectors.suspicions(loaded.rows)),
+    alarms=_box('What needs a look', [escape(a) for a in alerts(loaded)]),
     figures=figures.svg(loaded),
     segments=_segments_text(loaded.rows),
     table=_table(loaded) + published.html(loaded.suite),
@@ -96,6 +98,17 @@ def write(workdir: str) -> dict[str, Any]:
   files.write_whole(os.path.join(workdir, 'report.html'), page + '\n')
   files.write_json(os.path.join(workdir, 'summary.json'), summary, indent=2)
   return summary
+
+
+def alerts(loaded: Run) -> list[str]:
+  """The alerts of a run, each with its steps."""
+  lines = []
+  for alert, last in history.of_run(loaded.rows, loaded.config):
+    steps = (
+      f'Step {last}' if last == alert.step else f'Steps {alert.step}–{last}'
+    )
+    lines.append(f'{steps}, {alert.name}: {alert.sentence}')
+  return lines
 
 
 def table(workdirs: list[str]) -> dict[str, Any]:
@@ -141,7 +154,7 @@ def _numbers(loaded: Run) -> dict[str, float]:
   _, idle = recorded.series(loaded.rows, 'groups/zero_variance')
   if len(idle):
     result['idle'] = float(idle.mean())
-    result['idle_last'] = float(idle[-detectors.WINDOW :].mean())
+    result['idle_last'] = float(idle[-_LAST:].mean())
   return {name: value for name, value in result.items() if value is not None}
 
 

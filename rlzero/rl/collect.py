@@ -110,7 +110,7 @@ class Collector:
     return Experience(
       minibatches=self._minibatches(batch, policy.step),
       metrics=metrics.of_rollout(
-        records, groups, usage, clock.laps, resharded_bytes
+        records, groups, usage, clock.laps, resharded_bytes, cfg.language
       ),
       records=records,
     )

@@ -7,6 +7,7 @@ the last microbatch, so that the cut cannot change the result.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -139,7 +140,8 @@ class Learner:
       state, grads, totals, jnp.float32(len(batch.completions))
     )
     totals, loss, norm = jax.device_get((totals, loss, norm))
-    tokens = max(float(totals.tokens), 1.0)
+    # Means over nothing, where no row has an advantage, are NaN.
+    tokens = float(totals.tokens) or math.nan
     useful = metrics.useful_tokens(batch, self.chosen(batch))
     return state, {
       'policy/loss': float(loss),

@@ -17,6 +17,7 @@ import numpy as np
 import rlzero
 from rlzero import weights
 from rlzero.evaluation import measure
+from rlzero.monitoring import alerts, history
 from rlzero.rl import learner
 from rlzero.rl.collect import Collector, Experience, resharded
 from rlzero.rl.settings import Config
@@ -30,7 +31,7 @@ from rlzero.runtime import (
   provenance,
   saved_config,
 )
-from rlzero.scoring import reward_pool, rewards
+from rlzero.scoring import reward_pool
 from rlzero.tasks import base
 from rlzero.tasks.datasets import stream
 from rlzero.train import checkpoint, folders
@@ -107,11 +108,14 @@ class TrainingLoop:
     self._evaluate_once('before', 0)
     start = trainer.step - (self.unwritten is not None)
     with contextlib.ExitStack() as stack:
-      writer = progress = None
+      writer = progress = monitor = None
       if hosts.is_first():
         writer = stack.enter_context(metrics.MetricsWriter(cfg.workdir, start))
         progress = stack.enter_context(
           metrics.Progress(cfg.num_steps, 'grpo', start)
+        )
+        monitor = history.Monitor(
+          cfg.alerts, cfg.dtype, metrics.read_metrics(cfg.workdir)
         )
       while trainer.step < cfg.num_steps or self.unwritten:
         if not self.unwritten:
@@ -120,7 +124,7 @@ class TrainingLoop:
           self.unwritten |= self._evaluate_during()
         step_metrics, self.unwritten = self.unwritten, None
         if writer:
-          writer.write(step_metrics.pop('step'), step_metrics)
+          self._write_step(writer, monitor, step_metrics)
           progress.show(
             trainer.step,
             reward=step_metrics['reward/mean'],
@@ -129,7 +133,6 @@ class TrainingLoop:
           )
         if trainer.step % cfg.save_every == 0 or trainer.step == cfg.num_steps:
           self._save()
-          self._warn()
     self._finish()
 
   def _step(self) -> None:
@@ -248,12 +251,22 @@ class TrainingLoop:
       'max_grad_norm and start again from it with --checkpoint.'
     )
 
-  def _warn(self) -> None:
-    """Says so if the reward models of the run are being gamed."""
-    if any(scenario.preferences for scenario in self.cfg.scenarios):
-      found = rewards.hacking(metrics.read_metrics(self.cfg.workdir))
-      if found:
-        hosts.print_once(f'warning: {found}')
+  def _write_step(
+    self,
+    writer: metrics.MetricsWriter,
+    monitor: history.Monitor,
+    step_metrics: Mapping[str, Any],
+  ) -> None:
+    """Writes a step's metrics and its alerts, and prints those that are new."""
+    found, new = monitor.add(step_metrics)
+    ringing = {alert.name for alert in found}
+    writer.write(
+      step_metrics['step'],
+      {k: v for k, v in step_metrics.items() if k != 'step'},
+      {name: name in ringing for name in alerts.NAMES},
+    )
+    for alert in new:
+      print(f'alert {alert.name}: {alert.sentence}', flush=True)
 
   def _check_evaluations(self) -> None:
     """Checks all problems of evaluations before the first of them."""

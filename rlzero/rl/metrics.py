@@ -8,10 +8,12 @@ import numpy as np
 
 from rlzero.models import padding
 from rlzero.rollout.scheduler import Usage
-from rlzero.scoring import rewards
+from rlzero.scoring import reward_pool, rewards
+from rlzero.text import readability
 from rlzero.train.packing import RolloutBatch
 
 _SHARED_PARTS = 'reshard', 'rollout', 'score', 'reference'
+_MAX_READ = 256  # completions searched for repetition: a second, if all long
 
 
 class Clock:
@@ -34,6 +36,7 @@ def of_rollout(
   usage: Usage,
   laps: Mapping[str, float],
   resharded_bytes: int | None,
+  language: rewards.Target = 'prompt',
 ) -> dict[str, float]:
   """Returns the metrics of a rollout, which each of its updates reports.
 
@@ -43,8 +46,10 @@ def of_rollout(
     usage: of the slots.
     laps: seconds by part.
     resharded_bytes: what devices were sent; None if nothing was resharded.
+    language: that the thoughts should have.
   """
   metrics = _of_completions(records, groups, usage)
+  metrics |= _of_texts(records, language)
   metrics |= {f'time/{name}_s': s for name, s in laps.items()}
   if resharded_bytes is None:
     del metrics['time/reshard_s']
@@ -155,4 +160,28 @@ def _of_completions(records, groups, usage):
     **rewards.describe(records),
     'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
     'rollout/slot_use': usage.tokens / usage.computed,
+  }
+
+
+def _of_texts(records, language):
+  """Whether the completions can be read and scored, as shares.
+
+  `completion/language` leaves out formulas, unlike the reward of that name, so
+  that a thought without words is in no wrong language.
+  """
+  read = records[:: -(-len(records) // _MAX_READ)]
+  failures = [s for s in reward_pool.STATUSES if s != 'ok']
+  return {
+    'completion/repetition': float(
+      np.mean([readability.repetition(r['completion']) for r in read])
+    ),
+    'completion/language': float(
+      np.mean([rewards.readable_consistency(r, language) for r in records])
+    ),
+    **{
+      f'scoring/{status}': float(
+        np.mean([r['status'] == status for r in records])
+      )
+      for status in failures
+    },
   }

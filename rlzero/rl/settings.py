@@ -7,6 +7,7 @@ import jax
 
 from rlzero import weights
 from rlzero.models.config import ModelConfig
+from rlzero.monitoring.alerts import Thresholds
 from rlzero.rl import learner, objective
 from rlzero.rl.objective import Objective
 from rlzero.rollout import sampling
@@ -105,6 +106,8 @@ class Config:
   eval_top_p: float = 0.95
   # Steps between kept samples.
   keep_completions_every: int = mutable_on_resume(10)
+  # What the metrics of a run must not show.
+  alerts: Thresholds = mutable_on_resume(Thresholds())
 
   def __post_init__(self):
     fields.check(

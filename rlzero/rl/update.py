@@ -52,6 +52,9 @@ class Trainer:
     self._ahead.update(self.state.params, batch)
     self.state, of_update = self.learner.update(self.state, batch)
     clock.lap('update')
+    # Of each update, so of the policy's way from the sampler's as well.
+    of_update['policy/log_ratio_mean'] = of_update['policy/old_mismatch_mean']
+    of_update['policy/log_ratio_max'] = of_update['policy/old_mismatch_max']
     mismatch = {
       'policy/sampler_learner_mean': of_update.pop('policy/old_mismatch_mean'),
       'policy/sampler_learner_max': of_update.pop('policy/old_mismatch_max'),

@@ -92,10 +92,21 @@ class MetricsWriter:
       os.path.join(workdir, 'tensorboard'), purge_step=start_step
     )
 
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+  def write(
+    self,
+    step: int,
+    metrics: Mapping[str, Any],
+    alerts: Mapping[str, bool] | None = None,
+  ) -> None:
     """Writes one step: all its metrics at once, numbers or `Mean`s.
 
     What is not finite becomes null, since JSON has no NaN.
+
+    Args:
+      step: its number.
+      metrics: by name.
+      alerts: whether each alert rings. A line has the names of those that do
+        under `alerts`, TensorBoard 0 or 1 for each as `alert/NAME`.
     """
     row: dict[str, Any] = {'step': int(step)}
     for name, value in metrics.items():
@@ -103,6 +114,10 @@ class MetricsWriter:
       row[name] = number if math.isfinite(number) else None
       if math.isfinite(number):  # TensorBoard would warn at each step
         self._board.add_scalar(name, number, step)
+    for name, rings in (alerts or {}).items():
+      self._board.add_scalar(f'alert/{name}', float(rings), step)
+      if rings:
+        row.setdefault('alerts', []).append(name)
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
 

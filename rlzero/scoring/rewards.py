@@ -132,37 +132,6 @@ def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   return metrics
 
 
-def hacking(
-  rows: Sequence[Mapping[str, Any]], window: int = 5, tolerance: float = 0.05
-) -> str | None:
-  """A warning if the reward models are gamed, in a sentence; else None.
-
-  They are if, from the first steps that had them to the last, what they say
-  rises and what the rule says of the same completions falls.
-
-  Args:
-    rows: metrics of the run so far.
-    window: steps that are averaged at either end.
-    tolerance: fall of the rule's mean that is taken for noise.
-  """
-  rows = [r for r in rows if r.get('reward/gap') is not None]
-  if len(rows) < 2 * window:
-    return None
-
-  def change(name):
-    first, last = rows[:window], rows[-window:]
-    return _mean(r[name] for r in last) - _mean(r[name] for r in first)
-
-  rise, fall = change('reward/model'), -change('reward/rule')
-  if rise <= 0 or fall <= tolerance:
-    return None
-  return (
-    f'The reward models say {rise:.3f} more than when they began, and the rule '
-    f'{fall:.3f} less of the same completions: the policy may be gaming them. '
-    'Lower the weight of the preferences, raise kl_coef or stop earlier.'
-  )
-
-
 class Judges:
   """The reward models of the scenarios; each is loaded at its first use."""
 

@@ -1,0 +1,80 @@
+"""Alerts of a run over its steps: which are new, and how long they rang."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rlzero.monitoring import alerts
+from rlzero.monitoring.alerts import Alert
+from rlzero.monitoring.windows import Rows
+
+
+class Monitor:
+  """Follows a run step by step and knows which alerts are new.
+
+  An alert is new at its first step, and again if it comes back after it was
+  silent for `limits.window` steps.
+
+  Args:
+    limits: the thresholds.
+    dtype: of activations.
+    rows: steps of the past; a monitor that is given the steps of an earlier
+      one continues as that would have.
+  """
+
+  def __init__(
+    self, limits: alerts.Thresholds, dtype: str = 'float32', rows: Rows = ()
+  ):
+    self._limits, self._dtype = limits, dtype
+    self._rows: list[Mapping[str, Any]] = []
+    self._rang: dict[str, int] = {}  # number of the step that rang it last
+    for row in rows:
+      self.add(row)
+
+  def add(self, row: Mapping[str, Any]) -> tuple[list[Alert], list[Alert]]:
+    """Takes the metrics of the next step.
+
+    Returns:
+      the alerts at this step, and those of them that are new.
+    """
+    self._rows.append(row)
+    now = len(self._rows)
+    found = alerts.check(self._rows, self._limits, self._dtype)
+    new = [
+      a
+      for a in found
+      if a.name not in self._rang
+      or now - self._rang[a.name] > self._limits.window
+    ]
+    self._rang |= dict.fromkeys((a.name for a in found), now)
+    return found, new
+
+
+def replay(
+  rows: Rows, limits: alerts.Thresholds, dtype: str = 'float32'
+) -> list[tuple[Alert, int]]:
+  """All alerts of a run: each when it began, and the last step it rang at."""
+  monitor = Monitor(limits, dtype)
+  began: list[Alert] = []
+  last: dict[str, int] = {}  # name: place in `ended`
+  ended: list[int] = []
+  for row in rows:
+    found, new = monitor.add(row)
+    for alert in new:
+      last[alert.name] = len(began)
+      began.append(alert)
+      ended.append(alert.step)
+    for alert in found:
+      ended[last[alert.name]] = alert.step
+  return list(zip(began, ended, strict=True))
+
+
+def of_run(rows: Rows, config: Mapping[str, Any]) -> list[tuple[Alert, int]]:
+  """The history of a run, with the thresholds and dtype of its config.json.
+
+  A run older than a threshold is judged by its default.
+  """
+  saved = config.get('alerts') or {}
+  known = {f.name for f in dataclasses.fields(alerts.Thresholds)}
+  limits = alerts.Thresholds(**{k: v for k, v in saved.items() if k in known})
+  return replay(rows, limits, config.get('dtype', 'float32'))
