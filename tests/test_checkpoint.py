@@ -154,8 +154,8 @@ _PASSING = [
   RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'),
   _wrapped(
     ValueError(
-      'FAILED_PRECONDITION: Error reading "x" [OS error 107: Transport '
-      'endpoint is not connected]'
+      'FAILED_PRECONDITION: Error reading "x": Transport endpoint is not '
+      "connected [os_error_code='107']"
     )
   ),
 ]

@@ -21,7 +21,7 @@ import numpy as np
 
 from rlzero.rollout.sampling import Finish
 from rlzero.rollout.scheduler import Completion
-from rlzero.runtime import hosts
+from rlzero.runtime import files, hosts
 
 _SYNC_S = 1.0  # seconds between two waits for the disk
 
@@ -81,7 +81,7 @@ class Journal:
   def sync(self) -> None:
     """Waits until everything is on disk."""
     if self._file:
-      os.fsync(self._file.fileno())
+      files.sync(self._file.fileno())
       self._synced = time.monotonic()
 
   def close(self) -> None:

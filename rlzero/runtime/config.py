@@ -107,7 +107,9 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     return
   try:
     with lifecycle.exit_on_sigterm(), workdir.claims():
-      stage.run(build(stage, argv))
+      cfg = build(stage, argv)
+      workdir.check(getattr(cfg, 'workdir', ''))
+      stage.run(cfg)
   except KeyboardInterrupt:
     sys.exit(130)
   except (ValueError, OSError) as error:
@@ -121,6 +123,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
       error, failures.Unavailable
     ):
       text = f'{text.rstrip(".")}; this may pass: repeat the same command.'
+    lifecycle.drop_lost_output()
     with contextlib.suppress(OSError):  # the reader of the log may be gone
       print(f'error: {text}', file=sys.stderr, flush=True)
     sys.exit(code)

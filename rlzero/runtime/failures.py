@@ -33,7 +33,7 @@ _LASTING_TYPES = (
   NotADirectoryError,
   FileExistsError,
 )
-_OS_ERROR = re.compile(r'OS error (\d+)')  # in the text of TensorStore's
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in TensorStore's text
 # Status codes of TensorStore for content that is missing, cut or not decoded.
 _DAMAGED = ('NOT_FOUND:', 'OUT_OF_RANGE:', 'FAILED_PRECONDITION:', 'DATA_LOSS:')
 
@@ -44,6 +44,8 @@ class Unavailable(OSError):
 
 def may_pass(error: BaseException) -> bool:
   """Whether the same call may succeed later: a fault of disk or network."""
+  if number := _OS_ERROR.search(str(error)):
+    return int(number[1]) not in _LASTING
   if not isinstance(error, OSError):
     return False
   if isinstance(error, ValueError):  # io.UnsupportedOperation

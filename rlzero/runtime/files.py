@@ -1,11 +1,14 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import json
 import math
 import os
 from collections.abc import Iterable
 from typing import Any
+
+_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS}
 
 
 def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
@@ -27,9 +30,22 @@ def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
   with open(path + '.tmp', 'wb') as file:
     file.write(data)
     file.flush()
-    os.fsync(file.fileno())
+    sync(file.fileno())
   os.replace(path + '.tmp', path)
   _sync_folder(folder)
+
+
+def sync(file: int) -> None:
+  """`os.fsync`, on file systems that have it; without one there is no error.
+
+  Args:
+    file: descriptor of an open file.
+  """
+  try:
+    os.fsync(file)
+  except OSError as error:
+    if error.errno not in _NO_FSYNC:
+      raise
 
 
 def _sync_folder(folder: str) -> None:

@@ -63,6 +63,19 @@ def open_closed_streams() -> None:
   sys.stderr = sys.stderr or open(os.devnull, 'w', encoding='utf-8')
 
 
+def drop_lost_output() -> None:
+  """Sends what stdout cannot write to the null device.
+
+  Else Python tries again at its end, and replaces the exit code.
+  """
+  try:
+    sys.stdout.flush()
+  except OSError:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
 def check_backend() -> None:
   """Checks that JAX has devices, and the settings that rlzero is written for.
 

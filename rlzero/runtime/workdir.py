@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import sys
 import time
@@ -37,6 +38,25 @@ def claims() -> Iterator[None]:
       if file is not None:
         release(file)
     _held = outer
+
+
+def check(workdir: str) -> None:
+  """Refuses what would become a folder of an odd name on the local disk.
+
+  Raises:
+    ValueError: an address such as gs://bucket/run, or a home that no shell has
+      put in place.
+  """
+  if re.match(r'[A-Za-z][A-Za-z0-9+.-]*:/', workdir):
+    raise ValueError(
+      f'The workdir {workdir!r} is an address, not a folder; mount the bucket '
+      '(gcsfuse, docs/howto/tpu.md) and give the folder it is mounted at.'
+    )
+  if workdir.startswith('~'):
+    raise ValueError(
+      f'The workdir {workdir!r} would be a folder named '
+      f'{workdir.split("/")[0]!r}; write the path of the home folder in full.'
+    )
 
 
 def claim(workdir: str) -> None:
