@@ -3,10 +3,12 @@
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from rlzero.tasks import letters, verify
+from rlzero.scoring import worker
+from rlzero.tasks import verify
+from rlzero.tasks.datasets import benchmarks, gsm8k
 
 _PIECES = (
   'x y i e A B) + - * / ^ _ ( ) [ ] { } = < > , . % ! | : ; & $ ** '
@@ -29,23 +31,70 @@ _TARGET = '8594'
 _MAX_S = 4.0  # of a verdict; the pool's deadline is 5
 
 
+_TASKS = {
+  'number': gsm8k.GSM8K(),
+  'formula': benchmarks.MATH500(),
+  'choice': benchmarks.GPQADiamond(),
+}
+# A formula costs fifty times as much as the others, so it comes less often.
+_KINDS = st.sampled_from(['number'] * 5 + ['choice'] * 2 + ['formula'] * 2)
+_FRAMES = st.sampled_from(
+  [
+    '{}',
+    'The answer is {}.',
+    '\\boxed{{{}}}',
+    '<think> so </think> {}',
+    '<think> so </think> <answer>{}</answer>',
+  ]
+)
+
+
 @pytest.fixture(autouse=True, scope='module')
 def _parser():
   verify.warm_up()
 
 
-def _check(text):
-  began = time.process_time()
-  for judge in (verify.Formulas(), verify.Numbers()):
-    answer = judge.extract(text)
-    if answer is not None:
-      assert not judge.verify(answer, _TARGET)
-      assert isinstance(judge.same(answer, text), bool)
-    assert not judge.verify(text, _TARGET)
-    assert judge.count_tries(text) >= 0
-  assert letters.choice(text) in (None, 'A', 'B', 'C', 'D')
-  assert letters.count(text) >= 0
-  assert time.process_time() - began < _MAX_S
+class _Fuzz:
+  """Judges completions as a reward worker does, and counts them."""
+
+  def __init__(self):
+    self.number, self.slowest_s, self.slowest = 0, 0.0, ''
+
+  def check(self, text, kind, frame, in_thought):
+    if _TARGET in text:
+      return
+    completion = frame.format(text)
+    has_format = '<answer>' in frame
+    # No letter can be excluded, so a choice is only judged, never wrong.
+    target = 'B' if kind == 'choice' else _TARGET
+    task = _TASKS[kind]
+    began = time.process_time()
+    well_formed, correct, answer, tries, *_ = worker.score(
+      task, has_format, completion, target, in_thought
+    )
+    taken_s = time.process_time() - began
+    self.number += 1
+    if taken_s > self.slowest_s:
+      self.slowest_s, self.slowest = taken_s, completion
+    assert correct is False or kind == 'choice'
+    assert well_formed in (True, False) and tries >= 0
+    assert answer is None or isinstance(answer, str)
+    if answer is not None and kind != 'choice':
+      assert isinstance(task.same(answer, _TARGET), bool)
+    assert taken_s < _MAX_S
+
+
+def _run(number):
+  """The fuzz of so many completions."""
+  fuzz = _Fuzz()
+
+  @given(_TEXT, _KINDS, _FRAMES, st.booleans())
+  @_settings(number)
+  def check(text, kind, frame, in_thought):
+    fuzz.check(text, kind, frame, in_thought)
+
+  check()
+  return fuzz
 
 
 def _settings(number):
@@ -55,20 +104,20 @@ def _settings(number):
     deadline=None,
     derandomize=True,
     database=None,
+    phases=[Phase.generate],
     suppress_health_check=checks,
   )
 
 
-@given(_TEXT)
-@_settings(300)
-def test_some_completions(text):
-  if _TARGET not in text:
-    _check(text)
+def test_some_completions():
+  assert _run(300).number > 250
 
 
 @pytest.mark.slow
-@given(_TEXT)
-@_settings(100_000)
-def test_a_hundred_thousand_completions(text):
-  if _TARGET not in text:
-    _check(text)
+def test_a_hundred_thousand_completions():
+  fuzz = _run(100_000)
+  print(
+    f'{fuzz.number} completions; the slowest verdict took '
+    f'{fuzz.slowest_s:.2f} s of CPU: {fuzz.slowest!r:.200}'
+  )
+  assert fuzz.number > 95_000

@@ -59,7 +59,7 @@ def _serve() -> None:
       signal.setitimer(signal.ITIMER_REAL, 2 * deadlines[name])
       try:
         if verb == 'score':
-          reply = _score(tasks[name], has_format, *texts)
+          reply = score(tasks[name], has_format, *texts)
         else:
           leader, others = texts
           reply = [
@@ -72,13 +72,14 @@ def _serve() -> None:
       frames.send(channel, body)
 
 
-def _score(
+def score(
   task: base.Task,
   has_format: bool,
   completion: str,
   target: str,
   in_thought: bool,
 ) -> tuple:
+  """The fields of a verdict, in the order in which they are sent."""
   parsed = template.parse(completion)
   stated = _stated(task, completion, parsed if has_format else None, in_thought)
   answer, correct, outcome = None, False, ''
