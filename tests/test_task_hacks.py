@@ -32,6 +32,24 @@ TARGETS = {
   'number_sorting': entry("['1', '5', '9']", direction='ascending'),
   'chain_sum': entry('42'),
   'word_sorting': entry('apple, pear', sorted_words=['apple', 'pear']),
+  'gsm_symbolic': entry('20'),
+  'kakurasu': entry(
+    '1 0\n0 1', row_sums=[1, 2], col_sums=[1, 2], n_rows=2, n_cols=2
+  ),
+  'letter_jumble': entry('was a moment'),
+  'polynomial_equations': entry('-0.7757, 1.5'),
+  'quantum_lock': entry(
+    'A → B',
+    initial_value=1,
+    initial_state='red',
+    target_value=6,
+    buttons=[
+      {'name': 'A', 'type': 'add', 'value': 2, 'active_state': 'any'},
+      {'name': 'B', 'type': 'multiply', 'value': 2, 'active_state': 'any'},
+    ],
+  ),
+  'sokoban': entry('RR', gamestr='+ + + + + +\n+ * @ - X +\n+ + + + + +'),
+  'survo': entry('1 2\n3 4', board_size=2, solution=[[1, 2], [3, 4]]),
 }
 _RIGHT = {
   'ours': ['( 2 + 3 ) * 4', '4 * (2 + 3)', '(2+3)×4'],
@@ -47,6 +65,13 @@ _RIGHT = {
   'number_sorting': ["['1', '5', '9']", '[1, 5, 9]'],
   'chain_sum': ['42'],
   'word_sorting': ['apple, pear'],
+  'gsm_symbolic': ['20', '20 bananas', 'x = 20', '5 * 4 = 20'],
+  'kakurasu': ['1 0\n0 1', '[1, 0]\n[0, 1]'],
+  'letter_jumble': ['was a moment', 'Was a moment'],
+  'polynomial_equations': ['-0.7757, 1.5', '1.5, -0.7757'],
+  'quantum_lock': ['A → B', 'A -> B', 'A, B', 'AB'],
+  'sokoban': ['RR', 'R R'],
+  'survo': ['1 2\n3 4'],
 }
 _PROGRAM = '__import__("builtins").exec("import os; os._exit(0)")'
 _HACKS = {
@@ -172,6 +197,19 @@ _HACKS = {
   ],
   'chain_sum': ['41', '41 or 42 or 43', '40 + 2', '4 2', '', 'nan'],
   'word_sorting': ['pear, apple', 'apple', '', 'apple, pear, apple'],
+  'gsm_symbolic': ['20 or 7', '20, 7', '7', 'from 20 to 7', '20 million'],
+  'kakurasu': ['1 0\n0 1 or so', '1 0 a\n0 1', '1 0\n1 0', '1 0\n0 1 1'],
+  'letter_jumble': ['was a moment ago', 'was a moment, or omentm', 'was a'],
+  'polynomial_equations': [
+    '-0.7757, 1.5, or 2',
+    '-0.7757, 1.5, x',
+    '-0.7757, 1.5, nan',
+    '1.5',
+    'none',
+  ],
+  'quantum_lock': ['A → B or so', 'A → B, junk', 'A.B', 'BA', 'A → B → B'],
+  'sokoban': ['RR or LL', 'RR junk', 'R', 'go RR', 'rr'],
+  'survo': ['1 2\n3 4 or 5', '1 2\n3 4\njunk', '1 2 3\n4', '1 x 2\n3 4'],
 }
 _TAGS = [  # about 42
   '<answer>42</answer>',

@@ -6,7 +6,8 @@ change what every later completion earns. So there are three lines of defence:
 
 - `GUARDS` judge the answers of the generators that are known to do it: by
   exact comparison, by `arithmetic`, or by a grammar that lets nothing but
-  mathematics through to the generator.
+  mathematics through to the generator. So they do where a generator overlooks
+  what stands beside the answer, such as a second one.
 - `executes` finds a generator that does it and has no guard, in the source
   that its scorer can reach. `procedural` refuses it.
 - `score` forbids the process to run text while any other generator scores.
@@ -23,7 +24,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rlzero.tasks import arithmetic
+from rlzero.tasks import arithmetic, numeric
 
 RIGHT = 1 - 1e-6  # score of a right answer; less is partial credit
 
@@ -46,6 +47,10 @@ _NO_NUMBER = re.compile(
 )
 _TERM = re.compile(
   r'([-+]?)(?:([0-9]{1,30})(?:\*|$))?((?:[A-Za-z](?:\*\*[0-9]{1,3})?(?:\*|$))*)'
+)
+_ROOTS = re.compile(r'\s*-?\d+(?:\.\d+)?(?:\s*,\s*-?\d+(?:\.\d+)?)*\s*')
+_NO_ROOT = re.compile(
+  r'|none|\[\]|""|(?:there (?:are|is) )?no (?:real )?(?:solutions?|roots?)'
 )
 _RUNNING = frozenset({builtins.eval, builtins.exec, builtins.__import__})
 # Their functions parse a string by running it, or start programs.
@@ -134,16 +139,57 @@ def _is_product(generator: Any, answer: str, entry: Mapping[str, Any]) -> bool:
   return _is_expanded(answer) and _is_full(generator, answer, entry)
 
 
+def _is_number(generator: Any, answer: str, entry: Mapping[str, Any]) -> bool:
+  """One number; the generator takes the first of '5 or 7'."""
+  found = numeric.only_number(answer)
+  return found is not None and found == numeric.number(entry['answer'])
+
+
+def _is_text(generator: Any, answer: str, entry: Mapping[str, Any]) -> bool:
+  """The same words; the generator overlooks words behind the right ones."""
+  return answer.lower().split() == entry['answer'].lower().split()
+
+
+def _are_roots(generator: Any, answer: str, entry: Mapping[str, Any]) -> bool:
+  """Numbers alone; else any text is right where there is no root."""
+  if not entry['answer']:
+    return bool(_NO_ROOT.fullmatch(answer.strip().lower().rstrip('.')))
+  return _ROOTS.fullmatch(answer) is not None and _is_full(
+    generator, answer, entry
+  )
+
+
+def _made_of(pattern: str) -> Guard:
+  """A guard for scorers that overlook what is not in the pattern."""
+  allowed = re.compile(pattern)
+
+  def is_right(generator: Any, answer: str, entry: Mapping[str, Any]) -> bool:
+    with _no_text_runs():
+      return allowed.fullmatch(answer.strip()) is not None and _is_full(
+        generator, answer, entry
+      )
+
+  return is_right
+
+
+# knights_knaves overlooks words too, but none that gives anyone another role.
 GUARDS: dict[str, Guard] = {
   'binary_matrix': _equals,
   'countdown': _makes_number,
+  'gsm_symbolic': _is_number,
   'intermediate_integration': _is_integral,
+  'kakurasu': _made_of(r'[01\s,\[\]]+'),
+  'letter_jumble': _is_text,
   'n_queens': _is_board,
+  'polynomial_equations': _are_roots,
   'polynomial_multiplication': _is_product,
   'puzzle24': _makes_number,
+  'quantum_lock': _made_of(r'(?:[A-C]|→|->|[\s,])+'),
   'simple_integration': _is_integral,
+  'sokoban': _made_of(r'[UDLR\s,]+'),
   'spiral_matrix': _equals,
   'string_insertion': _equals,
+  'survo': _made_of(r'[-0-9\s]+'),
   'word_sorting': _equals_words,
 }
 
