@@ -1,22 +1,56 @@
 #!/usr/bin/env bash
-# Runs the test suite: bash launch/test.sh [--parity] [pytest arguments]
-# --parity adds the checks against transformers, which need CPU torch, SmolLM2
-# and Gemma 3 270M. On Linux, an extra index of CPU builds of torch (see pip's
-# PIP_EXTRA_INDEX_URL) spares the download of its CUDA libraries.
+# Checks the style and the types, and runs the tests.
+#
+#   bash launch/test.sh [--quick | --parity | --floor] [pytest arguments]
+#
+#   (none)    all but parity and the slow tests; under 10 minutes on two cores
+#   --quick   only tests that compile no model: under 2 minutes
+#   --parity  adds the comparisons with transformers. They need CPU torch,
+#             SmolLM2 and Gemma 3 270M. On Linux, an extra index of CPU builds
+#             of torch (see pip's PIP_EXTRA_INDEX_URL) spares the download of
+#             its CUDA libraries.
+#   --floor   the quick tests with the lowest versions that setup.py admits
+#             (launch/constraints/floor.txt), in an environment of its own
+#
+# The slow tests: bash launch/test.sh -m slow. Markers are in pyproject.toml.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-install_into_venv test
+mode="${1:-}"
 selection=()
-if [[ "${1:-}" == --parity ]]; then
-  shift
+case "$mode" in
+  --quick)
+    shift
+    selection=(-m 'not model and not slow and not parity')
+    ;;
+  --floor)
+    shift
+    VENV=.venv-floor CONSTRAINTS=launch/constraints/floor.txt
+    selection=(-m 'not model and not slow and not parity')
+    ;;
+  --parity)
+    shift
+    selection=(-m 'not slow')
+    ;;
+  -h | --help)
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit
+    ;;
+esac
+
+install_into_venv test
+if [[ "$mode" == --parity ]]; then
   install_into_venv parity
   bash launch/get_smollm2.sh
   bash launch/get_gemma3.sh
-  selection=(-m 'not slow')
 fi
-.venv/bin/python -m ruff check rlzero tests
+python="$VENV/bin/python"
+# Tools say other things in other versions: those of the floor are not asked.
+if [[ "$mode" != --floor ]]; then
+  "$python" -m ruff check rlzero tests
+  "$python" -m ruff format --check rlzero tests
+fi
 # Two processes, since most tests keep less than a core busy.
-exec .venv/bin/python -m pytest -n 2 --dist loadfile \
+exec "$python" -m pytest -n 2 --dist loadfile \
   "${selection[@]+"${selection[@]}"}" "$@"

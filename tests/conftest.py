@@ -8,8 +8,6 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-from rlzero.models import padding
-
 # Eight devices on one machine, so that sharding is tested everywhere.
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -28,12 +26,16 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 
+import helpers  # noqa: E402, I001
+from rlzero.models import transformer  # noqa: E402
+from rlzero.weights import hf  # noqa: E402
+
 
 @pytest.fixture
 def short_shared_prefixes(monkeypatch):
   """Two prompts have a shared prefix from two tokens on."""
-  monkeypatch.setattr(padding, '_PREFIX_PROMPTS', 2)
-  monkeypatch.setattr(padding, '_PREFIX_STEP', 2)
+  monkeypatch.setattr('rlzero.models.padding._PREFIX_PROMPTS', 2)
+  monkeypatch.setattr('rlzero.models.padding._PREFIX_STEP', 2)
 
 
 @pytest.fixture(scope='module')
@@ -42,3 +44,12 @@ def quick_compilation():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='session')
+def base(tmp_path_factory):
+  """Folder of a small random model."""
+  folder = str(tmp_path_factory.mktemp('base'))
+  params = jax.device_get(transformer.init(helpers.SMALL, jax.random.key(0)))
+  hf.write_folder(folder, helpers.SMALL, params, helpers.letters())
+  return folder

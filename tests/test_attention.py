@@ -17,7 +17,10 @@ from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
 from rlzero.train import packing
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 GQA = ModelConfig(
   vocab_size=32,

@@ -17,7 +17,10 @@ from rlzero.tasks import procedural
 from rlzero.text.template import Template
 from rlzero.train import folders, packing
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 
 def _config(**changes):

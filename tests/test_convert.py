@@ -6,10 +6,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_weights import GGUF_CONFIGS, write_gguf
+from helpers import GGUF_CONFIGS, write_gguf
 
 from rlzero import convert, weights
 from rlzero.train import checkpoint, folders
+
+pytestmark = pytest.mark.model
 
 _TINY = folders.embedded('tiny_base')
 

@@ -8,10 +8,8 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import EOS, GRPO, NO_KL, V3, grpo_config, make_rows, noisy
 from jax import numpy as jnp
-from test_grpo import _config
-from test_learner import EOS, GRPO, NO_KL, make_rows
-from test_transformer import V3, noisy
 
 from rlzero import weights
 from rlzero.models import transformer
@@ -21,7 +19,10 @@ from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
 from rlzero.train import folders, packing
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 CONFIG = dataclasses.replace(V3, vocab_size=16)
 SPEED = 0.125
@@ -155,7 +156,7 @@ def test_routes_of_a_model_without_experts_are_refused():
 def test_grpo_steps_on_a_mesh_of_experts(tmp_path):
   tokenizer = folders.load_model(folders.embedded('tiny_base')).tokenizer
   config = dataclasses.replace(V3, vocab_size=123, max_position=64)
-  cfg = _config(
+  cfg = grpo_config(
     tmp_path,
     num_prompts=2,
     replay_routes=True,

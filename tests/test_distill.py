@@ -5,10 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from helpers import (
+  SMALL,
+  distance,
+  letters,
+  make_examples,
+  noisy,
+  packed,
+  write_lines,
+)
 from jax import numpy as jnp
-from test_learner import CONFIG, distance
-from test_sft import base, make_examples, packed, tokenizer, write  # noqa: F401
-from test_transformer import noisy
 
 from rlzero import distill, sft
 from rlzero.models import parameters, transformer
@@ -21,16 +27,19 @@ from rlzero.train.optim import Optimizer
 from rlzero.types import Tokens
 from rlzero.weights import hf
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 # As wide again, and with an embedding that is padded further.
-TEACHER = dataclasses.replace(CONFIG, width=32, mlp_width=48, vocab_size=16)
+TEACHER = dataclasses.replace(SMALL, width=32, mlp_width=48, vocab_size=16)
 
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('teacher'))
-  hf.write_folder(folder, TEACHER, teacher_params(), tokenizer())
+  hf.write_folder(folder, TEACHER, teacher_params(), letters())
   return folder
 
 
@@ -40,7 +49,7 @@ def teacher_params():
   return jax.device_get(jax.tree.map(lambda x: 3 * x, params))
 
 
-def make_config(base, workdir, data, **changes):  # noqa: F811
+def make_config(base, workdir, data, **changes):
   settings = {
     'template': Template('plain'),
     'batch_size': 4,
@@ -66,7 +75,7 @@ def one_at_a_time(params, other, examples, direction):
       logits = hidden[0] @ transformer.head(config, params)
       return jax.nn.log_softmax(logits[:-1, :13])
 
-    q, p = logprobs(CONFIG, params), logprobs(TEACHER, other)
+    q, p = logprobs(SMALL, params), logprobs(TEACHER, other)
     a, b = (p, q) if direction == 'forward' else (q, p)
     return jnp.sum(jnp.sum(jnp.exp(a) * (a - b), axis=-1) * mask[1:])
 
@@ -83,12 +92,12 @@ def one_at_a_time(params, other, examples, direction):
 
 def test_packed_and_sharded_equal_one_at_a_time():
   direction = 'reverse'  # both are in test_losses
-  params, other = jax.device_get(noisy(CONFIG)), teacher_params()
+  params, other = jax.device_get(noisy(SMALL)), teacher_params()
   examples = make_examples()
   total, expected = one_at_a_time(params, other, examples, direction)
 
   def loss(params, rows, frozen):
-    return distillation.loss(CONFIG, TEACHER, direction, params, rows, frozen)
+    return distillation.loss(SMALL, TEACHER, direction, params, rows, frozen)
 
   grads, totals = supervised.gradient(loss)(params, packed(examples), other)
   assert distance(grads, expected) < 1e-5
@@ -109,8 +118,8 @@ ROWS = [
 ]
 
 
-def test_traces_are_learned_as_by_sft(base, tmp_path):  # noqa: F811
-  data = write(tmp_path / 'data.jsonl', ROWS)
+def test_traces_are_learned_as_by_sft(base, tmp_path):
+  data = write_lines(tmp_path / 'data.jsonl', ROWS)
   distill.run(make_config(base, tmp_path / 'distill', data, num_steps=2))
   cfg = make_config(base, tmp_path / 'sft', data, num_steps=2)
   names = [f.name for f in dataclasses.fields(sft.Config)]
@@ -127,14 +136,14 @@ def test_traces_are_learned_as_by_sft(base, tmp_path):  # noqa: F811
   [('forward_kl', False), ('reverse_kl', True)],
 )
 def test_student_comes_close_and_goes_on(
-  base,  # noqa: F811
+  base,
   teacher,
   tmp_path,
   monkeypatch,
   loss,
   on_policy,
 ):
-  data = write(tmp_path / 'data.jsonl', ROWS)
+  data = write_lines(tmp_path / 'data.jsonl', ROWS)
 
   def cfg(name):
     return make_config(
@@ -174,14 +183,14 @@ def test_student_comes_close_and_goes_on(
   assert again == losses
 
 
-def test_teacher_with_another_tokenizer(base, tmp_path):  # noqa: F811
+def test_teacher_with_another_tokenizer(base, tmp_path):
   words = Tokenizer.word_level(tuple('abcdefghikj'), '<eos>', '<pad>')
   hf.write_folder(str(tmp_path / 't'), TEACHER, teacher_params(), words)
   cfg = make_config(
     base, tmp_path, 'x', loss='forward_kl', teacher=str(tmp_path / 't')
   )
   with pytest.raises(ValueError, match="give 'j' different ids"):
-    distillation.load_teacher(cfg, tokenizer())
+    distillation.load_teacher(cfg, letters())
 
 
 @pytest.mark.parametrize(

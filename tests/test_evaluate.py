@@ -23,6 +23,8 @@ from rlzero.tasks import countdown
 from rlzero.text.template import Template
 from rlzero.train import folders
 
+pytestmark = pytest.mark.model
+
 _TINY = folders.embedded('tiny_base')
 
 

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_weights import CONFIGS, EXPERTS, as_dict, random_params, words
+from helpers import CONFIGS, EXPERTS, as_dict, random_params, words
 
 from rlzero import weights
 from rlzero.models.config import Latent, ModelConfig

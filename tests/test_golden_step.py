@@ -27,6 +27,8 @@ from rlzero.rl import learner
 from rlzero.rl.objective import Objective
 from rlzero.train import folders, optim, packing
 
+pytestmark = pytest.mark.model
+
 _GOLDEN = {
   'loss': -0.28786003589630127,
   'grad_norm': 11.474885940551758,

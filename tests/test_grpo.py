@@ -13,41 +13,18 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import GRPO_SETTINGS, grpo_config
 
 from rlzero import evaluate, grpo
 from rlzero.reporting import metric_names
 from rlzero.rl import collect, learner, loop, settings, update
 from rlzero.rollout import journal, scheduler
-from rlzero.runtime import config, fields, lifecycle, metrics, sharding
+from rlzero.runtime import config, lifecycle, metrics, sharding
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
 from rlzero.train import checkpoint, folders
 
-_SETTINGS = {
-  'num_prompts': 3,
-  'group_size': 4,
-  'steps_per_rollout': 1,
-  'max_len': 24,
-  'max_prompt_len': 16,
-  'num_slots': 8,
-  'decode_steps': 8,
-  'kl_coef': 0.01,
-  'reference_every': 2,
-  'learning_rate': 1e-3,
-  'micro_tokens': 256,
-  'num_steps': 6,
-  'save_every': 3,
-  'eval_every': 0,
-  'final_problems': 2,
-  'final_samples': 2,
-  'keep_completions_every': 3,
-  'num_workers': 1,
-}
-
-
-def _config(workdir, **changes):
-  settings = {**_SETTINGS, 'template': Template('short'), **changes}
-  return fields.make(grpo.Config, workdir=str(workdir), **settings)
+pytestmark = pytest.mark.model
 
 
 def _params(workdir):
@@ -71,7 +48,7 @@ def _assert_same_run(first, second):
 def whole(tmp_path_factory):
   """A run of six steps that nothing disturbed."""
   workdir = tmp_path_factory.mktemp('whole')
-  grpo.run(_config(workdir))
+  grpo.run(grpo_config(workdir))
   return workdir
 
 
@@ -109,7 +86,7 @@ def test_first_step_has_no_kl_and_later_ones_do(whole):
 
 
 def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
-  flags = [f'--{name}={value}' for name, value in _SETTINGS.items()]
+  flags = [f'--{name}={value}' for name, value in GRPO_SETTINGS.items()]
   gin = tmp_path / 'run.gin'
   gin.write_text(
     'from __gin__ import dynamic_registration\n'
@@ -140,19 +117,19 @@ def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert not (workdir / 'evaluations' / 'after.json').exists()
-  grpo.run(_config(workdir))
+  grpo.run(grpo_config(workdir))
   _assert_same_run(whole, workdir)
 
 
 def test_finished_run_is_left_as_it_is(whole, capsys):
   before = (whole / 'metrics.jsonl').read_bytes()
-  grpo.run(_config(whole))
+  grpo.run(grpo_config(whole))
   assert (whole / 'metrics.jsonl').read_bytes() == before
   assert 'step 6' in capsys.readouterr().out
 
 
 def test_several_minibatches_a_rollout(tmp_path):
-  cfg = _config(
+  cfg = grpo_config(
     tmp_path,
     steps_per_rollout=2,
     num_prompts=2,
@@ -169,7 +146,9 @@ def test_several_minibatches_a_rollout(tmp_path):
 
 
 def test_parts_of_the_verdict_can_be_rewarded(tmp_path):
-  cfg = _config(tmp_path, part_rewards={'steps_sum': 0.5, 'steps_mean': 2.0})
+  cfg = grpo_config(
+    tmp_path, part_rewards={'steps_sum': 0.5, 'steps_mean': 2.0}
+  )
   drawn = list(enumerate(cfg.task.examples('train')[:3]))
   with settings.make_reward_pool(cfg) as pool:
     loaded = settings.load_start(cfg)
@@ -200,7 +179,7 @@ def test_parts_of_the_verdict_can_be_rewarded(tmp_path):
 
 
 def test_dr_grpo_runs(tmp_path):
-  cfg = _config(
+  cfg = grpo_config(
     tmp_path,
     normalize_std=False,
     aggregation='constant',
@@ -227,7 +206,7 @@ def test_nan_stops_the_run_at_the_last_good_checkpoint(tmp_path, monkeypatch):
 
   monkeypatch.setattr(learner.Learner, 'update', poisoned)
   with pytest.raises(ValueError, match=r'At step 4 the loss is nan.*step 3'):
-    grpo.run(_config(tmp_path))
+    grpo.run(grpo_config(tmp_path))
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(_params(tmp_path)))
   assert len(metrics.read_metrics(str(tmp_path))) == 4
 
@@ -248,25 +227,25 @@ def test_nan_stops_the_run_at_the_last_good_checkpoint(tmp_path, monkeypatch):
 )
 def test_settings_that_make_no_sense(tmp_path, changes, sentence):
   with pytest.raises(ValueError, match=sentence):
-    _config(tmp_path, **changes)
+    grpo_config(tmp_path, **changes)
 
 
 def test_workdir_of_another_run(whole):
   with pytest.raises(config.UserError, match='group_size is 5 now and 4'):
-    grpo.run(_config(whole, group_size=5))
+    grpo.run(grpo_config(whole, group_size=5))
   # What may change does.
-  grpo.run(_config(whole, save_every=6))
+  grpo.run(grpo_config(whole, save_every=6))
 
 
 def test_unwritable_workdir(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(config.UserError, match='cannot be written to'):
-    grpo.run(_config(tmp_path / 'file' / 'run'))
+    grpo.run(grpo_config(tmp_path / 'file' / 'run'))
 
 
 def test_prompt_longer_than_the_limit(tmp_path):
   with pytest.raises(ValueError, match='tokens, but Sampling.max_prompt_len'):
-    grpo.run(_config(tmp_path, max_prompt_len=4))
+    grpo.run(grpo_config(tmp_path, max_prompt_len=4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,23 +266,25 @@ class _SomeLong(base.Wrapper):
 
 
 def test_a_training_prompt_above_the_limit_is_left_out(tmp_path, capsys):
-  cfg = _config(tmp_path, task=_SomeLong(), num_steps=4, max_prompt_len=16)
+  cfg = grpo_config(tmp_path, task=_SomeLong(), num_steps=4, max_prompt_len=16)
   grpo.run(cfg)
   left_out = [row['prompts/too_long'] for row in _rows(tmp_path)]
   assert len(left_out) == 4 and sum(left_out) > 0
   assert capsys.readouterr().out.count('it is left out') == 1
   with pytest.raises(ValueError, match='No training prompt is short enough'):
-    grpo.run(_config(tmp_path / 'b', task=_SomeLong(long=8), max_prompt_len=16))
+    grpo.run(
+      grpo_config(tmp_path / 'b', task=_SomeLong(long=8), max_prompt_len=16)
+    )
 
 
 def test_completion_longer_than_the_model(tmp_path):
   with pytest.raises(ValueError, match='the model takes 256'):
-    grpo.run(_config(tmp_path, max_len=1000))
+    grpo.run(grpo_config(tmp_path, max_len=1000))
 
 
 def test_missing_checkpoint(tmp_path):
   with pytest.raises(FileNotFoundError, match='nowhere does not exist'):
-    grpo.run(_config(tmp_path, checkpoint=str(tmp_path / 'nowhere')))
+    grpo.run(grpo_config(tmp_path, checkpoint=str(tmp_path / 'nowhere')))
   # Nothing was begun in the workdir.
   assert not (tmp_path / 'config.gin').exists()
 
@@ -316,7 +297,7 @@ class _Nothing(countdown.Countdown):
 
 def test_empty_task(tmp_path):
   with pytest.raises(ValueError, match='empty list of problems'):
-    grpo.run(_config(tmp_path, task=_Nothing()))
+    grpo.run(grpo_config(tmp_path, task=_Nothing()))
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
@@ -340,7 +321,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
 
 def test_table_says_what_the_settings_amount_to(tmp_path):
   text = settings.table(
-    _config(tmp_path, steps_per_rollout=2, num_steps=8, save_every=2), 12
+    grpo_config(tmp_path, steps_per_rollout=2, num_steps=8, save_every=2), 12
   )
   assert '3 x 4 = 12 rows' in text
   assert '4 x 24' in text
@@ -351,7 +332,7 @@ def test_table_says_what_the_settings_amount_to(tmp_path):
 def whole_of_two(tmp_path_factory):
   """A run of rollouts of two updates each."""
   workdir = tmp_path_factory.mktemp('whole_of_two')
-  grpo.run(_config(workdir, **_TWO))
+  grpo.run(grpo_config(workdir, **_TWO))
   return workdir
 
 
@@ -411,7 +392,7 @@ def test_a_run_that_would_ask_otherwise_does_not_resume(
   def run(chat_template):
     path.write_text(json.dumps(facts | {'chat_template': chat_template}))
     grpo.run(
-      _config(
+      grpo_config(
         tmp_path / 'run',
         checkpoint=str(base),
         template=Template('chat'),
@@ -434,7 +415,7 @@ def test_a_run_that_would_ask_otherwise_does_not_resume(
 
 
 def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):
-  cfg = _config(tmp_path, **_TWO)
+  cfg = grpo_config(tmp_path, **_TWO)
   written = []
   for owner, name, call in (
     (journal.Journal, 'add_completion', 11),  # of the first 16
@@ -466,7 +447,7 @@ def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('call', [5, 21], ids=['first', 'second'])
 def test_sigterm_in_a_rollout(whole_of_two, tmp_path, monkeypatch, call):
-  cfg = _config(tmp_path, **_TWO | {'save_every': 4})
+  cfg = grpo_config(tmp_path, **_TWO | {'save_every': 4})
   add, calls = journal.Journal.add_completion, []
 
   def told(*args):
@@ -491,7 +472,7 @@ def test_a_finished_run_goes_back_to_the_checkpoint_before(
   # Which lies between minibatches, and needs its journal.
   shutil.copytree(whole_of_two, tmp_path, dirs_exist_ok=True)
   (tmp_path / 'checkpoints' / '4' / 'facts' / 'metadata').unlink()
-  grpo.run(_config(tmp_path, **_TWO))
+  grpo.run(grpo_config(tmp_path, **_TWO))
   assert 'trying the one of step 3' in capsys.readouterr().err
   _assert_same_folder(whole_of_two, tmp_path)
 
@@ -499,7 +480,7 @@ def test_a_finished_run_goes_back_to_the_checkpoint_before(
 def test_lost_journal_gives_way_to_the_checkpoint_before(
   whole_of_two, tmp_path, monkeypatch, capsys
 ):
-  cfg = _config(tmp_path, **_TWO)
+  cfg = grpo_config(tmp_path, **_TWO)
   _killed_at(monkeypatch, update.Trainer, 'update', 4)
   with pytest.raises(_Killed):
     grpo.run(cfg)
@@ -514,7 +495,7 @@ def test_lost_journal_gives_way_to_the_checkpoint_before(
 def test_groups_are_scored_as_they_end_and_it_makes_no_difference(
   tmp_path, monkeypatch
 ):
-  cfg = _config(tmp_path)
+  cfg = grpo_config(tmp_path)
   examples = cfg.task.examples('train')
   drawn = list(enumerate(examples[:3]))
   begun, order = threading.Event(), []

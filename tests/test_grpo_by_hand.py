@@ -4,6 +4,10 @@ import importlib.util
 import pathlib
 import re
 
+import pytest
+
+pytestmark = pytest.mark.model
+
 _PATH = pathlib.Path(__file__).parents[1] / 'docs/tutorials/grpo_by_hand.py'
 
 

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_learner import distance
+from helpers import distance
 
 from rlzero import grpo, sft
 from rlzero.benchmarks.host_steps import CONFIG
@@ -27,6 +27,8 @@ from rlzero.runtime import (
   sharding,
 )
 from rlzero.train import checkpoint, folders
+
+pytestmark = pytest.mark.model
 
 _ROOT = pathlib.Path(__file__).parent.parent
 

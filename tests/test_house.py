@@ -458,6 +458,14 @@ def test_no_file_names_a_folder_of_one_machine():
   assert not wrong, '\n'.join(wrong)
 
 
+def test_no_test_imports_a_test():
+  for path in (_ROOT / 'tests').glob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.stmt):
+        for target in _targets(node):
+          assert not target.startswith('test_'), f'{path.name}: {target}'
+
+
 # Fixtures, and names that several tests use.
 _SHARED = {'conftest', 'helpers'}
 

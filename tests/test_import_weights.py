@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.model
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize('num_devices', [1, 8])

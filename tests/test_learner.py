@@ -6,8 +6,20 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import (
+  EOS,
+  GROUP,
+  GRPO,
+  NO_KL,
+  NUM_PROMPTS,
+  NUM_ROWS,
+  SHARED_PREFIX,
+  SMALL,
+  distance,
+  make_rows,
+  noisy,
+)
 from jax import numpy as jnp
-from test_transformer import noisy
 
 from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
@@ -18,22 +30,7 @@ from rlzero.rollout.sampling import Sampling
 from rlzero.train import optim, packing
 from rlzero.types import Tokens
 
-CONFIG = ModelConfig(
-  vocab_size=13,
-  num_layers=2,
-  width=16,
-  mlp_width=24,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=4,
-  tied_embedding=False,
-)
-EOS = 1
-NUM_PROMPTS, GROUP = 3, 4
-NUM_ROWS = NUM_PROMPTS * GROUP
 MICRO = 24  # five microbatches, fewer without KL
-GRPO = Objective(kl_coef=0.1)
-NO_KL = Objective(kl_coef=0.0)
 DR_GRPO = Objective(
   kl_coef=0.05,
   clip_low=0.1,
@@ -44,52 +41,22 @@ DR_GRPO = Objective(
 # The sampling that goes with it in the tests; the others have the default.
 SAMPLING = {DR_GRPO: Sampling(temperature=0.7, max_len=20)}
 
-SHARED_PREFIX = 7, 3
 
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 
 @pytest.fixture(scope='module')
 def params():
-  return noisy(CONFIG)
-
-
-def make_rows(objective, seed=0, shortest=1, longest=9, shared_prefix=()):
-  """Groups of random completions; all rewards of the second are equal.
-
-  They begin with the prefix, which is shared under `short_shared_prefixes`.
-  """
-  rng = np.random.default_rng(seed)
-  completions = [
-    np.append(rng.integers(2, 13, n), EOS)
-    for n in rng.integers(shortest - 1, longest, NUM_ROWS)
-  ]
-  rewards = rng.integers(0, 2, (NUM_PROMPTS, GROUP)).astype(np.float32)
-  rewards[:, 0], rewards[:, 1] = 0, 1
-  rewards[1] = 1
-  old, ref = (
-    [np.float32(rng.normal(-2.5, 0.7, len(c))) for c in completions]
-    for _ in range(2)
-  )
-  return packing.RolloutBatch(
-    prompts=[
-      [*shared_prefix, *rng.integers(2, 13, n).tolist()] for n in (2, 5, 3)
-    ],
-    prompt_index=np.repeat(np.arange(NUM_PROMPTS), GROUP),
-    completions=completions,
-    old_logprobs=old,
-    ref_logprobs=ref if objective.kl_coef else None,
-    advantages=np.asarray(
-      losses.group_advantages(jnp.asarray(rewards), objective.normalize_std)
-    ).reshape(-1),
-  )
+  return noisy(SMALL)
 
 
 @functools.cache
 def make_learner(objective, micro_tokens=MICRO, rate=0.05, sampling=None):
   return learner.Learner(
-    CONFIG,
+    SMALL,
     objective,
     optax.sgd(rate),
     micro_tokens,
@@ -101,8 +68,8 @@ def plain_logprobs(params, temperature, ids, start, size):
   """Of the tokens ids[start : start + size], padded; from one whole row."""
   places = jnp.arange(ids.shape[0])[None]
   rows = Tokens(ids[None], places, jnp.ones_like(places))
-  hidden, _, _ = transformer.forward(CONFIG, params, rows)
-  logits = hidden[0] @ transformer.head(CONFIG, params) / temperature
+  hidden, _, _ = transformer.forward(SMALL, params, rows)
+  logits = hidden[0] @ transformer.head(SMALL, params) / temperature
   logprobs = jax.nn.log_softmax(logits)
   at = start + jnp.arange(9)
   real = jnp.arange(9) < size
@@ -161,15 +128,6 @@ def plain_gradient(objective, params, rows):
     loss, kl = loss + one, kl + more
     grads = jax.tree.map(np.add, grads, new)
   return grads, loss, kl
-
-
-def distance(first, second):
-  """Relative distance of two gradients."""
-  flat = [
-    np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
-    for tree in (first, second)
-  ]
-  return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
 
 
 @pytest.mark.parametrize('micro_tokens', [36, 18, 10])
@@ -324,7 +282,7 @@ def test_stopping_gets_credit(params):
 @pytest.mark.parametrize('number', [np.inf, np.nan])
 def test_a_loss_that_is_not_finite_changes_nothing(params, number):
   update = learner.Learner(
-    CONFIG, NO_KL, optim.Optimizer(learning_rate=0.1).transform(10), MICRO
+    SMALL, NO_KL, optim.Optimizer(learning_rate=0.1).transform(10), MICRO
   )
   rows = make_rows(NO_KL)
   advantages = rows.advantages.copy()

@@ -11,6 +11,8 @@ from jax import numpy as jnp
 from rlzero.models import vocab_head
 from rlzero.rl import losses
 
+pytestmark = pytest.mark.model
+
 
 def test_group_advantages_by_hand():
   # Rewards 1, 0, 0, 1: mean 1/2, deviations +-1/2, standard deviation 1/2.

@@ -12,7 +12,10 @@ from rlzero.models import moe
 from rlzero.models.config import Experts
 from rlzero.runtime import sharding
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 E, D, W = 8, 6, 8
 

@@ -7,7 +7,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from test_weights import CONFIGS
+from helpers import CONFIGS
 
 import rlzero
 from rlzero.models import parameters, transformer

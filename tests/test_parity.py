@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import as_dict, each_config, random_params, words
 from jax import numpy as jnp
-from test_weights import as_dict, each_config, random_params, words
 from tokenizers import pre_tokenizers
 
 from rlzero import weights

@@ -16,7 +16,10 @@ from rlzero.models.config import Experts, ModelConfig
 from rlzero.planner import estimate, flops, planning, programs, table
 from rlzero.runtime import config, fields, sharding
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 # One layer, whose body a compiler counts once. Wide enough for the matrices to
 # be most of the work.

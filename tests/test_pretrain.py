@@ -18,6 +18,8 @@ from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import folders, pretraining
 from rlzero.train.optim import Optimizer
 
+pytestmark = pytest.mark.model
+
 _MODEL = ModelConfig(
   vocab_size=123,
   num_layers=2,

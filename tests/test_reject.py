@@ -14,6 +14,8 @@ from rlzero.text import readability
 from rlzero.text.template import Template
 from rlzero.train import demonstrations, folders
 
+pytestmark = pytest.mark.model
+
 _TINY = folders.embedded('tiny_base')
 
 

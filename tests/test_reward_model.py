@@ -5,10 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers import EOS, SMALL, distance, letters, noisy, write_lines
 from jax import numpy as jnp
-from test_learner import CONFIG, distance
-from test_sft import EOS, base, tokenizer, write  # noqa: F401
-from test_transformer import noisy
 
 from rlzero import reward_model
 from rlzero.models import parameters, transformer
@@ -22,10 +20,13 @@ from rlzero.train import packing, supervised
 from rlzero.train.optim import Optimizer
 from rlzero.types import Tokens
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 
-def make_config(base, workdir, data, **changes):  # noqa: F811
+def make_config(base, workdir, data, **changes):
   settings = {
     'template': Template('plain'),
     'batch_size': 8,
@@ -43,9 +44,9 @@ def make_config(base, workdir, data, **changes):  # noqa: F811
 
 def params_with_score(seed=1):
   rng = np.random.default_rng(seed)
-  weight = rng.normal(size=CONFIG.width).astype(np.float32)
+  weight = rng.normal(size=SMALL.width).astype(np.float32)
   score = {'weight': jnp.asarray(weight), 'bias': jnp.float32(0.3)}
-  return {**noisy(CONFIG), 'score': score}
+  return {**noisy(SMALL), 'score': score}
 
 
 def judgements(kind, count=7):
@@ -60,7 +61,7 @@ def judgements(kind, count=7):
 
 
 def the_loss(params, rows, frozen=()):
-  return reward_modeling.loss(CONFIG, params, rows, frozen)
+  return reward_modeling.loss(SMALL, params, rows, frozen)
 
 
 def packed(some, micro_tokens=64, ways=1):
@@ -86,7 +87,7 @@ def one_at_a_time(params, some):
   def score(params, ids, size):
     places = jnp.arange(12)[None]
     hidden, _, _ = transformer.forward(
-      CONFIG, params, Tokens(ids[None], places, jnp.ones_like(places))
+      SMALL, params, Tokens(ids[None], places, jnp.ones_like(places))
     )
     last = params['score']
     return hidden[0, size - 1] @ last['weight'] + last['bias']
@@ -128,7 +129,7 @@ def test_packed_and_sharded_equal_one_at_a_time(kind):
   np.testing.assert_allclose(sums['loss'].total, total, rtol=1e-5)
 
 
-def test_learns_a_preference_and_scores_it(base, tmp_path, capsys):  # noqa: F811
+def test_learns_a_preference_and_scores_it(base, tmp_path, capsys):
   # Better is what ends in 'a'; what is thought before does not matter.
   rng = np.random.default_rng(0)
   letters = list('bcdefghij')
@@ -144,7 +145,7 @@ def test_learns_a_preference_and_scores_it(base, tmp_path, capsys):  # noqa: F81
     }
     for _ in range(60)
   ]
-  data = write(tmp_path / 'pairs.jsonl', rows)
+  data = write_lines(tmp_path / 'pairs.jsonl', rows)
   workdir = tmp_path / 'run'
   reward_model.run(make_config(base, workdir, data))
   metrics = json.loads((workdir / 'held_out.json').read_text())
@@ -201,7 +202,7 @@ def test_reads_the_summary_or_everything():
 def test_bad_records(tmp_path, kind, row, message):
   cfg = make_config('x', tmp_path, 'x', kind=kind)
   with pytest.raises(ValueError, match=message):
-    reward_modeling.encode(cfg, tokenizer(), ('here', row))
+    reward_modeling.encode(cfg, letters(), ('here', row))
 
 
 def test_completions_that_differ_where_nobody_reads(tmp_path):

@@ -9,6 +9,8 @@ from jax import numpy as jnp
 
 from rlzero.rollout import sampling
 
+pytestmark = pytest.mark.model
+
 V = 600  # three blocks of the search, the last one not full
 ROWS, POSITIONS = 1024, 2048  # two million draws
 

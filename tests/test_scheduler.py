@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from test_transformer import GEMMA, V3, noisy
+from helpers import GEMMA, V3, noisy
 
 from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
@@ -45,7 +45,10 @@ WIDTH = 48  # tokens of the longest prompt and completion here
 SHORT = dict(max_len=16, max_prompt_len=8, decode_steps=5)
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 
 @pytest.fixture(scope='module')

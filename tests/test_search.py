@@ -11,7 +11,10 @@ from rlzero.evaluation import measure, tree_search
 from rlzero.tasks import countdown
 from rlzero.train import folders
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 
 def test_puct_by_hand():

@@ -1,7 +1,6 @@
 """Fine-tuning: what is learned, packing, mixing, and going on."""
 
 import collections
-import json
 import os
 import signal
 
@@ -9,55 +8,41 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import (
+  SMALL,
+  distance,
+  letters,
+  make_examples,
+  noisy,
+  packed,
+  write_lines,
+)
 from jax import numpy as jnp
-from test_learner import CONFIG, distance
-from test_transformer import noisy
 
 from rlzero import sft
 from rlzero.models import parameters, transformer
 from rlzero.runtime import config, lifecycle, metrics, saved_config, sharding
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
-from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import (
   checkpoint,
   demonstrations,
   folders,
-  packing,
   supervised,
 )
 from rlzero.train.optim import Optimizer
 from rlzero.types import Tokens
-from rlzero.weights import hf
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
-WORDS = tuple('abcdefghijk')  # 13 ids with padding and EOS: CONFIG's
 EOS = 1
 CHAT = (
   "{% for m in messages %}{{ m['content'] }} {% endfor %}"
   '{% if add_generation_prompt %}k{% endif %}'
 )
-
-
-def tokenizer(chat_template=None):
-  words = Tokenizer.word_level(WORDS, '<eos>', '<pad>')
-  words.chat_template = chat_template
-  return words
-
-
-@pytest.fixture(scope='module')
-def base(tmp_path_factory):
-  """Folder of a small random model."""
-  folder = str(tmp_path_factory.mktemp('base'))
-  params = jax.device_get(transformer.init(CONFIG, jax.random.key(0)))
-  hf.write_folder(folder, CONFIG, params, tokenizer())
-  return folder
-
-
-def write(path, rows):
-  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  return str(path)
 
 
 def make_config(base, workdir, data, **changes):
@@ -75,24 +60,14 @@ def make_config(base, workdir, data, **changes):
   )
 
 
-def make_examples(count=12, seed=0):
-  rng = np.random.default_rng(seed)
-  return [
-    demonstrations.Example(
-      rng.integers(2, 13, n).astype(np.int32), int(rng.integers(1, n))
-    )
-    for n in rng.integers(2, 20, count)
-  ]
-
-
 def one_at_a_time(params, examples):
   """Sums of loss, tokens and gradient, from plain rows of one example."""
 
   def loss(params, ids, mask):
     places = jnp.arange(ids.size)[None]
     rows = Tokens(ids[None], places, jnp.ones_like(places))
-    hidden, _, _ = transformer.forward(CONFIG, params, rows)
-    logits = hidden[0] @ transformer.head(CONFIG, params)
+    hidden, _, _ = transformer.forward(SMALL, params, rows)
+    logits = hidden[0] @ transformer.head(SMALL, params)
     terms = optax.softmax_cross_entropy_with_integer_labels(
       logits[:-1], ids[1:]
     )
@@ -111,30 +86,25 @@ def one_at_a_time(params, examples):
   return grads, total, count
 
 
-def packed(examples, micro_tokens=128, ways=1):
-  items = [demonstrations.pack_item(e) for e in examples]
-  return [m for _, m in packing.pack(items, micro_tokens, 24, ways)]
-
-
 def the_loss(params, rows, frozen=()):
-  return demonstrations.loss(CONFIG, params, rows, frozen)
+  return demonstrations.loss(SMALL, params, rows, frozen)
 
 
 def test_prompt_is_read_and_completion_learned():
   # 'a b' asks, 'c' answers: what is learned is c = 4 and EOS = 1.
   record = 'here', {'prompt': 'a b', 'completion': 'c'}
-  example = demonstrations.encode(tokenizer(), Template('plain'), record)
+  example = demonstrations.encode(letters(), Template('plain'), record)
   assert example.ids.tolist() == [2, 3, 4, EOS]
   assert example.completion.tolist() == [4, EOS]
   assert demonstrations.pack_item(example).extras.tolist() == [0, 0, 1, 1]
   # A completion that brings its EOS along gets no second one.
   record = 'here', {'prompt': 'a b', 'completion': 'c <eos>'}
-  again = demonstrations.encode(tokenizer(), Template('plain'), record)
+  again = demonstrations.encode(letters(), Template('plain'), record)
   assert again.ids.tolist() == example.ids.tolist()
 
 
 def test_chat_template_is_applied_to_prompts_and_messages():
-  words = tokenizer(CHAT)
+  words = letters(CHAT)
   turns = [
     {'role': 'system', 'content': 'a'},
     {'role': 'user', 'content': 'b'},
@@ -152,7 +122,7 @@ def test_chat_template_is_applied_to_prompts_and_messages():
 
 def test_uniform_model_by_hand():
   # Embedding of zeros: every token has probability 1 / 13, whatever it is.
-  params = jax.tree.map(jnp.zeros_like, noisy(CONFIG))
+  params = jax.tree.map(jnp.zeros_like, noisy(SMALL))
   example = demonstrations.Example(np.array([2, 3, 4, EOS], np.int32), 2)
   (micro,) = packed([example])
   value, totals = jax.jit(the_loss)(params, micro)
@@ -162,7 +132,7 @@ def test_uniform_model_by_hand():
 
 @pytest.mark.parametrize('micro_tokens', [144, 128, 64])
 def test_packed_equals_one_at_a_time(micro_tokens):
-  params, examples = noisy(CONFIG), make_examples()
+  params, examples = noisy(SMALL), make_examples()
   expected, total, count = one_at_a_time(params, examples)
   micros = packed(examples, micro_tokens)
   assert len(micros) == {144: 1, 128: 2, 64: 3}[micro_tokens]
@@ -176,7 +146,7 @@ def test_packed_equals_one_at_a_time(micro_tokens):
 
 
 def test_sharded_equals_unsharded():
-  params, examples = jax.device_get(noisy(CONFIG)), make_examples()
+  params, examples = jax.device_get(noisy(SMALL)), make_examples()
   expected, totals = supervised.gradient(the_loss)(params, packed(examples))
   with sharding.use(sharding.Mesh(data=2, fsdp=4)):
     placed = sharding.device_put_params(parameters.AXES, params)
@@ -219,7 +189,7 @@ def test_learns_and_goes_on_with_the_same_bits(base, tmp_path, monkeypatch):
     {'prompt': x, 'completion': f'{y} {z}'}
     for x, y, z in zip('abcdef', 'bcdefg', 'cdefgh', strict=True)
   ]
-  data = write(tmp_path / 'data.jsonl', rows)
+  data = write_lines(tmp_path / 'data.jsonl', rows)
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   sft.run(make_config(base, whole, data, num_steps=30, save_every=4))
   rows = metrics.read_metrics(str(whole))
@@ -227,7 +197,7 @@ def test_learns_and_goes_on_with_the_same_bits(base, tmp_path, monkeypatch):
   assert losses[-1] < 0.1 * losses[0]
   # The first update divides by its learned tokens, once.
   cfg = make_config(base, cut, data, num_steps=30, save_every=4)
-  examples, order = demonstrations.load(cfg, tokenizer())
+  examples, order = demonstrations.load(cfg, letters())
   micros = packed([examples[i] for i in order.batch(0)])
   params = folders.load_model(base).params
   grads, totals = supervised.gradient(the_loss)(params, micros)
@@ -264,11 +234,11 @@ def test_longer_examples_are_dropped_or_cut(base, tmp_path, capsys):
     {'prompt': 'a', 'completion': 'b c d e f'},
     {'prompt': 'a b c d e f', 'completion': 'a'},
   ]
-  data = write(tmp_path / 'data.jsonl', rows)
+  data = write_lines(tmp_path / 'data.jsonl', rows)
 
   def load(too_long):
     cfg = make_config(base, tmp_path, data, max_len=5, too_long=too_long)
-    return [e.ids.tolist() for e in demonstrations.load(cfg, tokenizer())[0]]
+    return [e.ids.tolist() for e in demonstrations.load(cfg, letters())[0]]
 
   assert load('drop') == [[2, 3, 4, EOS]]
   said = '1 examples, 4 tokens; 2 were longer than 5 and left out'
@@ -277,7 +247,7 @@ def test_longer_examples_are_dropped_or_cut(base, tmp_path, capsys):
   assert load('truncate') == [[2, 3, 4, EOS], [2, 3, 4, 5, 6]]
   cfg = make_config(base, tmp_path, data, max_len=3)
   with pytest.raises(ValueError, match='All 3 examples.*max_len = 3'):
-    demonstrations.load(cfg, tokenizer())
+    demonstrations.load(cfg, letters())
 
 
 @pytest.mark.parametrize(
@@ -300,9 +270,9 @@ def test_longer_examples_are_dropped_or_cut(base, tmp_path, capsys):
   ],
 )
 def test_bad_records(base, tmp_path, row, message):
-  data = write(tmp_path / 'data.jsonl', [row])
+  data = write_lines(tmp_path / 'data.jsonl', [row])
   with pytest.raises(ValueError, match=message):
-    demonstrations.load(make_config(base, tmp_path, data), tokenizer(CHAT))
+    demonstrations.load(make_config(base, tmp_path, data), letters(CHAT))
 
 
 def test_bad_settings(base, tmp_path):
@@ -311,11 +281,11 @@ def test_bad_settings(base, tmp_path):
   with pytest.raises(ValueError, match='data is empty'):
     make_config(base, tmp_path, ())
   with pytest.raises(ValueError, match='takes 2048 tokens'):
-    make_config(base, tmp_path, 'x', max_len=4096).model(CONFIG)
+    make_config(base, tmp_path, 'x', max_len=4096).model(SMALL)
 
 
 def test_sources_come_from_gin(base, tmp_path):
-  data = write(tmp_path / 'data.jsonl', [{'q': 'a', 'completion': 'b'}])
+  data = write_lines(tmp_path / 'data.jsonl', [{'q': 'a', 'completion': 'b'}])
   gin = tmp_path / 'run.gin'
   gin.write_text(f"""
 from __gin__ import dynamic_registration

@@ -6,16 +6,17 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_learner import (
-  CONFIG,
+from helpers import (
   EOS,
   GRPO,
   NO_KL,
   SHARED_PREFIX,
+  SMALL,
+  V3,
   distance,
+  grpo_config,
   make_rows,
 )
-from test_transformer import V3
 
 from rlzero.models import parameters, transformer
 from rlzero.rl import learner, settings
@@ -24,13 +25,16 @@ from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics, sharding
 from rlzero.train import optim
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
-EVEN = dataclasses.replace(CONFIG, vocab_size=16)
+EVEN = dataclasses.replace(SMALL, vocab_size=16)
 DEEPSEEK = dataclasses.replace(V3, vocab_size=16)
 MESHES = {
-  'data': (CONFIG, sharding.Mesh(data=8)),
-  'fsdp': (CONFIG, sharding.Mesh(fsdp=8)),
+  'data': (SMALL, sharding.Mesh(data=8)),
+  'fsdp': (SMALL, sharding.Mesh(fsdp=8)),
   'all': (EVEN, sharding.Mesh(data=2, fsdp=2, tensor=2)),
   'experts': (DEEPSEEK, sharding.Mesh(fsdp=2, expert=4)),
 }
@@ -101,12 +105,12 @@ def test_gradient_on_a_mesh_is_the_one_without(config, mesh):
 def test_pmapped_gradient_is_the_one_of_one_device(objective):
   # Five microbatches, fewer without KL, of unlike token counts on 8 devices.
   rows = make_rows(objective, shared_prefix=SHARED_PREFIX)
-  params = params_of(CONFIG)
+  params = params_of(SMALL)
   rule = optim.Optimizer(learning_rate=0.05).transform(4)
-  alone = learner.Learner(CONFIG, objective, rule, 24)
+  alone = learner.Learner(SMALL, objective, rule, 24)
   expected, totals = alone.gradient(params, rows)
   with sharding.use(sharding.Mesh(data=8)):
-    each = learner.Learner(CONFIG, objective, rule, 24, pmapped=True)
+    each = learner.Learner(SMALL, objective, rule, 24, pmapped=True)
     state = each.init(params)
     grads, sums = each.gradient(state.params, rows)
     _, facts = each.update(state, rows)
@@ -252,7 +256,6 @@ def test_no_mesh_changes_nothing():
 
 @pytest.mark.slow
 def test_run_on_a_mesh_learns_what_one_device_does(tmp_path):
-  from test_grpo import _config
 
   from rlzero import grpo
 
@@ -262,7 +265,7 @@ def test_run_on_a_mesh_learns_what_one_device_does(tmp_path):
     ('pmap', {'mesh': sharding.Mesh(data=8), 'update': 'pmap'}),
   ):
     grpo.run(
-      _config(
+      grpo_config(
         tmp_path / name, num_steps=2, save_every=2, num_prompts=4, **changes
       )
     )
@@ -277,13 +280,12 @@ def test_run_on_a_mesh_learns_what_one_device_does(tmp_path):
 
 @pytest.mark.slow
 def test_rollouts_in_a_layout_of_their_own(tmp_path):
-  from test_grpo import _config
 
   from rlzero.rl import collect, update
 
   found = []
   for layout in (None, sharding.Mesh(data=8)):
-    cfg = _config(
+    cfg = grpo_config(
       tmp_path, mesh=sharding.Mesh(fsdp=8), rollout_mesh=layout, kl_coef=0.0
     )
     drawn = list(enumerate(cfg.task.examples('train')[: cfg.num_prompts]))

@@ -13,6 +13,8 @@ from rlzero.rollout.sampling import Sampling
 from rlzero.rollout.slots import empty_slots, read_pages, resize_slots
 from rlzero.runtime import sharding
 
+pytestmark = pytest.mark.model
+
 CONFIG = ModelConfig(
   vocab_size=16,
   num_layers=2,

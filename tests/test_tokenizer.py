@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import tokenizers
+from helpers import gguf_metadata
 from tokenizers import (
   decoders,
   models,
@@ -17,34 +18,6 @@ from tokenizers import (
 from rlzero.text import chat
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.weights import gguf_tokenizer
-
-TEMPLATE = (
-  '{% for m in messages %}\n'
-  '  {% if m.role == "nobody" %}{{ raise_exception("who?") }}{% endif %}\n'
-  '<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}'
-  '{% if add_generation_prompt %}<assistant>{% endif %}'
-)
-
-
-def metadata(**changes):
-  """A byte-level vocabulary that can merge digits, 'ab' and ' a'."""
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  merges = ['1 2', '12 3', 'a b', 'Ġ a', 'Ġ 1']
-  words = [m.replace(' ', '') for m in merges]
-  tokens = ['<end>', '<begin>', '<think>', *alphabet, *words]
-  values = {
-    'model': 'gpt2',
-    'pre': 'gpt-2',
-    'tokens': tokens,
-    'token_type': [3, 3, 4] + [1] * (len(tokens) - 3),
-    'merges': merges,
-    'eos_token_id': 0,
-    'bos_token_id': 1,
-    **changes,
-  }
-  return {
-    f'tokenizer.ggml.{k}': v for k, v in values.items() if v is not None
-  } | {'tokenizer.chat_template': TEMPLATE}
 
 
 def words():
@@ -85,21 +58,21 @@ def test_word_that_cannot_be_one_is_refused(wrong):
 def test_text_is_cut_as_the_merges_were_learned(pre, expected):
   # Digits tell the pre-tokenizers apart: with their space, one by one, or
   # up to three together.
-  tokenizer = gguf_tokenizer.read(metadata(pre=pre))
+  tokenizer = gguf_tokenizer.read(gguf_metadata(pre=pre))
   ids = tokenizer.encode('ab a 12312 1')
   assert [tokenizer.decode([i]) for i in ids] == expected
 
 
 @pytest.mark.parametrize('pre', ['gpt-2', 'smollm', 'qwen2', 'default'])
 def test_any_text_survives(pre):
-  tokenizer = gguf_tokenizer.read(metadata(pre=pre))
+  tokenizer = gguf_tokenizer.read(gguf_metadata(pre=pre))
   text = 'Größe: 3×4 = 12\n\n\t"naïve"  don\'t 日本 🙂 \x00 end  '
   assert tokenizer.decode(tokenizer.encode(text)) == text
   assert tokenizer.encode('') == []
 
 
 def test_special_tokens_in_text_are_never_split():
-  tokenizer = gguf_tokenizer.read(metadata())
+  tokenizer = gguf_tokenizer.read(gguf_metadata())
   ids = tokenizer.encode('ab<end><think>a')
   assert [ids[1], ids[2]] == [0, 2]
   assert len(ids) == 4
@@ -144,9 +117,9 @@ def sentencepiece(**changes):
 
 
 def byte_level():
-  tokens = metadata()['tokenizer.ggml.tokens']
+  tokens = gguf_metadata()['tokenizer.ggml.tokens']
   with_turn = ['<end>', '<begin>', '<turn>', *tokens[3:]]
-  return metadata(tokens=with_turn) | {'tokenizer.chat_template': CHAT}
+  return gguf_metadata(tokens=with_turn) | {'tokenizer.chat_template': CHAT}
 
 
 @pytest.mark.parametrize(
@@ -204,9 +177,9 @@ def test_runs_of_spaces_come_first():
 
 
 def test_begin_token_is_added_only_where_asked_and_wanted():
-  plain = gguf_tokenizer.read(metadata())
-  adding = gguf_tokenizer.read(metadata(add_bos_token=True))
-  llama3 = gguf_tokenizer.read(metadata(pre='llama-bpe'))
+  plain = gguf_tokenizer.read(gguf_metadata())
+  adding = gguf_tokenizer.read(gguf_metadata(add_bos_token=True))
+  llama3 = gguf_tokenizer.read(gguf_metadata(pre='llama-bpe'))
   assert plain.encode('a', add_special=True) == plain.encode('a')
   assert adding.encode('a') == plain.encode('a')
   assert adding.encode('a', add_special=True) == [1, *plain.encode('a')]
@@ -214,9 +187,9 @@ def test_begin_token_is_added_only_where_asked_and_wanted():
 
 
 def test_end_of_turn_also_ends_and_pads_by_default():
-  assert gguf_tokenizer.read(metadata(eot_token_id=2)).eos_ids == (0, 2)
-  assert gguf_tokenizer.read(metadata(eot_token_id=2)).pad_id == 0
-  assert gguf_tokenizer.read(metadata(padding_token_id=2)).pad_id == 2
+  assert gguf_tokenizer.read(gguf_metadata(eot_token_id=2)).eos_ids == (0, 2)
+  assert gguf_tokenizer.read(gguf_metadata(eot_token_id=2)).pad_id == 0
+  assert gguf_tokenizer.read(gguf_metadata(padding_token_id=2)).pad_id == 2
 
 
 @pytest.mark.parametrize(
@@ -243,15 +216,15 @@ def test_end_of_turn_also_ends_and_pads_by_default():
 )
 def test_gguf_tokenizer_that_cannot_be_built(changes, message):
   with pytest.raises(ValueError, match=message):
-    gguf_tokenizer.read(metadata(**changes), 'm.gguf')
+    gguf_tokenizer.read(gguf_metadata(**changes), 'm.gguf')
 
 
 @pytest.mark.parametrize(
   'tokenizer',
   [
     words(),
-    gguf_tokenizer.read(metadata(pre='qwen2', eot_token_id=2)),
-    gguf_tokenizer.read(metadata(add_bos_token=True)),
+    gguf_tokenizer.read(gguf_metadata(pre='qwen2', eot_token_id=2)),
+    gguf_tokenizer.read(gguf_metadata(add_bos_token=True)),
   ],
 )
 def test_folder_round_trip(tokenizer, tmp_path):
@@ -330,7 +303,7 @@ def test_folder_that_cannot_be_read(tmp_path):
 
 
 def test_chat_template_trims_blocks():
-  tokenizer = gguf_tokenizer.read(metadata())
+  tokenizer = gguf_tokenizer.read(gguf_metadata())
   messages = [{'role': 'user', 'content': 'a < b'}]
   # Neither the newline after a block nor the space before one is text.
   text = '<user>a < b<end>'
@@ -363,7 +336,7 @@ def test_chat_template_that_refuses():
   with pytest.raises(ValueError, match='has no chat template'):
     words().apply_chat_template(messages)
   with pytest.raises(ValueError, match=r'does not accept .*\(who\?\)'):
-    gguf_tokenizer.read(metadata()).apply_chat_template(messages)
+    gguf_tokenizer.read(gguf_metadata()).apply_chat_template(messages)
   # The sandbox: templates come from strangers.
   with pytest.raises(ValueError, match='does not accept'):
     with_template('{{ messages.append(1) }}').apply_chat_template(messages)
@@ -530,7 +503,7 @@ def test_tags_that_are_special_tokens_stay_in_the_text(form, tmp_path):
   if form == 'gguf':
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ['</s>', '<s>', *TAGS, *marks, *alphabet]
-    given = metadata(
+    given = gguf_metadata(
       tokens=tokens, token_type=[3] * 9 + [1] * 256, merges=['a b']
     )
     given['tokenizer.ggml.tokens'].append('ab')

@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from helpers import GEMMA, MHA, MQA, V3, noisy
 from jax import numpy as jnp
 
 from rlzero.models import (
@@ -19,70 +20,18 @@ from rlzero.models import (
 from rlzero.models.config import (
   Experts,
   Latent,
-  LinearScaling,
-  ModelConfig,
   RopeScaling,
-  Yarn,
 )
 from rlzero.runtime import sharding
 from rlzero.types import CachedContext, KeyValues, Prompts, Tokens
 
-MHA = ModelConfig(
-  vocab_size=37,
-  num_layers=2,
-  width=16,
-  mlp_width=24,
-  num_heads=4,
-  num_kv_heads=4,
-  head_dim=4,
-)
 GQA = dataclasses.replace(MHA, num_kv_heads=2, qkv_bias=True)
-MQA = dataclasses.replace(
-  MHA, num_kv_heads=1, qk_norm=True, tied_embedding=False
-)
 FULL = dataclasses.replace(MQA, qkv_bias=True)
-# Local and global layers, scores of another scale, a window below the lengths
-# of prompts and completions.
-GEMMA = dataclasses.replace(
-  MQA,
-  num_layers=3,
-  activation='gelu_tanh',
-  scaled_embedding=True,
-  unit_offset_norm=True,
-  post_norms=True,
-  query_scalar=9,
-  window=3,
-  global_every=2,
-  local_rope_theta=50.0,
-  rope_scaling=LinearScaling(factor=2.0),
-)
 V2 = dataclasses.replace(
   MHA,
   head_dim=6,
   latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
   experts=Experts(num_experts=6, num_chosen=2, width=8),
-)
-# Everything at once: a dense layer first, groups, a bias, shared experts.
-V3 = dataclasses.replace(
-  MHA,
-  tied_embedding=False,
-  head_dim=10,
-  rope_scaling=Yarn(
-    factor=4.0, original_max_position=16, mscale=0.7, mscale_all_dim=1.0
-  ),
-  latent=Latent(kv_rank=8, rope_dim=4, value_dim=5, query_rank=6),
-  experts=Experts(
-    num_experts=8,
-    num_chosen=3,
-    width=8,
-    shared_width=12,
-    num_dense_layers=1,
-    scores='sigmoid',
-    num_groups=4,
-    num_chosen_groups=2,
-    normalize=True,
-    scale=2.5,
-  ),
 )
 CONFIGS = pytest.mark.parametrize(
   'config',
@@ -91,21 +40,10 @@ CONFIGS = pytest.mark.parametrize(
 )
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
-def noisy(config, scale=0.3):
-  """Parameters far from the initial ones, so that attention is not flat."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, shape):
-    centre = path[-1].key.endswith(('scale', '_norm'))
-    return np.float32(centre + rng.normal(0, scale, shape.shape))
-
-  shapes = jax.eval_shape(
-    functools.partial(transformer.init, config), jax.random.key(0)
-  )
-  return jax.tree_util.tree_map_with_path(draw, shapes)
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
 
 
 def test_rope_scaling_by_hand():

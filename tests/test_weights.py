@@ -11,17 +11,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_tokenizer import metadata as tokenizer_metadata
+from helpers import (
+  GEMMA3,
+  GGUF_CONFIGS,
+  LLAMA,
+  as_dict,
+  each_config,
+  random_params,
+  words,
+  write_gguf,
+)
 
 from rlzero import weights
-from rlzero.models import parameters, rope, transformer
+from rlzero.models import parameters
 from rlzero.models.config import (
-  Experts,
-  Latent,
   LinearScaling,
-  ModelConfig,
   RopeScaling,
-  Yarn,
 )
 from rlzero.runtime import sharding
 from rlzero.text.tokenizer import Tokenizer
@@ -29,154 +34,11 @@ from rlzero.train import folders
 from rlzero.weights import hf, mapping, rows
 from rlzero.weights.families import llama
 
-LLAMA = ModelConfig(
-  vocab_size=11,
-  num_layers=2,
-  width=32,
-  mlp_width=64,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=8,
-  rope_theta=5e4,
-  rms_norm_eps=1e-6,
-  max_position=77,
-)
-GEMMA3 = dataclasses.replace(
-  LLAMA,
-  family='gemma3_text',
-  num_layers=3,
-  num_kv_heads=1,
-  head_dim=16,
-  rope_theta=7e5,
-  rope_scaling=LinearScaling(factor=8.0),
-  qk_norm=True,
-  activation='gelu_tanh',
-  scaled_embedding=True,
-  unit_offset_norm=True,
-  post_norms=True,
-  query_scalar=20,
-  window=5,
-  global_every=2,
-  local_rope_theta=300.0,
-)
-EXPERTS = Experts(num_experts=6, num_chosen=2, width=8)
-DEEPSEEK = dataclasses.replace(
-  LLAMA,
-  num_kv_heads=4,
-  head_dim=10,
-  tied_embedding=False,
-  latent=Latent(kv_rank=12, rope_dim=4, value_dim=7),
-)
-CONFIGS = {
-  'llama': LLAMA,
-  'llama_untied': dataclasses.replace(LLAMA, tied_embedding=False),
-  'llama3': dataclasses.replace(
-    LLAMA,
-    rope_scaling=RopeScaling(
-      factor=4.0, high_freq_factor=3.0, original_max_position=40
-    ),
-  ),
-  'qwen2': dataclasses.replace(LLAMA, qkv_bias=True, family='qwen2'),
-  'qwen2_untied': dataclasses.replace(
-    LLAMA, qkv_bias=True, family='qwen2', num_kv_heads=1, tied_embedding=False
-  ),
-  'qwen3': dataclasses.replace(
-    LLAMA, qk_norm=True, head_dim=16, family='qwen3'
-  ),
-  'qwen3_untied': dataclasses.replace(
-    LLAMA, qk_norm=True, family='qwen3', num_kv_heads=4, tied_embedding=False
-  ),
-  'gemma3': GEMMA3,
-  'gemma3_global': dataclasses.replace(
-    GEMMA3,
-    num_kv_heads=2,
-    head_dim=8,
-    query_scalar=8,
-    global_every=1,
-    rope_scaling=None,
-  ),
-  'qwen3_moe': dataclasses.replace(
-    LLAMA, qk_norm=True, family='qwen3_moe', experts=EXPERTS
-  ),
-  'qwen3_moe_dense_first': dataclasses.replace(
-    LLAMA,
-    qk_norm=True,
-    head_dim=16,
-    family='qwen3_moe',
-    tied_embedding=False,
-    experts=dataclasses.replace(EXPERTS, normalize=True, num_dense_layers=1),
-  ),
-  # Without a rank of queries, without groups.
-  'deepseek_v2': dataclasses.replace(
-    DEEPSEEK,
-    family='deepseek_v2',
-    experts=dataclasses.replace(EXPERTS, shared_width=16, scale=1.5),
-  ),
-  'deepseek_v2_groups': dataclasses.replace(
-    DEEPSEEK,
-    family='deepseek_v2',
-    latent=dataclasses.replace(DEEPSEEK.latent, query_rank=9),
-    experts=dataclasses.replace(
-      EXPERTS,
-      shared_width=8,
-      num_groups=3,
-      num_chosen_groups=2,
-      num_dense_layers=1,
-    ),
-    rope_scaling=Yarn(
-      factor=4.0, original_max_position=16, mscale=0.7, mscale_all_dim=0.7
-    ),
-  ),
-  'deepseek_v3': dataclasses.replace(
-    DEEPSEEK,
-    family='deepseek_v3',
-    latent=dataclasses.replace(DEEPSEEK.latent, query_rank=9),
-    experts=dataclasses.replace(
-      EXPERTS,
-      scores='sigmoid',
-      shared_width=8,
-      num_groups=3,
-      num_chosen_groups=2,
-      num_dense_layers=1,
-      normalize=True,
-      scale=2.5,
-    ),
-    rope_scaling=Yarn(
-      factor=40.0, original_max_position=16, mscale=0.8, mscale_all_dim=1.0
-    ),
-  ),
-  'deepseek_v3_plain': dataclasses.replace(
-    DEEPSEEK,
-    family='deepseek_v3',
-    experts=dataclasses.replace(EXPERTS, scores='sigmoid', shared_width=16),
-  ),
-}
-each_config = pytest.mark.parametrize(
-  'config', CONFIGS.values(), ids=CONFIGS.keys()
-)
-
-
-def random_params(config):
-  """Random numbers in the tree that the model itself declares."""
-  rng = np.random.default_rng(0)
-  tree = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
-  return jax.tree.map(
-    lambda x: rng.normal(size=x.shape).astype(np.float32), dict(tree)
-  )
-
-
-def words():
-  return Tokenizer.word_level(['a', 'b'], '<eos>', '<pad>')
-
 
 @pytest.fixture
 def folder(tmp_path):
   hf.write_folder(tmp_path, LLAMA, random_params(LLAMA), words())
   return tmp_path
-
-
-def as_dict(written):
-  return {tensor.name: tensor.read() for tensor in written}
 
 
 def tensors_of(folder):
@@ -556,105 +418,6 @@ def test_unpermute_by_hand():
   # One head of four: the converter stores rows 0 1 | 2 3 as 0 2 1 3.
   stored = np.array([[0], [2], [1], [3], [4], [6], [5], [7]])
   assert llama.unpermute(stored, 2).ravel().tolist() == list(range(8))
-
-
-def permute(weight, num_heads):
-  """llama.cpp's converter, from its description: pairs side by side."""
-  halves = weight.reshape(num_heads, 2, -1, weight.shape[1])
-  return np.concatenate(
-    [
-      np.stack(list(head), axis=1).reshape(-1, weight.shape[1])
-      for head in halves
-    ]
-  )
-
-
-def write_gguf(path, config, kind, quantised=None, drop=(), **changes):
-  writer = gguf.GGUFWriter(path, kind)
-  settings = {
-    'block_count': config.num_layers,
-    'context_length': config.max_position,
-    'embedding_length': config.width,
-    'feed_forward_length': config.mlp_width,
-    'attention.head_count': config.num_heads,
-    'attention.head_count_kv': config.num_kv_heads,
-    'attention.key_length': config.head_dim,
-    **changes,
-  }
-  for key, value in settings.items():
-    add = writer.add_string if isinstance(value, str) else writer.add_uint32
-    add(f'{kind}.{key}', value)
-  writer.add_float32(f'{kind}.rope.freq_base', config.rope_theta)
-  if config.window:
-    writer.add_uint32(f'{kind}.attention.sliding_window', config.window)
-  if isinstance(config.rope_scaling, RopeScaling):
-    plain, scaled = (
-      rope.frequencies(config.head_dim, config.rope_theta, scaling)
-      for scaling in (None, config.rope_scaling)
-    )
-    writer.add_tensor('rope_freqs.weight', plain / scaled)
-  elif config.rope_scaling:
-    writer.add_string(f'{kind}.rope.scaling.type', 'linear')
-    writer.add_float32(
-      f'{kind}.rope.scaling.factor', config.rope_scaling.factor
-    )
-  writer.add_float32(
-    f'{kind}.attention.layer_norm_rms_epsilon', config.rms_norm_eps
-  )
-  for key, value in tokenizer_metadata(add_bos_token=False).items():
-    if isinstance(value, list):
-      writer.add_array(key, value)
-    elif isinstance(value, bool):
-      writer.add_bool(key, value)
-    elif isinstance(value, int):
-      writer.add_uint32(key, value)
-    else:
-      writer.add_string(key, value)
-  tensors = as_dict(
-    mapping.tensors_from_params(config, random_params(config), 'gguf')
-  )
-  for name, array in tensors.items():
-    if kind == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
-      heads = config.num_heads if 'attn_q' in name else config.num_kv_heads
-      array = permute(array, heads)
-    if config.unit_offset_norm and name.endswith('norm.weight'):
-      array = array + 1
-    if name in drop:
-      continue
-    if quantised is not None and array.ndim == 2:
-      writer.add_tensor(
-        name, gguf.quantize(array, quantised), raw_dtype=quantised
-      )
-    else:
-      writer.add_tensor(name, array)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return path
-
-
-GGUF_CONFIGS = {
-  name: dataclasses.replace(
-    config, vocab_size=len(tokenizer_metadata()['tokenizer.ggml.tokens'])
-  )
-  for name, config in CONFIGS.items()
-  if not config.experts
-}
-# Only the stretches of the published models are known there.
-GGUF_CONFIGS['llama3'] = dataclasses.replace(
-  GGUF_CONFIGS['llama3'], rope_scaling=RopeScaling(factor=32.0)
-)
-
-# What llama.cpp knows by heart.
-for name, config in GGUF_CONFIGS.items():
-  if config.family == 'gemma3_text':
-    GGUF_CONFIGS[name] = dataclasses.replace(
-      config,
-      query_scalar=config.head_dim,
-      global_every=6,
-      local_rope_theta=1e4,
-    )
 
 
 @pytest.mark.parametrize('name', GGUF_CONFIGS)
