@@ -15,7 +15,6 @@ import pytest
 from rlzero import grpo, report
 from rlzero.monitoring import alerts, history
 from rlzero.monitoring.alerts import Thresholds
-from rlzero.rl import loop
 from rlzero.runtime import config, fields, metrics
 from rlzero.tasks import countdown
 from rlzero.text.template import Template
@@ -296,15 +295,15 @@ def _config(workdir, **changes):
 
 def test_a_run_that_fails_says_so(tmp_path, capsys, monkeypatch):
   """Real: a verifier that raises, and completions of 8 tokens."""
-  write = loop.TrainingLoop._write_step
+  write = history.Recorder.write
 
-  def killed(self, writer, monitor, step_metrics):
+  def killed(self, step_metrics):
     if step_metrics['step'] == 2:
       raise KeyboardInterrupt
-    write(self, writer, monitor, step_metrics)
+    write(self, step_metrics)
 
   with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-    patched.setattr(loop.TrainingLoop, '_write_step', killed)
+    patched.setattr(history.Recorder, 'write', killed)
     grpo.run(_config(tmp_path))
   grpo.run(_config(tmp_path))  # resumes: what rings still is not new
   told = [

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlzero.monitoring import alerts
-from rlzero.monitoring.alerts import Alert
+from rlzero.monitoring.alerts import Alert, Thresholds
 from rlzero.monitoring.windows import Rows
+from rlzero.runtime import metrics
 
 
 class Monitor:
@@ -23,7 +24,7 @@ class Monitor:
   """
 
   def __init__(
-    self, limits: alerts.Thresholds, dtype: str = 'float32', rows: Rows = ()
+    self, limits: Thresholds, dtype: str = 'float32', rows: Rows = ()
   ):
     self._limits, self._dtype = limits, dtype
     self._rows: list[Mapping[str, Any]] = []
@@ -50,8 +51,45 @@ class Monitor:
     return found, new
 
 
+class Recorder:
+  """Writes the metrics of steps with their alerts, and prints new alerts.
+
+  Args:
+    workdir: folder of the run.
+    start_step: the step that is written next; the alerts before it are those
+      of the lines that are there.
+    limits: the thresholds.
+    dtype: of activations.
+  """
+
+  def __init__(
+    self, workdir: str, start_step: int, limits: Thresholds, dtype: str
+  ):
+    self._writer = metrics.MetricsWriter(workdir, start_step)
+    past = metrics.read_metrics(workdir)
+    self._monitor = Monitor(limits, dtype, past)
+
+  def write(self, step_metrics: Mapping[str, Any]) -> None:
+    """Writes one step; `step` is among its metrics."""
+    found, new = self._monitor.add(step_metrics)
+    ringing = {alert.name for alert in found}
+    self._writer.write(
+      step_metrics['step'],
+      {k: v for k, v in step_metrics.items() if k != 'step'},
+      {name: name in ringing for name in alerts.NAMES},
+    )
+    for alert in new:
+      print(f'alert {alert.name}: {alert.sentence}', flush=True)
+
+  def __enter__(self) -> 'Recorder':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._writer.close()
+
+
 def replay(
-  rows: Rows, limits: alerts.Thresholds, dtype: str = 'float32'
+  rows: Rows, limits: Thresholds, dtype: str = 'float32'
 ) -> list[tuple[Alert, int]]:
   """All alerts of a run: each when it began, and the last step it rang at."""
   monitor = Monitor(limits, dtype)
@@ -75,6 +113,6 @@ def of_run(rows: Rows, config: Mapping[str, Any]) -> list[tuple[Alert, int]]:
   A run older than a threshold is judged by its default.
   """
   saved = config.get('alerts') or {}
-  known = {f.name for f in dataclasses.fields(alerts.Thresholds)}
-  limits = alerts.Thresholds(**{k: v for k, v in saved.items() if k in known})
+  known = {f.name for f in dataclasses.fields(Thresholds)}
+  limits = Thresholds(**{k: v for k, v in saved.items() if k in known})
   return replay(rows, limits, config.get('dtype', 'float32'))

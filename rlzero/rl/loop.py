@@ -17,7 +17,7 @@ import numpy as np
 import rlzero
 from rlzero import weights
 from rlzero.evaluation import measure
-from rlzero.monitoring import alerts, history
+from rlzero.monitoring import history
 from rlzero.rl import learner
 from rlzero.rl.collect import Collector, Experience, resharded
 from rlzero.rl.settings import Config
@@ -108,14 +108,13 @@ class TrainingLoop:
     self._evaluate_once('before', 0)
     start = trainer.step - (self.unwritten is not None)
     with contextlib.ExitStack() as stack:
-      writer = progress = monitor = None
+      writer = progress = None
       if hosts.is_first():
-        writer = stack.enter_context(metrics.MetricsWriter(cfg.workdir, start))
+        writer = stack.enter_context(
+          history.Recorder(cfg.workdir, start, cfg.alerts, cfg.dtype)
+        )
         progress = stack.enter_context(
           metrics.Progress(cfg.num_steps, 'grpo', start)
-        )
-        monitor = history.Monitor(
-          cfg.alerts, cfg.dtype, metrics.read_metrics(cfg.workdir)
         )
       while trainer.step < cfg.num_steps or self.unwritten:
         if not self.unwritten:
@@ -124,7 +123,7 @@ class TrainingLoop:
           self.unwritten |= self._evaluate_during()
         step_metrics, self.unwritten = self.unwritten, None
         if writer:
-          self._write_step(writer, monitor, step_metrics)
+          writer.write(step_metrics)
           progress.show(
             trainer.step,
             reward=step_metrics['reward/mean'],
@@ -250,23 +249,6 @@ class TrainingLoop:
       f'good state (step {self.store.latest()}). Lower learning_rate or '
       'max_grad_norm and start again from it with --checkpoint.'
     )
-
-  def _write_step(
-    self,
-    writer: metrics.MetricsWriter,
-    monitor: history.Monitor,
-    step_metrics: Mapping[str, Any],
-  ) -> None:
-    """Writes a step's metrics and its alerts, and prints those that are new."""
-    found, new = monitor.add(step_metrics)
-    ringing = {alert.name for alert in found}
-    writer.write(
-      step_metrics['step'],
-      {k: v for k, v in step_metrics.items() if k != 'step'},
-      {name: name in ringing for name in alerts.NAMES},
-    )
-    for alert in new:
-      print(f'alert {alert.name}: {alert.sentence}', flush=True)
 
   def _check_evaluations(self) -> None:
     """Checks all problems of evaluations before the first of them."""
