@@ -1,6 +1,7 @@
 """What every test runs under; set before anything imports JAX."""
 
 import os
+import re
 import tempfile
 
 import beartype  # noqa: E402
@@ -29,6 +30,18 @@ jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 import helpers  # noqa: E402, I001
 from rlzero.models import transformer  # noqa: E402
 from rlzero.weights import hf  # noqa: E402
+
+
+def pytest_ignore_collect(collection_path, config):
+  """Spares `--quick` the imports of files of which every test has the mark."""
+  if 'not model' not in config.option.markexpr or not collection_path.is_file():
+    return None
+  marked = re.search(
+    r'^pytestmark = (\[\n  )?pytest\.mark\.model\b',
+    collection_path.read_text(),
+    re.MULTILINE,
+  )
+  return True if marked else None
 
 
 @pytest.fixture

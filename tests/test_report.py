@@ -306,7 +306,7 @@ def test_numbers_that_are_missing_or_not_finite(tmp_path):
   del nan['split'], nan['pass@k'], nan['completion_len_wrong']
   write_lines(tmp_path / 'evaluations', 'before.json', [nan])
   names = 'policy/sampler_learner_max', 'policy/sampler_learner_mean'
-  zeros = constant(**{name.replace('/', '__'): [0.0] * 30 for name in names})
+  zeros = [{'step': i} | dict.fromkeys(names, 0.0) for i in range(30)]
   write_lines(tmp_path, 'metrics.jsonl', zeros)
   summary = web_page.write(str(tmp_path))
   assert summary['tries_before'] is summary['pass@16_before'] is None
