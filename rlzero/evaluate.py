@@ -252,7 +252,7 @@ def _draw(
 
 
 def _settings(cfg, benchmark, model, about) -> dict[str, Any]:
-  """What samples depend on, and must not change between two halves."""
+  """Names the settings that must stay the same when sampling resumes."""
   settings = {
     'template': dataclasses.asdict(benchmark.template),
     'sampling': {

@@ -19,7 +19,7 @@ from rlzero.train import checkpoint
 
 
 class Notes:
-  """What is going on, and how much work this process has done."""
+  """Notes which part runs and how much work this process has done."""
 
   def __init__(self, path: str):
     self._file = os.open(path, os.O_WRONLY | os.O_CREAT)

@@ -1,1 +1,1 @@
-"""What `rlzero.evaluate` is made of: suites, samples, comparisons."""
+"""Evaluation: suites, samples, statistics, comparisons."""

@@ -26,7 +26,7 @@ def read(files: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-  """What changed from the first to the second, by benchmark.
+  """Compares two evaluations, benchmark by benchmark.
 
   Raises:
     ValueError: they have no benchmark, or too few problems, in common.

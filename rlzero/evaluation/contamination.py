@@ -141,7 +141,7 @@ def report(
   evaluation: Mapping[str, Sequence[base.Example]],
   num_words: int = 10,
 ) -> dict[str, Any]:
-  """What a training set has in common with evaluation sets.
+  """Finds what a training set has in common with evaluation sets.
 
   Args:
     training: uid and text (question and all that is trained on) of each item.

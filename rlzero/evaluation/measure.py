@@ -96,7 +96,7 @@ def compute_metrics(
   records: Sequence[dict[str, Any]],
   benchmark: suites.Benchmark,
 ) -> dict[str, Any]:
-  """What the records amount to."""
+  """Computes the metrics of graded records."""
   num_samples, sampling = benchmark.num_samples, benchmark.sampling
   correct = np.array([r['correct'] for r in records]).reshape(-1, num_samples)
   lengths = np.array([r['len'] for r in records]).reshape(correct.shape)

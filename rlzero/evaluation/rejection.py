@@ -197,7 +197,7 @@ def describe(
   num_found: int,
   source: dict[str, Any],
 ) -> dict[str, Any]:
-  """What was drawn, what was kept, and why the rest was not."""
+  """Counts the samples drawn, the kept ones, and why others were not."""
   drawn = len({r['uid'] for r in records})
 
   def means(some):

@@ -33,7 +33,7 @@ _MAX_REPLY = 1 << 28  # bytes
 
 
 class Job(NamedTuple):
-  """What a model is asked."""
+  """A question set for a model: prompts, samples a prompt, settings."""
 
   questions: Sequence[str]
   template: Template
@@ -51,10 +51,10 @@ class Sampler(Protocol):
   """A model that can be asked."""
 
   def about(self) -> dict[str, Any]:
-    """What the model is, for the record."""
+    """Describes the model, for the record."""
 
   def fingerprint(self, template: Template, question: str) -> str:
-    """Of what the model is given: another one is another question."""
+    """Digests the model's input: another digest is another question."""
 
   def sample(
     self,

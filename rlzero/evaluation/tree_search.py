@@ -111,7 +111,7 @@ class Node:
 
 
 class Cost(NamedTuple):
-  """What has been computed for all problems together."""
+  """Counts the tokens computed for all problems together."""
 
   tokens: int = 0  # sampled
   prompt_tokens: int = 0  # read: prompts, and thoughts so far
@@ -121,7 +121,7 @@ class Cost(NamedTuple):
 def first_moves(
   loaded: weights.Loaded, chosen: Sequence[base.Example]
 ) -> dict[str, Any]:
-  """What the prior is worth: the policy's opinion of the first moves.
+  """Measures the prior: the policy's opinion of the first moves.
 
   Returns:
     `right`: share of the policy's probability of all legal first moves that
@@ -352,7 +352,7 @@ class Search:
     return list(children.values())
 
   def _values(self, asked, children) -> dict[int, float]:
-    """Of each child: 1 if it says `ok`, else what rollouts make of it."""
+    """Values each child: 1 if it says `ok`, else by rollouts from it."""
     values = {
       id(child): float(child.tokens[-1] == self._ok)
       for new in children

@@ -61,7 +61,7 @@ class Command:
 
 
 def chosen(value: Any) -> Any:
-  """What a configuration sets otherwise than by default, as plain values.
+  """Lists the settings that differ from their defaults, as plain values.
 
   Fields that a run may change are left out. A field that a later version adds
   does not count as a change.

@@ -41,7 +41,7 @@ class Manifest:
     files.write_json(self._path, {'stages': self.stages}, indent=2)
 
   def hash_of(self, source: str) -> str:
-    """Of what a finished stage left: a file, or all of it.
+    """Hashes what a finished stage left: a file, or all of it.
 
     Raises:
       UserError: the stage is not finished, or left nothing there.

@@ -30,7 +30,7 @@ METRICS = (
 
 
 def results(workdir: str) -> dict[str, Any]:
-  """What the finished stages took, and what the evaluations among them found.
+  """Collects the times of finished stages and the results of evaluations.
 
   Raises:
     FileNotFoundError: files of a finished evaluation are gone.

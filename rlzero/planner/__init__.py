@@ -1,1 +1,1 @@
-"""What `rlzero.plan` knows of programs for devices that are not here."""
+"""Plans: programs compiled or estimated for devices that are not here."""

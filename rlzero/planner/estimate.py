@@ -1,4 +1,4 @@
-"""What a run's programs need of a device, by arithmetic alone.
+"""Estimates what a run's programs need of a device, by arithmetic.
 
 For devices that nothing here can compile for. Inputs are exact; temporaries
 and traffic follow the large arrays of the model: the layers' inputs that
@@ -86,7 +86,7 @@ class Estimate:
     return 2 * passes * (1 - 1 / self.tensor) * sums
 
   def _experts(self, tokens: float) -> tuple[float, float, float]:
-    """Of a layer with experts: bytes at work, moved, and received, a pass.
+    """Bytes at work, moved and received in a pass of a layer with experts.
 
     A copy of a token for each of its experts is sorted, sent, put into the
     order of the experts, multiplied, and all of it undone; where tokens are

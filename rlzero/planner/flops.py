@@ -15,7 +15,7 @@ from rlzero.models.config import ModelConfig
 
 
 def matrices(model: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-  """Of the layers: the stack, the axes and the shape of what multiplies.
+  """Lists the layers' matrices: stack, axes and shape.
 
   Axes are those of a layer; the shape has the layers before them.
   """

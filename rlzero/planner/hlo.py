@@ -1,4 +1,4 @@
-"""What a compiled program moves: bytes of memory, and between devices.
+"""Reads the traffic of a compiled program: memory, and between devices.
 
 XLA's own `cost_analysis()` counts the body of a loop once. Here the text of
 the compiled program is read, and a loop's body counts as often as its

@@ -38,7 +38,7 @@ ADVICE = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What to plan, and what to assume.
+  """Settings of a plan: the run, the devices, the assumptions.
 
   Raises:
     ValueError: something out of range.

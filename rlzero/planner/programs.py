@@ -35,7 +35,7 @@ _EOS = (0,)  # as many as most tokenizers have; which one does not matter
 
 
 class Program(NamedTuple):
-  """What a call of one program needs of a device."""
+  """The needs of one call of a program, on a device."""
 
   memory: float  # bytes: inputs, outputs and temporaries
   moved: float  # bytes read from and written to memory
@@ -68,7 +68,7 @@ class Run:
 
   @property
   def num_prompts(self) -> int:
-    """Of a rollout."""
+    """Prompts of a rollout."""
     return self.cfg.num_prompts * self.cfg.steps_per_rollout
 
   @property

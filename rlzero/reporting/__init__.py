@@ -1,1 +1,1 @@
-"""What `rlzero.report` reads of a run, looks for in it, draws and tells."""
+"""Reports: reading a run's folder, its figures, its page."""

@@ -1,4 +1,4 @@
-"""What a run has left in its folder, as a report reads it."""
+"""Reads what a run has left in its folder."""
 
 import json
 import math
@@ -14,7 +14,7 @@ NUM_SEGMENTS = 6
 
 
 class Run(NamedTuple):
-  """What a workdir holds; a mapping is empty where there is nothing yet."""
+  """The contents of a workdir; a mapping is empty where there is nothing."""
 
   workdir: str
   rows: list[dict[str, Any]]

@@ -19,7 +19,7 @@ SHORT_FLAGS = naming.flags_of(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-  """What the update maximises; the paper's GRPO by default.
+  """The objective that the update maximises; by default the paper's GRPO.
 
   Raises:
     ValueError: a coefficient out of range.

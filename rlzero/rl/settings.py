@@ -250,7 +250,7 @@ class Config:
 
 
 def table(cfg: Config, num_examples: int) -> str:
-  """What the settings amount to, in numbers."""
+  """Derives the numbers of a run from its settings: rows, updates, tokens."""
   rows = cfg.num_prompts * cfg.group_size
   rollouts = cfg.num_steps // cfg.steps_per_rollout
   prompts = cfg.num_prompts * cfg.num_steps

@@ -19,7 +19,7 @@ from rlzero.runtime import hosts, sharding
 
 
 class Written(NamedTuple):
-  """What a slot has written, on the host."""
+  """The tokens that a slot has written, on the host."""
 
   tokens: np.ndarray  # [T]
   logprobs: np.ndarray  # [T]

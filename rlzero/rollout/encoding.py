@@ -26,7 +26,7 @@ def encode_examples(
 
 
 class Sample(NamedTuple):
-  """What a model wrote."""
+  """A completion as text."""
 
   text: str
   num_tokens: int

@@ -189,7 +189,7 @@ class Scheduler:
 
   @property
   def usage(self) -> Usage:
-    """What the requests so far have taken."""
+    """Tokens and row-steps that the requests so far have taken."""
     return Usage(**self._usage)
 
   @property

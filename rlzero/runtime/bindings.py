@@ -52,7 +52,7 @@ class Binding(NamedTuple):
 
 
 class _FlagNames(dict):
-  """What flags may name: imports of every file, and rlzero's modules."""
+  """The names that flags may use: imports of every file, rlzero's modules."""
 
   def __missing__(self, name: str) -> Any:
     if name == 'rlzero':
@@ -81,7 +81,7 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 class Bindings:
-  """What the files and the flags of one stage say."""
+  """The bindings that the files and the flags of one stage make."""
 
   def __init__(self, stage: types.ModuleType):
     self.stage = stage
@@ -230,7 +230,7 @@ def _import(statement, where: str) -> tuple[str, Any]:
 
 
 def resolve(selector: str, binding: Binding) -> Any:
-  """What `module.Class` means among the imports at that place."""
+  """Resolves `module.Class` among the imports at that place."""
   target: Any = binding.names
   for part in selector.split('.'):
     known = target if isinstance(target, dict) else dir(target)
@@ -256,7 +256,7 @@ def _child(parent: Any, name: str) -> Any:
 
 
 def _hint(cls: type, field: str, known: Collection[str]) -> str:
-  """What may have been meant by a field that a class does not have."""
+  """Suggests a field for one that a class does not have."""
   path = naming.short_flags(cls).get(field)
   if not path:
     return naming.near(field, known)

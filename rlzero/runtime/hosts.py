@@ -75,7 +75,7 @@ def all_min(value: int) -> int:
 def map_over_hosts(
   items: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]
 ) -> list[Any]:
-  """What `work` makes of the items, each host with an even share of them.
+  """Maps `work` over the items, each host with an even share of them.
 
   Args:
     items: the same on every host.

@@ -81,7 +81,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def hub_token(endpoint: str) -> bool | None:
-  """What the hub library is told of the user's token: None lets it be sent.
+  """The `token` argument for the hub library: None lets it be sent.
 
   Args:
     endpoint: that the library asks, another one where HF_ENDPOINT is set.

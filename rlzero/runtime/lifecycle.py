@@ -1,4 +1,4 @@
-"""What a program asks of its process before it starts to work.
+"""The life of a process: allocator, caches, signals, exit codes, hosts.
 
 Memory: XLA's arrays come from malloc. With pages of 4 KiB a large product and
 every fresh array spend much of their time on page faults and table walks; and

@@ -75,7 +75,7 @@ class Mesh:
       )
 
   def sizes(self, num_devices: int) -> dict[str, int]:
-    """Of the axes, over so many devices.
+    """Sizes of the axes, over so many devices.
 
     Raises:
       ValueError: they do not multiply to the number of devices.
@@ -146,7 +146,7 @@ def without_mesh() -> contextlib.AbstractContextManager:
 
 
 def _sizes() -> Mapping[str, int]:
-  """Of the current mesh's axes; nothing without one, or under `jax.pmap`."""
+  """Sizes of the current mesh's axes; {} without one, or under `jax.pmap`."""
   sizes = jax.sharding.get_abstract_mesh().shape
   return sizes if 'data' in sizes else {}
 
@@ -162,7 +162,7 @@ def axis_names() -> tuple[str, ...]:
 
 
 def platform() -> str:
-  """Of the current mesh's devices, which may be others than this host's."""
+  """Platform of the current mesh's devices, which may not be this host's."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if on_mesh() and device else jax.default_backend()
 

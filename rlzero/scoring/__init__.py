@@ -1,1 +1,1 @@
-"""What a completion is worth."""
+"""Scores of completions: verifiers in workers, rewards, reward models."""

@@ -63,7 +63,7 @@ class Judgement(NamedTuple):
 
 
 class Marks(NamedTuple):
-  """What tokens carry: at the end of a (better) completion, how it counts."""
+  """Marks of tokens: how a (better) completion counts, at its end."""
 
   sign: Float[Array, 'B T']  # +1 good or better, -1 bad, 0 elsewhere
   other: Any  # int [B, T]; tokens from there to the end of the worse one, or 0

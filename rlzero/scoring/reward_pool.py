@@ -48,7 +48,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a completion is worth."""
+  """The scores of a completion."""
 
   accuracy: float  # reward: 1 if right, in the format where there is one
   format: float  # reward: 1 if well formed

@@ -1,4 +1,4 @@
-"""What completions earn: rules by task, and reward models beside them.
+"""Assigns rewards: rules by task, and reward models beside them.
 
 The reward of a completion is the weighted sum of the rules of its scenario
 (arXiv 2501.12948, sections 2.2.2 and 2.3.2) and, from a step on, of what the
@@ -59,7 +59,7 @@ def give(cfg: Any, records: Sequence[dict[str, Any]]) -> None:
 def total(
   scenario: Scenario, record: Mapping[str, Any], target: Target = 'prompt'
 ) -> float:
-  """What a completion earns.
+  """Sums the weighted scores of a completion to its reward.
 
   Args:
     scenario: of the completion's task.

@@ -174,7 +174,7 @@ def last_boxes(text: str) -> str | None:
 
 
 def _after_words(text: str, numeric: bool) -> str | None:
-  """What follows the last 'answer is', to the end of the statement."""
+  """Finds the text behind the last 'answer is', to the statement's end."""
   for found in list(_STATED.finditer(text))[: -_MAX_STATEMENTS - 1 : -1]:
     rest = text[found.end() :]
     said = re.sub(r'^\s*(?:\*+|_+)(?=[\s:])', '', rest.split('\n', 1)[0])

@@ -55,7 +55,7 @@ class Task(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper:
-  """What hands out problems in another way; `task` still judges answers."""
+  """Hands out problems in another way; `task` still judges answers."""
 
   task: Task
 

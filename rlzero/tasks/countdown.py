@@ -174,7 +174,7 @@ class Countdown:
     return translate(text, lambda _: self.languages[place])
 
   def extract(self, text: str) -> str | None:
-    """What follows the last <answer>, else the last expression anywhere.
+    """Finds what follows the last <answer>, else the last expression.
 
     A text without words is one expression, right or wrong.
     """

@@ -46,7 +46,7 @@ class Judgement(NamedTuple):
 
 
 class Test(NamedTuple):
-  """What goes in and what must come out, as text.
+  """A test: what goes in and what must come out, as text.
 
   For a function the input is a JSON value a line, its arguments, and the
   output a JSON value.

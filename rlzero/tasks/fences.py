@@ -23,7 +23,7 @@ _VERSION = re.compile(r'(?<=[a-z+])[\d.]+$')  # of a language, as in python3
 
 
 class Block(NamedTuple):
-  """What a fence encloses."""
+  """The text inside a fence, and its language."""
 
   language: str  # in small letters and without a version; may be empty
   code: str
@@ -89,7 +89,7 @@ def _last(found: list[Block], language: str) -> str | None:
 
 
 def _before_closing(line: str, mark: str) -> str | None:
-  """What stands before the closing fence of a line; None if it has none."""
+  """Cuts a line before its closing fence; None if it has none."""
   before = line.rstrip().rstrip(mark[0])
   length = len(line.rstrip()) - len(before)
   if length < len(mark) or (mark[0] == '~' and before.strip()):

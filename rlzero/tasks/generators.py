@@ -295,7 +295,7 @@ def _no_text_runs() -> Iterator[None]:
 
 
 def executes(scorer: type) -> str | None:
-  """What runs text in the source that `scorer.score_answer` can reach.
+  """Finds what runs text in the source that `score_answer` can reach.
 
   It follows the functions and methods of the scorer's own package by name.
 

@@ -200,7 +200,7 @@ def _remove_stale() -> None:
 
 @functools.cache
 def _interpreter() -> tuple[str, ...]:
-  """What PYTHON reads: itself and its library, but no packages of others."""
+  """Folders that PYTHON reads: itself and its library, no other packages."""
   return PYTHON, os.path.join(sys.base_prefix, 'lib')
 
 

@@ -64,7 +64,7 @@ def _prctl(*arguments: int) -> None:
 
 
 def landlock_version() -> int:
-  """Of Landlock's interface, or 0 where the kernel has none."""
+  """Version of Landlock's interface, or 0 where the kernel has none."""
   return max(
     _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)),
     0,

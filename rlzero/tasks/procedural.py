@@ -237,7 +237,7 @@ def _fields(name: str, generator: Any, entry: dict) -> list[str]:
 
 
 def _target(generator: Any, entry: dict) -> str:
-  """What the verifier needs of a problem, as JSON.
+  """Writes the facts of a problem that the verifier needs, as JSON.
 
   A few generators score by what JSON cannot keep, such as tuples; theirs
   holds the answer alone.

@@ -1,4 +1,4 @@
-r"""What kind of thing an answer is: a number, a list, an interval, a matrix.
+r"""Reads an answer as what it is: number, list, interval, matrix, equation.
 
 `read` turns a tidy text into a tree of the classes below. Their parts are
 compared one by one in `verify`, so that no form is taken for another: an

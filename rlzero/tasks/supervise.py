@@ -22,7 +22,7 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """What a command may use.
+  """Limits of a command: time, memory, processes, files, output.
 
   Raises:
     ValueError: a limit that is not positive.

@@ -20,7 +20,7 @@ _WORD = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """What a readable completion may have.
+  """Limits of a readable completion.
 
   Raises:
     ValueError: a limit out of range.

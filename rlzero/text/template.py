@@ -1,4 +1,4 @@
-"""What the model is asked, and how its completion is read.
+"""Templates: a question becomes a prompt, a completion is parsed.
 
 The template and the parser live together because the one promises what the
 other checks; they are tested as a pair.
@@ -96,7 +96,7 @@ class Template:
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-  """What the tags of a completion enclose."""
+  """The contents of a completion's tags."""
 
   think: str | None  # of the thought that comes first
   answer: str | None  # of the only answer, if it stands outside a thought
@@ -139,7 +139,7 @@ def begins_thought(prompt: str) -> bool:
 
 
 def summary(completion: str, in_thought: bool = False) -> str:
-  """What follows the thought, as a user would read it.
+  """Cuts the thought off: the rest is what a user reads.
 
   All of a completion that does not think; nothing of one whose last thought
   never ends.

@@ -1,1 +1,1 @@
-"""What every stage that learns shares."""
+"""Training: packing, optimisers, checkpoints, the supervised loop."""

@@ -23,7 +23,7 @@ _WAITS_S = (1, 5, 20)  # before what could not be read is tried again
 
 
 class Saved(NamedTuple):
-  """What a checkpoint holds."""
+  """The contents of a checkpoint."""
 
   step: int
   params: Params
@@ -269,7 +269,7 @@ def _fingerprints(trees):
 
 
 def _difference(trees, prints) -> str:
-  """What is not as it was saved, if anything."""
+  """Names the first tree whose fingerprint differs from the saved, or ''."""
   for name, number in jax.device_get(_fingerprints(trees)).items():
     if int(number) != prints[name]:
       return f'the bits of {name} are not those that were saved'

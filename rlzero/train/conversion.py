@@ -101,7 +101,7 @@ def check(
 
 
 def some_logprobs(config: ModelConfig, params: Params) -> np.ndarray:
-  """Of every next token in two rows of random tokens, [2, T, V]."""
+  """Log-probs of every next token in two rows of random tokens, [2, T, V]."""
   length = min(16, config.max_position)
   ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, length))
   places = np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape)

@@ -1,4 +1,4 @@
-"""What the supervised stages share: settings, the update and the loop.
+"""The supervised stages' settings, update and training loop.
 
 `sft`, `distill` and `reward_model` differ in what an example is and in the
 loss. Batches are a function of the seed and the step, and rows are packed
@@ -216,7 +216,7 @@ def load(
 
 
 def order(cfg: Config, sizes: Sequence[int]) -> Order:
-  """Of the batches, from sources with so many examples."""
+  """Makes the order of batches, from sources with so many examples."""
   counts = [source.num_examples for source in records.sources(cfg.data)]
   return Order(sizes, counts, cfg.seed, cfg.batch_size)
 
