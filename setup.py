@@ -57,6 +57,7 @@ setuptools.setup(
     'plan': ['jax[tpu]'],  # its compiler; no TPU is needed
     'tpu': ['jax[tpu]'],
     'test': [
+      'basedpyright>=1.40',
       'beartype>=0.20',
       'hypothesis>=6.100',
       'pytest>=8.0',

@@ -3,7 +3,7 @@
 #
 #   bash launch/test.sh [--quick | --parity | --floor] [pytest arguments]
 #
-#   (none)    all but parity and the slow tests; under 10 minutes on two cores
+#   (none)    types, and all tests but parity and the slow ones
 #   --quick   only tests that compile no model: under 2 minutes
 #   --parity  adds the comparisons with transformers. They need CPU torch,
 #             SmolLM2 and Gemma 3 270M. On Linux, an extra index of CPU builds
@@ -50,6 +50,10 @@ python="$VENV/bin/python"
 if [[ "$mode" != --floor ]]; then
   "$python" -m ruff check rlzero tests
   "$python" -m ruff format --check rlzero tests
+fi
+# A minute of work, which --quick has no time for.
+if [[ "$mode" != --floor && "$mode" != --quick ]]; then
+  "$VENV/bin/basedpyright" --pythonpath "$python"
 fi
 # Two processes, since most tests keep less than a core busy.
 exec "$python" -m pytest -n 2 --dist loadfile \
