@@ -4,7 +4,7 @@
 #   bash launch/test.sh [--quick | --parity | --floor] [pytest arguments]
 #
 #   (none)    types, and all tests but parity and the slow ones
-#   --quick   only tests that compile no model: under 2 minutes
+#   --quick   style, and the tests without models: under 2 minutes
 #   --parity  adds the comparisons with transformers. They need CPU torch,
 #             SmolLM2 and Gemma 3 270M. On Linux, an extra index of CPU builds
 #             of torch (see pip's PIP_EXTRA_INDEX_URL) spares the download of

@@ -15,6 +15,8 @@ from rlzero.models import transformer
 from rlzero.runtime import failures, hosts, sharding
 from rlzero.train import checkpoint, folders
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture(scope='module')
 def loaded():

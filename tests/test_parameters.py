@@ -17,6 +17,8 @@ from rlzero.train import optim
 from rlzero.weights import mapping
 from rlzero.weights.families import FAMILIES
 
+pytestmark = pytest.mark.model
+
 # By hand: what it means that a parameter has these axes and this kind.
 _QUERY = parameters.PARAMS['query']
 _OUTPUT = parameters.PARAMS['output']

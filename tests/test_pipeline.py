@@ -19,6 +19,8 @@ from rlzero.pipelines import results
 from rlzero.pipelines.command import Stage
 from rlzero.runtime import config, lifecycle
 
+pytestmark = pytest.mark.model
+
 _ROOT = pathlib.Path(__file__).parent.parent
 # A stage that writes what it was given and one word more; it is slow where a
 # file says so.

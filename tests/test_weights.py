@@ -34,6 +34,8 @@ from rlzero.train import folders
 from rlzero.weights import hf, mapping, rows
 from rlzero.weights.families import llama
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def folder(tmp_path):
