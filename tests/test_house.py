@@ -17,6 +17,8 @@ _PACKAGE = _ROOT / 'rlzero'
 
 _FILE_LINES = 450
 _FUNCTION_LINES = 80
+_PATH_FILES = 8
+_PATH_LINES = 2000
 
 # folder: the folders it may import. Stages may import every folder.
 _LAYERS = {
@@ -273,6 +275,22 @@ def _lines(function: ast.FunctionDef) -> int:
 def test_functions_are_short():
   long = {name for name, node in _functions() if _lines(node) > _FUNCTION_LINES}
   assert long == _LONG_FUNCTIONS, f'at most {_FUNCTION_LINES} lines'
+
+
+def _reading_path() -> list[str]:
+  """The files in README's table under 'A GRPO step by hand'."""
+  text = (_ROOT / 'README.md').read_text()
+  section = text.partition('## A GRPO step by hand')[2].partition('\n## ')[0]
+  rows = [line for line in section.splitlines() if line.startswith('|')]
+  return re.findall(r'`(\w+/\w+\.py)`', '\n'.join(rows))
+
+
+def test_a_grpo_step_is_read_in_an_evening():
+  files = _reading_path()
+  assert 'rl/collect.py' in files and 'rollout/scheduler.py' in files
+  assert len(files) <= _PATH_FILES
+  lines = {f: len((_PACKAGE / f).read_text().splitlines()) for f in files}
+  assert sum(lines.values()) <= _PATH_LINES, lines
 
 
 def _others(tree: ast.Module) -> set[str]:
