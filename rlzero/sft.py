@@ -48,7 +48,7 @@ def run(cfg: Config) -> None:
       sharding.device_put_params(parameters.AXES, loaded.params),
       num_steps,
       lambda step, _: supervised.pack(
-        cfg, [demonstrations.piece(examples[i]) for i in order.batch(step)]
+        cfg, [demonstrations.pack_item(examples[i]) for i in order.batch(step)]
       ),
       functools.partial(demonstrations.loss, model),
     )

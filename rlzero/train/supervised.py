@@ -282,7 +282,7 @@ def fit(
   stage: str,
   params: Params,
   num_steps: int,
-  batch: Callable[[int, Params], Sequence[Any]],
+  batch: Callable[[int, Params], Iterable[Any]],
   loss: Loss,
   frozen: Any = (),
 ) -> Params:
