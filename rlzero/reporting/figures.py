@@ -1,16 +1,21 @@
 """The figures of a run: the paper's, as SVG, and those of several as PNG."""
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from rlzero.reporting import recorded
 from rlzero.reporting.recorded import Run
+from rlzero.runtime import files
+
+# Its import makes a folder for settings and fonts: in our cache, and not in
+# the home of who only wants a report.
+os.environ.setdefault('MPLCONFIGDIR', files.cache_folder('matplotlib'))
+import matplotlib  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 # On the page the colours become variables, which dark mode sets anew.
 _COLORS = ['#24292f', '#818b98', '#2f6db5', '#c8553d', '#3f8f5f']

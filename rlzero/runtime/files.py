@@ -35,6 +35,12 @@ def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
   _sync_folder(folder)
 
 
+def cache_folder(name: str) -> str:
+  """A folder of rlzero's cache in the home, or where XDG_CACHE_HOME says."""
+  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return os.path.join(caches, 'rlzero', name)
+
+
 def sync(file: int) -> None:
   """`os.fsync`, on file systems that have it; without one there is no error.
 

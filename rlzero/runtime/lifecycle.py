@@ -22,6 +22,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+from rlzero.runtime import files
+
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, to be started again
 
 HOST_FLAGS = (
@@ -107,9 +109,7 @@ def enable_compilation_cache() -> None:
   jax = sys.modules.get('jax')  # a stage that did without has nothing to keep
   if jax is None or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
-  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  folder = os.path.join(caches, 'rlzero', 'xla')
-  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_compilation_cache_dir', files.cache_folder('xla'))
 
 
 def reexec_with_malloc_settings() -> None:
