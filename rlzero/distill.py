@@ -52,8 +52,8 @@ def run(cfg: Config) -> None:
         del params
         return [examples[i] for i in order.batch(step)]
 
-    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     saved_config.save(cfg, cfg.workdir)
+    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     folders.write_description(cfg.workdir, model, tokenizer)
     params = supervised.fit(
       cfg,

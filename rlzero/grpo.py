@@ -49,8 +49,8 @@ def run(cfg: Config) -> None:
         f'{cfg.checkpoint!r} is {loaded.config}; give the shape that it has, '
         'or none.'
       )
-    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     hosts.on_first(lambda: saved_config.save(cfg, cfg.workdir))
+    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     hosts.print_once(settings.table(cfg, prompt_stream.num_examples))
     loop.TrainingLoop(cfg, loaded, pool, prompt_stream).run()
   if hosts.is_first():

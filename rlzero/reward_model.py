@@ -60,8 +60,8 @@ def run(cfg: Config) -> None:
       )
     order = supervised.order(cfg, [len(some) for some in taught])
     judgements = list(itertools.chain(*taught))
-    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     saved_config.save(cfg, cfg.workdir)
+    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     params = {
       **sharding.device_put_params(parameters.AXES, loaded.params),
       'score': sharding.device_put_params(

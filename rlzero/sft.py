@@ -39,8 +39,8 @@ def run(cfg: Config) -> None:
     model = cfg.model(loaded.config)
     examples, order = demonstrations.load(cfg, loaded.tokenizer)
     num_steps = cfg.num_steps or order.num_steps(cfg.num_epochs)
-    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     saved_config.save(cfg, cfg.workdir)
+    folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     folders.write_description(cfg.workdir, model, loaded.tokenizer)
     params = supervised.fit(
       cfg,

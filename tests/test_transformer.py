@@ -70,7 +70,7 @@ def test_rope_scaling_by_hand():
 @pytest.mark.parametrize(
   'change, message',
   [
-    ({'factor': 0.5}, 'factor 0.5'),
+    ({'factor': 0.5}, 'factor is 0.5'),
     ({'factor': 2.0, 'low_freq_factor': 4.0}, 'low_freq_factor 4.0 and'),
   ],
 )
@@ -320,8 +320,10 @@ def test_padding_changes_nothing():
   rows = padded(ROWS, 11, STARTS)
   wide = predicted(GQA, params, rows, continued(PROMPTS, 9, INDEX, 11))
   for i, row in enumerate(ROWS):
+    # 1e-5: wider products add in another order, and on some AMD EPYCs a value
+    # near 0.1 moves by 2.4e-6.
     np.testing.assert_allclose(
-      first[i, : len(row)], wide[i, : len(row)], rtol=1e-5, atol=1e-6
+      first[i, : len(row)], wide[i, : len(row)], rtol=1e-5, atol=1e-5
     )
 
 
