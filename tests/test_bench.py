@@ -170,6 +170,7 @@ def test_skipping_changes_the_time_alone():
   )
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_steps():
   cfg = _config(
     kl_coef=0.1,

@@ -139,7 +139,7 @@ def choose(
   cfg: Settings, records: Sequence[dict[str, Any]], index: contamination.Index
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
   """The records that are kept, in their order, and why the others are not."""
-  reasons = dict.fromkeys(REASONS, 0)
+  reasons: dict[str, int] = dict.fromkeys(REASONS, 0)
   seen: set[str] = set()
   taken: collections.Counter[str] = collections.Counter()
   kept = []

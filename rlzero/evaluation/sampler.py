@@ -52,9 +52,11 @@ class Sampler(Protocol):
 
   def about(self) -> dict[str, Any]:
     """Describes the model, for the record."""
+    ...
 
   def fingerprint(self, template: Template, question: str) -> str:
     """Digests the model's input: another digest is another question."""
+    ...
 
   def sample(
     self,
@@ -66,6 +68,7 @@ class Sampler(Protocol):
 
     Those of `finished`, by their index in the result, are taken as they are.
     """
+    ...
 
 
 class Local:
@@ -232,8 +235,9 @@ class Endpoint:
       except (OSError, http.client.HTTPException) as error:
         why, asked_s = str(error) or type(error).__name__, None
       if tries_left:
-        asked_s = float(asked_s) if (asked_s or '').isdigit() else 0.0
-        time.sleep(min(max(wait_s, asked_s), 60.0))
+        asked_s = asked_s or ''
+        least_s = float(asked_s) if asked_s.isdigit() else 0.0
+        time.sleep(min(max(wait_s, least_s), 60.0))
         wait_s *= 2
     raise ConnectionError(
       f'{url} gave no answer in {self._max_tries} tries (last: {why}); what '

@@ -175,10 +175,11 @@ def elo_rating(
   rarer = min(solved.sum(), (1 - solved).sum())
   margin = 400 * math.log10(solved.size / rarer) + 1
   low, high = ratings.min() - margin, ratings.max() + margin
-  rating = scipy.optimize.brentq(
+  root: Any = scipy.optimize.brentq(
     lambda r: expected(r).sum() - solved.sum(), low, high
   )
+  rating = float(root)
   chance = expected(rating)
   slope = (chance * (1 - chance)).sum() * math.log(10) / 400
   error = math.sqrt(((solved - chance) ** 2).sum()) / slope
-  return float(rating), (rating - 1.96 * error, rating + 1.96 * error)
+  return rating, (rating - 1.96 * error, rating + 1.96 * error)

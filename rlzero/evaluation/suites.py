@@ -6,6 +6,7 @@ A suite is a list of benchmarks. Those with names are here; one of your own is
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import fields
@@ -54,7 +55,7 @@ class Benchmark:
 
 def _paper(math: Template, other: Template) -> tuple[Benchmark, ...]:
   """The paper's benchmarks, and its k for each (section 3)."""
-  programs = dict(template=other, deadline_s=execute.DEADLINE_S)
+  programs: dict[str, Any] = dict(template=other, deadline_s=execute.DEADLINE_S)
   return (
     Benchmark(task=benchmarks.AIME(2024), template=math, num_samples=64),
     Benchmark(task=benchmarks.AIME(2025), template=math, num_samples=64),

@@ -86,10 +86,11 @@ class RopeTable(NamedTuple):
     """The cosines and sines of a layer that is local or not."""
     if local is None or self.local_layers is None:
       return self.global_layers
-    return tuple(
+    cos, sin = (
       jnp.where(local, near, far)
       for near, far in zip(self.local_layers, self.global_layers, strict=True)
     )
+    return cos, sin
 
 
 def make_table(config: ModelConfig, positions: Int[Array, 'B T']) -> RopeTable:

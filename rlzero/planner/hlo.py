@@ -174,7 +174,12 @@ def _closing(line: str, start: int) -> int:
 
 
 def _called(op: _Op, attribute: str) -> str:
-  return re.search(rf'(?:{attribute})=%?([\w.-]+)', op.rest)[1]
+  found = re.search(rf'(?:{attribute})=%?([\w.-]+)', op.rest)
+  if found is None:
+    raise ValueError(
+      f'the compiler wrote a call without {attribute}: {op.rest}'
+    )
+  return found[1]
 
 
 def _branches(op: _Op) -> str:

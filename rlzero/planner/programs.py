@@ -181,6 +181,8 @@ def _compile(lowered: jax.stages.Lowered) -> Program:
 def memory_of(compiled: jax.stages.Compiled) -> int:
   """Bytes of a device: inputs, outputs that are none of them, temporaries."""
   m = compiled.memory_analysis()
+  if m is None:
+    raise ValueError('this compiler does not say what memory a program needs')
   return (
     m.argument_size_in_bytes
     + m.output_size_in_bytes

@@ -105,4 +105,5 @@ def number(value: Any) -> float | None:
 def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
   """Steps and values, without the steps that lack the metric."""
   rows = [row for row in rows if row.get(key) is not None]
-  return tuple(np.array([r[k] for r in rows], float) for k in ('step', key))
+  steps, values = (np.array([r[k] for r in rows], float) for k in ('step', key))
+  return steps, values

@@ -177,7 +177,7 @@ def _say(text: str, numbers: Mapping[str, Any]) -> str:
 
 def _headline(loaded: Run, numbers: Mapping[str, float]) -> str:
   before, after = loaded.both('pass@1')
-  if None in (before, after):
+  if before is None or after is None:
     done = max((int(row['step']) for row in loaded.rows), default=0)
     missing = 'first' if before is None else 'final'
     title = f'As of step {done}'
@@ -215,7 +215,8 @@ def _table(loaded: Run) -> str:
   for name, label in {**_SHARES, **_COUNTS}.items():
     before, after = loaded.both(name)
     if name in _SHARES:
-      change = '' if None in (before, after) else f'{after - before:+.2f}'
+      known = before is not None and after is not None
+      change = f'{after - before:+.2f}' if known else ''
     else:
       change = f'× {after / before:.2f}' if before and after else ''
     if (before, after) != (None, None):

@@ -42,7 +42,7 @@ class RewardModel:
     kind: Template,
     reads: Reads,
   ):
-    self.reads = reads
+    self.reads: Reads = reads
     self._model, self._params = model, params
     self._tokenizer, self._kind = tokenizer, kind
     self._scores = jax.jit(functools.partial(scores, model))

@@ -125,7 +125,7 @@ def _stated(
     parsed: its tags, where the template has a format.
     in_thought: whether its prompt has begun the thought.
   """
-  if parsed and parsed.well_formed:
+  if parsed and parsed.well_formed and parsed.answer is not None:
     yield parsed.answer
     reading = task.extract(parsed.answer)
     if reading is not None and reading != parsed.answer:

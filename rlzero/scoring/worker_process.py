@@ -41,7 +41,7 @@ class WorkerProcess:
     with theirs:
       self._process = subprocess.Popen(
         [sys.executable, '-m', _PROGRAM],
-        stdin=theirs,
+        stdin=theirs.fileno(),
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
         start_new_session=True,  # so that its own children die with it
       )

@@ -39,18 +39,23 @@ class Task(Protocol):
 
   def examples(self, split: str) -> Sequence[Example]:
     """All problems of a split: 'train', 'validation' or 'test'."""
+    ...
 
   def extract(self, text: str) -> str | None:
     """The last answer stated anywhere in `text`, or None."""
+    ...
 
   def verify(self, answer: str, target: str) -> bool:
     """Whether `answer` (the text of an answer, no tags) is right."""
+    ...
 
   def same(self, first: str, second: str) -> bool:
     """Whether two answers are mathematically the same (cons@k's classes)."""
+    ...
 
   def count_tries(self, text: str) -> int:
     """Number of attempts at a solution that the text goes through."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

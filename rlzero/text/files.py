@@ -140,6 +140,8 @@ def parse_json(text: str, place: str, remedy: str) -> Any:
 class Number(float):
   """A number of a JSON file, which as text is what the file has: 1.50."""
 
+  text: str
+
   def __new__(cls, text: str) -> 'Number':
     number = super().__new__(cls, text)
     if not math.isfinite(number):

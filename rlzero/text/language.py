@@ -89,8 +89,9 @@ def count_words(text: str) -> dict[str, int]:
 def _count(text: str) -> dict[str, int]:
   counts = {'en': 0, 'zh': 0, 'other': 0}
   for match in _WORD.finditer(text):
-    if match.lastgroup != 'en' or len(match.group()) > 1:
-      counts[match.lastgroup] += 1
+    language = match.lastgroup or 'other'  # every branch has a name
+    if language != 'en' or len(match.group()) > 1:
+      counts[language] += 1
   return counts
 
 

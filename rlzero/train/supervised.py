@@ -263,7 +263,7 @@ def gradient(
     )
 
   def summed(params, micros, frozen=()):
-    carry = None
+    carry: Any = None  # there is a microbatch at least
     for micro in micros:
       if carry is None:
         _, totals = jax.eval_shape(loss, params, micro, frozen)

@@ -209,7 +209,7 @@ def _sentencepiece(
     if kind == _NORMAL or (kind == _USER_DEFINED and not token.strip('▁'))
   }
   merges = []
-  for token in sorted(rank, key=rank.get):
+  for token in sorted(rank, key=rank.__getitem__):
     for at in reversed(range(1, len(token))):  # the longest left part first
       if token[:at] in rank and token[at:] in rank:
         merges.append((token[:at], token[at:]))

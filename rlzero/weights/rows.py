@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -148,7 +148,7 @@ class Row:
     if undo is None:
       numbers = math.prod(self.file_shape(naming, sizes))
       step = max(1, _PIECE * self._size(sizes, along) // numbers)
-    out = None
+    out: Any = None  # there is a part at least
     for name, place in self.parts(naming, sizes, index):
       for start in range(low, high, step):
         stop = min(start + step, high)
