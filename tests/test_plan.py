@@ -13,7 +13,7 @@ import pytest
 
 from rlzero import grpo, plan
 from rlzero.models.config import Experts, ModelConfig
-from rlzero.planner import estimate, flops, planning, programs, table
+from rlzero.planner import estimate, flops, hardware, planning, programs, table
 from rlzero.runtime import config, fields, sharding
 
 pytestmark = [
@@ -222,7 +222,7 @@ def test_compiled_for_tpus(topology):
 
 
 def test_the_largest_sizes_are_the_largest():
-  chip = plan.hardware.CHIPS['h100']
+  chip = hardware.CHIPS['h100']
   report = planning.make_plan(_plan('h100:8', price=2.0))
   assert report['source'] == 'arithmetic'
   # All rows of a step, and all completions of a rollout, fit.
