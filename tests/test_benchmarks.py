@@ -251,9 +251,11 @@ def test_livecodebench_runs_public_and_private_tests(hub, tmp_path):
     'wrong',
     'accepted',
     '',
-    '',
+    'time',
   ]
-  assert verdicts[4].status == 'timeout'
+  # The program's own limit ends it: the task's deadline is longer than the
+  # pool's, so that a slow program is a verdict and no lost worker.
+  assert verdicts[4].status == 'ok'
 
 
 def test_a_harmful_pickle_is_refused():
