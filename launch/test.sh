@@ -4,7 +4,8 @@
 #   bash launch/test.sh [--quick | --parity | --floor] [pytest arguments]
 #
 #   (none)    types, and all tests but parity and the slow ones
-#   --quick   style, and the tests without models: under 2 minutes
+#   --quick   style, and the tests that take no model and no seconds: under 2
+#             minutes on two cores
 #   --parity  adds the comparisons with transformers. They need CPU torch,
 #             SmolLM2 and Gemma 3 270M. On Linux, an extra index of CPU builds
 #             of torch (see pip's PIP_EXTRA_INDEX_URL) spares the download of
@@ -18,16 +19,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 mode="${1:-}"
+quick='not model and not long and not slow and not parity'
 selection=()
 case "$mode" in
   --quick)
     shift
-    selection=(-m 'not model and not slow and not parity')
+    selection=(-m "$quick")
     ;;
   --floor)
     shift
     VENV=.venv-floor CONSTRAINTS=launch/constraints/floor.txt
-    selection=(-m 'not model and not slow and not parity')
+    selection=(-m "$quick")
     ;;
   --parity)
     shift

@@ -22,22 +22,29 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-# Every annotated rlzero function is checked at each call, shapes included;
-# an int will do for a float, as for any type checker.
 checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
-jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 
-import helpers  # noqa: E402, I001
-from rlzero.models import transformer  # noqa: E402
-from rlzero.weights import hf  # noqa: E402
+
+def _is_quick(config):
+  return 'not model' in config.option.markexpr
+
+
+def pytest_configure(config):
+  """Checks every annotated rlzero function at each call, shapes included.
+
+  An int will do for a float, as for any type checker. Annotating the modules
+  takes 12 seconds, which --quick has not.
+  """
+  if not _is_quick(config):
+    jaxtyping.install_import_hook('rlzero', f'{__name__}.checked')
 
 
 def pytest_ignore_collect(collection_path, config):
   """Spares `--quick` the imports of files of which every test has the mark."""
-  if 'not model' not in config.option.markexpr or not collection_path.is_file():
+  if not _is_quick(config) or not collection_path.is_file():
     return None
   marked = re.search(
-    r'^pytestmark = (\[\n  )?pytest\.mark\.model\b',
+    r'^pytestmark = (\[\n  )?pytest\.mark\.(model|long)\b',
     collection_path.read_text(),
     re.MULTILINE,
   )
@@ -62,6 +69,11 @@ def quick_compilation():
 @pytest.fixture(scope='session')
 def base(tmp_path_factory):
   """Folder of a small random model."""
+  import helpers  # not before `pytest_configure`
+
+  from rlzero.models import transformer
+  from rlzero.weights import hf
+
   folder = str(tmp_path_factory.mktemp('base'))
   params = jax.device_get(transformer.init(helpers.SMALL, jax.random.key(0)))
   hf.write_folder(folder, helpers.SMALL, params, helpers.letters())

@@ -270,6 +270,7 @@ def test_shares_are_as_configured(documents):
   check(len(direct), len(talks), CORPUS.direct_share)
 
 
+@pytest.mark.long
 def test_conversations_answer_with_their_last_try(documents):
   right = wrong = 0
   for document in documents:

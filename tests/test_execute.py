@@ -177,6 +177,7 @@ int main() { int x; std::cin >> x; std::cout << 2 * x << std::endl; }
 
 @pytest.mark.skipif(not execute._compiler(), reason='no C++ compiler')
 @pytest.mark.parametrize('using', isolation.MECHANISMS)
+@pytest.mark.long
 def test_programs_in_cpp(using):
   if why := isolation.fault(using):
     pytest.skip(f'{using} does not work here: {why}')

@@ -303,6 +303,7 @@ def test_the_way_is_one_without_a_sandbox(way, names, monkeypatch):
 
 
 @pytest.mark.parametrize('way', _WASTE)
+@pytest.mark.long
 def test_waste_is_bounded(way, using):
   source, wanted = _WASTE[way]
   start = time.monotonic()

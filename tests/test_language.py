@@ -149,6 +149,7 @@ def test_thought_is_what_its_tags_enclose():
   assert language.thought('<think> a </think> b </think> c') == ('a </think> b')
 
 
+@pytest.mark.long
 def test_time_is_linear_in_hostile_text():
   began = time.process_time()
   for part in (

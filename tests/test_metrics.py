@@ -150,6 +150,7 @@ def test_paired_difference_by_hand():
   assert statistics.paired_difference([0.5] * 9, [0.5] * 9).p_value == 1
 
 
+@pytest.mark.long
 def test_paired_difference_finds_what_is_there_and_no_more():
   rng = np.random.default_rng(0)
   chance = rng.beta(1, 1, (200, 60))

@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from rlzero.tasks import countdown, preferences
 from rlzero.text import template
 
 _TASK = countdown.Countdown(languages=('en', 'zh'))
 
 
+@pytest.mark.long
 def test_both_are_right_and_the_better_one_has_its_bracket_first(tmp_path):
   preferences.run(preferences.Config(workdir=str(tmp_path), task=_TASK))
   targets = {e.question: e.target for e in _TASK.examples('train')}

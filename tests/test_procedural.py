@@ -10,6 +10,8 @@ import pytest
 from rlzero.scoring import reward_pool
 from rlzero.tasks import base, procedural
 
+pytestmark = pytest.mark.long
+
 TERMS = {'min_terms': 2, 'max_terms': 3, 'min_digits': 1, 'max_digits': 2}
 
 

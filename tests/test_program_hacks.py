@@ -12,6 +12,8 @@ from rlzero.scoring import reward_pool
 from rlzero.tasks import isolation
 from rlzero.tasks.datasets import code
 
+pytestmark = pytest.mark.long
+
 # Double a number; the first test is public, and the model may know it.
 _NUMBER = json.dumps(
   {

@@ -160,6 +160,7 @@ def whole(tmp_path_factory):
   return workdir, web_page.write(workdir)
 
 
+@pytest.mark.long
 def test_summary_has_exactly_the_numbers_of_the_evaluations(whole):
   workdir, summary = whole
   assert json.loads(read(workdir, 'summary.json')) == summary
@@ -210,6 +211,7 @@ def test_the_telling_completions_are_chosen_and_escaped(whole):
   assert 'Question a &lt;b&gt;?' in stories
 
 
+@pytest.mark.long
 def test_in_the_middle_of_a_run(tmp_path):
   workdir = make_run(tmp_path, num_steps=30, after=False)
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
@@ -267,6 +269,7 @@ def test_compares_seeds(tmp_path, capsys):
   assert picture.shape[0] > 400 and picture[..., :3].std() > 0.01
 
 
+@pytest.mark.long
 def test_prints_the_summary_as_json(tmp_path, capsys):
   workdir = make_run(tmp_path, 20)
   config.main(report, [f'--workdir={workdir}', '--json'])

@@ -314,6 +314,7 @@ def test_equations_that_give_the_number(pool):
   assert all(v.accuracy for v in found)
 
 
+@pytest.mark.long
 def test_formats_that_are_none(pool):
   lines = _lines(FORMAT)
   verdicts = pool.score([reward_pool.Request('number', x, '5') for x in lines])

@@ -211,6 +211,7 @@ def test_hostile_verifier_stops_nothing(pool, action, status):
   assert sum(added.values()) == 4 and added[status] == 1 + 3 * (status == 'ok')
 
 
+@pytest.mark.long
 def test_each_job_of_a_batch_has_its_own_fate():
   actions = ['right', 'slow', 'exit', 'slow', 'loop', 'raise', 'right'] * 4
   with reward_pool.RewardPool(TASKS, 'short', 1, deadline_s=1.0) as pool:
@@ -249,6 +250,7 @@ class Poisoned(Honest):
     return super().verify(answer, '3')
 
 
+@pytest.mark.long
 def test_a_ruined_worker_costs_no_later_completion():
   targets = ['x', 'poison', 'x', 'x'] * 8
   with reward_pool.RewardPool({'a': Poisoned()}, 'short', 1) as pool:
@@ -355,6 +357,7 @@ def test_classes(pool):
   assert pool.classes('honest', answers) == [0, -1, 1, 0, 2, 0, 2, 3, 3]
 
 
+@pytest.mark.long
 def test_classes_fall_back_on_text(pool):
   answers = ['loop', 'lo', 'loop', 'lo', 'la']
   # Every comparison with 'loop' fails: it is at fault, and no other answer.

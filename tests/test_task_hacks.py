@@ -288,6 +288,7 @@ def test_faulty_tags_earn_nothing(pool):
   assert earned == []
 
 
+@pytest.mark.long
 def test_no_answer_changes_what_later_ones_earn(pool):
   poison = (
     "__import__('sys').modules['__main__']"
