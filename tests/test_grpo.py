@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from helpers import GRPO_SETTINGS, grpo_config
 
-from rlzero import evaluate, grpo
+from rlzero import grpo
+from rlzero.evaluation import measure
 from rlzero.reporting import metric_names
 from rlzero.rl import collect, learner, loop, settings, update
 from rlzero.rollout import journal, scheduler
@@ -426,7 +427,7 @@ def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):
     (update.Trainer, 'update', 1),  # the second minibatch of the first rollout
     (journal.Journal, 'add_completion', 7),
     (checkpoint.Store, 'save', 1),  # between minibatches
-    (evaluate, 'write', 1),  # before the metrics that it is part of
+    (measure, 'write', 1),  # before the metrics that it is part of
   ):
     calls = _killed_at(monkeypatch, owner, name, call)
     with pytest.raises(_Killed):

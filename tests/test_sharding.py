@@ -19,7 +19,7 @@ from helpers import (
 )
 
 from rlzero.models import parameters, transformer
-from rlzero.rl import learner, settings
+from rlzero.rl import learner, programs, settings
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics, sharding
@@ -198,7 +198,7 @@ def test_update_gathers_neither_the_model_nor_logits(mesh):
       config, GRPO, optim.Optimizer(learning_rate=0.05).transform(4), 256
     )
     state = update.init(params)
-    compiled = update.lower(state, rows)['update'].compile()
+    compiled = programs.lower(update, state, rows)['update'].compile()
   found = _collectives(compiled.as_text())
   total = sum(x.size for x in jax.tree.leaves(params))
   kinds = {kind for kind, _, _ in found}
