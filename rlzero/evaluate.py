@@ -255,10 +255,7 @@ def _settings(cfg, benchmark, model, about) -> dict[str, Any]:
   """Names the settings that must stay the same when sampling resumes."""
   settings = {
     'template': dataclasses.asdict(benchmark.template),
-    'sampling': {
-      name: getattr(benchmark.sampling, name)
-      for name in ('temperature', 'top_p', 'max_len')
-    },
+    'sampling': benchmark.sampling.about(),
     'seed': cfg.seed,
     'split': benchmark.split,
   }

@@ -8,31 +8,33 @@ import pytest
 from jax import numpy as jnp
 
 from rlzero.rollout import sampling
+from rlzero.rollout.sampling import Distribution, Sampling
 
 pytestmark = pytest.mark.model
 
 V = 600  # three blocks of the search, the last one not full
 ROWS, POSITIONS = 1024, 2048  # two million draws
+PLAIN = Distribution()
 
 
-sample = jax.jit(sampling.sample, static_argnums=(3, 4))
+sample = jax.jit(sampling.sample, static_argnums=3)
 row_keys = jax.jit(sampling.row_keys, static_argnums=0)
 
 
-def draw(logits, keys, position, temperature, top_p):
+def draw(logits, keys, position, distribution):
   """One draw for each key at one position, from the same logits."""
   rows = jnp.broadcast_to(logits[None], (keys.shape[0], logits.shape[0]))
   positions = jnp.full(keys.shape[0], position)
-  return sample(rows, keys, positions, temperature, top_p)
+  return sample(rows, keys, positions, distribution)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def frequencies(logits, temperature=1.0, top_p=1.0, positions=POSITIONS):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def frequencies(logits, distribution=PLAIN, positions=POSITIONS):
   """How often each token is drawn, over all keys and positions."""
   keys = row_keys(0, jnp.arange(ROWS), jnp.zeros(ROWS, jnp.int32))
 
   def of_position(count, position):
-    tokens, _ = draw(logits, keys, position, temperature, top_p)
+    tokens, _ = draw(logits, keys, position, distribution)
     return count.at[tokens].add(1), None
 
   count = jnp.zeros(logits.shape[0], jnp.int32)
@@ -83,7 +85,8 @@ def test_frequencies_are_the_probabilities(logits):
 
 def test_temperature_divides_the_logits(logits):
   check(
-    np.asarray(frequencies(logits, 0.7, positions=512)), softmax(logits / 0.7)
+    np.asarray(frequencies(logits, Distribution(temperature=0.7), 512)),
+    softmax(logits / 0.7),
   )
 
 
@@ -94,10 +97,10 @@ def test_top_p_keeps_the_smallest_set_that_holds_it():
   probs[599] = 0.05
   kept = np.where(probs >= 0.1, probs, 0)
   logits = jnp.log(probs)
-  check(np.asarray(frequencies(logits, 1.0, 0.75, 64)), kept)
+  check(np.asarray(frequencies(logits, Distribution(top_p=0.75), 64)), kept)
   # A nucleus below the first token's probability is that token.
   keys = row_keys(0, jnp.arange(64), jnp.zeros(64, jnp.int32))
-  tokens, logprobs = draw(logits, keys, 0, 1.0, 0.05)
+  tokens, logprobs = draw(logits, keys, 0, Distribution(top_p=0.05))
   assert (np.asarray(tokens) == 500).all()
   # The log-prob is that of the whole distribution.
   np.testing.assert_allclose(logprobs, np.log(0.4), rtol=1e-5)
@@ -149,7 +152,9 @@ def test_zero_temperature_is_greedy():
   logits[0] = -np.inf
   logits[0, 7] = 0
   keys = row_keys(0, jnp.arange(50), jnp.arange(50))
-  tokens, logprobs = sample(jnp.asarray(logits), keys, jnp.arange(50), 0.0)
+  tokens, logprobs = sample(
+    jnp.asarray(logits), keys, jnp.arange(50), Distribution(temperature=0.0)
+  )
   np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
   expected = np.log([softmax(row).max() for row in logits])
   np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-6)
@@ -162,7 +167,7 @@ def test_logprob_is_of_the_drawn_token_at_the_temperature(temperature):
   logits = rng.normal(0, 2, (50, V)).astype(np.float32)
   keys = row_keys(0, jnp.arange(50), jnp.arange(50))
   tokens, logprobs = sample(
-    jnp.asarray(logits), keys, jnp.arange(50), temperature
+    jnp.asarray(logits), keys, jnp.arange(50), Distribution(temperature)
   )
   expected = [
     np.log(softmax(row / temperature)[token])
@@ -177,7 +182,7 @@ def test_noise_is_a_function_of_draw_sample_and_position():
   samples = jnp.array([0, 0, 1, 1, 0, 0, 0, 2])
   positions = jnp.array([0, 0, 0, 0, 1, 1, 0, 0])
   keys = row_keys(5, draws, samples)
-  tokens, logprobs = sample(flat, keys, positions, 1.0)
+  tokens, logprobs = sample(flat, keys, positions, PLAIN)
   assert len(set(tokens.tolist())) == 8  # all eight differ
 
   # The same bits in another order, and of a batch of other rows.
@@ -186,14 +191,16 @@ def test_noise_is_a_function_of_draw_sample_and_position():
     flat,
     row_keys(5, draws[order], samples[order]),
     positions[order],
-    1.0,
+    PLAIN,
   )
   np.testing.assert_array_equal(tokens[order], again)
   np.testing.assert_array_equal(logprobs[order], same)
-  alone, _ = sample(flat[:1], keys[3:4], positions[3:4], 1.0)
+  alone, _ = sample(flat[:1], keys[3:4], positions[3:4], PLAIN)
   assert alone[0] == tokens[3]
 
-  other, _ = sample(flat, row_keys(6, draws, samples), positions, 1.0)
+  other, _ = sample(
+    flat, row_keys(6, draws, samples), positions, Distribution()
+  )
   assert (other != tokens).any()
 
 
@@ -201,3 +208,13 @@ def test_keys_of_a_run_do_not_collide():
   draws, samples = np.divmod(np.arange(64 * 64), 64)
   keys = row_keys(0, jnp.asarray(draws), jnp.asarray(samples))
   assert len(np.unique(keys, axis=0)) == 64 * 64
+
+
+@pytest.mark.parametrize('name', Distribution._fields)
+def test_all_that_changes_the_distribution_is_recorded(name):
+  plain, other = Sampling(), Sampling(**{name: 0.5})
+  assert getattr(other.distribution, name) == 0.5
+  assert plain.distribution == other.distribution._replace(
+    **{name: getattr(plain.distribution, name)}
+  )
+  assert other.about() == {**plain.about(), name: 0.5}

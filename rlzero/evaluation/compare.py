@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 from rlzero.evaluation import statistics
+from rlzero.rollout.sampling import Sampling
 
 # What makes two results incomparable, or at least another question.
-_SETTINGS = ('template', 'split', 'temperature', 'top_p', 'max_len')
+_SETTINGS = ('template', 'split', *Sampling().about())
 
 
 def read(files: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -116,9 +116,7 @@ def compute_metrics(
     **{name: _mean(records, name) for name in shares},
     'num_problems': len(chosen),
     'num_samples': num_samples,
-    'temperature': sampling.temperature,
-    'top_p': sampling.top_p,
-    'max_len': sampling.max_len,
+    **sampling.about(),
     'pass@1': float(correct.mean()),
     'pass@1_interval': list(statistics.clustered_interval(means)),
     'pass@1_by_problem': {

@@ -198,8 +198,8 @@ class Endpoint:
     prompt = job.template.render(question, json.dumps)
     body = {
       'model': self._model,
-      'temperature': job.sampling.temperature,
-      'top_p': job.sampling.top_p,
+      # Servers have the same names; one that lacks any refuses it.
+      **job.sampling.distribution._asdict(),
       'max_tokens': job.sampling.max_len,
       # Of its own, for servers that heed it; few take more than 31 bits.
       'seed': (job.seed * 1_000_003 + index) % (1 << 31),

@@ -158,7 +158,7 @@ def insert(
 
 @functools.partial(
   jax.jit,
-  static_argnames=('config', 'eos_ids', 'num_steps', 'temperature', 'top_p'),
+  static_argnames=('config', 'eos_ids', 'num_steps', 'distribution'),
   donate_argnames='slots',
 )
 def decode(
@@ -170,8 +170,7 @@ def decode(
   config: ModelConfig,
   eos_ids: tuple[int, ...],
   num_steps: int,
-  temperature: float,
-  top_p: float,
+  distribution: sampling.Distribution,
 ) -> Slots:
   """Samples up to `num_steps` tokens in every running slot.
 
@@ -186,8 +185,7 @@ def decode(
     config: of the model.
     eos_ids: tokens that end a completion; they are part of it.
     num_steps: tokens a call.
-    temperature: of sampling; 0 is greedy.
-    top_p: of sampling.
+    distribution: what is sampled from.
   """
   num_slots, start, cache = slots.token.shape[0], slots.cached, slots.cache
   first = 0  # position of a slot's first cached token
@@ -240,7 +238,7 @@ def decode(
     # Sampling looks at the whole vocabulary of a row.
     logits = sharding.constrain(logits, 'B_')
     token, logprob = sampling.sample(
-      logits, slots.key, slots.length, temperature, top_p
+      logits, slots.key, slots.length, distribution
     )
     ended = jnp.any(token[:, None] == jnp.array(eos_ids)[None], axis=-1)
     return _append(slots, token, logprob, routing, ended, max_len), new

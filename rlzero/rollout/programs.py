@@ -182,6 +182,5 @@ def _lower_decode(config, params, slots, sampling, eos_ids, shared_prefix=None):
     config=config,
     eos_ids=eos_ids,
     num_steps=sampling.decode_steps,
-    temperature=sampling.temperature,
-    top_p=sampling.top_p,
+    distribution=sampling.distribution,
   )

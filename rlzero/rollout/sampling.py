@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -24,6 +25,13 @@ SHORT_FLAGS = naming.flags_of(
 _BLOCK = 256  # tokens a block; the vocabulary is searched in two levels
 
 
+class Distribution(NamedTuple):
+  """The distribution that tokens are sampled from, given their logits."""
+
+  temperature: float = 1.0  # divides the logits; 0 is greedy
+  top_p: float = 1.0  # nucleus (arXiv 1904.09751); 1 keeps every token
+
+
 def row_keys(
   seed: int, draws: Int[Array, 'B'], samples: Int[Array, 'B']
 ) -> UInt32[Array, 'B 2']:
@@ -43,8 +51,7 @@ def sample(
   logits: Float[Array, 'B V'],
   keys: UInt32[Array, 'B 2'],
   positions: Int[Array, 'B'],
-  temperature: float,
-  top_p: float = 1.0,
+  distribution: Distribution,
 ) -> tuple[Int[Array, 'B'], Float[Array, 'B']]:
   """Draws a token a row; greedy at temperature 0.
 
@@ -57,13 +64,13 @@ def sample(
     logits: [B, V].
     keys: from `row_keys`.
     positions: index of the token in its completion, mixed into the key.
-    temperature: divides the logits; static.
-    top_p: nucleus (arXiv 1904.09751); 1 keeps all tokens; static.
+    distribution: what is sampled from; static.
 
   Returns:
     tokens [B], and their log-probs, in nats, under softmax(logits / T)
     before the nucleus is cut. Under T = 0 those of T = 1.
   """
+  temperature, top_p = distribution
   logits = logits.astype(jnp.float32)
   if temperature == 0:
     tokens = jnp.argmax(logits, axis=-1)
@@ -160,3 +167,16 @@ class Sampling:
       num_slots=at_least(1),
       decode_steps=at_least(1),
     )
+
+  @property
+  def distribution(self) -> Distribution:
+    """The distribution that tokens are sampled from."""
+    return Distribution(temperature=self.temperature, top_p=self.top_p)
+
+  def about(self) -> dict[str, Any]:
+    """Describes what is sampled, for the record.
+
+    Two evaluations are comparable if these settings agree, and samples that
+    are kept go with new ones only then. The other settings change the speed.
+    """
+    return {**self.distribution._asdict(), 'max_len': self.max_len}

@@ -348,8 +348,7 @@ class Scheduler:
         config=self._config,
         eos_ids=self._eos_ids,
         num_steps=sampling.decode_steps,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
+        distribution=sampling.distribution,
       )
       alive, cached = hosts.fetch((batch.arrays.running, batch.arrays.cached))
       running = np.where(live, alive, running)
