@@ -14,7 +14,8 @@ Differences from the paper:
   the update.
 - The accuracy reward needs the format: exactly one well-formed answer.
 
-The settings are here; `rl/step.py` is the step, `rl/loop.py` the run around it.
+The settings are in `rl/settings.py`; `rl/collect.py` and `rl/update.py` are the
+step, `rl/loop.py` the run around it.
 """
 
 from rlzero.reporting import web_page
