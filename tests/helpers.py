@@ -316,6 +316,28 @@ CONFIGS = {
 }
 
 
+def mostly_slow(names, cases, quick):
+  """Parametrizes a test by cases of which all but the quick ones are slow.
+
+  Args:
+    names: of the parameters.
+    cases: their values by the name of the case.
+    quick: names of the cases that the default suite runs.
+  """
+  assert set(quick) <= set(cases)
+  return pytest.mark.parametrize(
+    names,
+    [
+      pytest.param(
+        *(value if isinstance(value, tuple) else (value,)),
+        marks=() if name in quick else pytest.mark.slow,
+        id=name,
+      )
+      for name, value in cases.items()
+    ],
+  )
+
+
 each_config = pytest.mark.parametrize(
   'config', CONFIGS.values(), ids=CONFIGS.keys()
 )

@@ -293,6 +293,7 @@ def _config(workdir, **changes):
   return fields.make(grpo.Config, workdir=str(workdir), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_run_that_fails_says_so(tmp_path, capsys, monkeypatch):
   """Real: a verifier that raises, and completions of 8 tokens."""

@@ -100,6 +100,7 @@ def on_tpu(monkeypatch):
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('short_shared_prefixes')
 def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
   params, micro = _params(LATENT), _micro()

@@ -63,6 +63,7 @@ def test_bias_of_the_router_follows_the_load_alone(params):
   )
 
 
+@pytest.mark.slow
 def test_rows_without_advantage_count_in_the_load(params):
   # Leaving them out would change the router's bias, and not the time alone.
   rows = make_rows(GRPO)

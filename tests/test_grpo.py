@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import GRPO_SETTINGS, grpo_config
+from helpers import GRPO_SETTINGS, grpo_config, mostly_slow
 
 from rlzero import grpo
 from rlzero.evaluation import measure
@@ -417,6 +417,7 @@ def test_a_run_that_would_ask_otherwise_does_not_resume(
     run('User: 2 {{ messages[0].content }} Assistant:')
 
 
+@pytest.mark.slow
 def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):
   cfg = grpo_config(tmp_path, **_TWO)
   written = []
@@ -448,7 +449,7 @@ def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):
   _assert_same_folder(whole_of_two, tmp_path)
 
 
-@pytest.mark.parametrize('call', [5, 21], ids=['first', 'second'])
+@mostly_slow('call', {'first': 5, 'second': 21}, quick=('second',))
 def test_sigterm_in_a_rollout(whole_of_two, tmp_path, monkeypatch, call):
   cfg = grpo_config(tmp_path, **_TWO | {'save_every': 4})
   add, calls = journal.Journal.add_completion, []

@@ -17,6 +17,7 @@ from helpers import (
   SMALL,
   distance,
   make_rows,
+  mostly_slow,
   noisy,
 )
 from jax import numpy as jnp
@@ -130,7 +131,7 @@ def plain_gradient(objective, params, rows):
   return grads, loss, kl
 
 
-@pytest.mark.parametrize('micro_tokens', [36, 18, 10])
+@mostly_slow('micro_tokens', {'36': 36, '18': 18, '10': 10}, quick=('18',))
 def test_microbatches_change_nothing(params, micro_tokens):
   rows = make_rows(GRPO)
   whole, totals = make_learner(GRPO, 1000).gradient(params, rows)
@@ -161,11 +162,17 @@ def test_a_group_may_be_cut_into_several_microbatches(params):
   np.testing.assert_allclose(same.kl, totals.kl, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-  'objective', [GRPO, NO_KL, DR_GRPO], ids=['grpo', 'no-kl', 'dr-grpo']
-)
-@pytest.mark.parametrize(
-  'shared_prefix', [(), SHARED_PREFIX], ids=['whole', 'shared']
+@mostly_slow(
+  ('objective', 'shared_prefix'),
+  {
+    'grpo-whole': (GRPO, ()),
+    'grpo-shared': (GRPO, SHARED_PREFIX),
+    'no-kl-whole': (NO_KL, ()),
+    'no-kl-shared': (NO_KL, SHARED_PREFIX),
+    'dr-grpo-whole': (DR_GRPO, ()),
+    'dr-grpo-shared': (DR_GRPO, SHARED_PREFIX),
+  },
+  quick=('grpo-shared', 'no-kl-whole', 'dr-grpo-whole'),
 )
 def test_gradient_equals_the_plain_formula(
   params, objective, shared_prefix, request
@@ -312,6 +319,7 @@ def test_rows_without_any_signal_are_no_error(params):
   assert set(metrics.values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_learns_to_stop_after_three_tokens():
   """Every part together: a model of noise, a reward that only EOS earns."""
   config = ModelConfig(

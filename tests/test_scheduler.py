@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import GEMMA, V3, noisy
+from helpers import GEMMA, V3, mostly_slow, noisy
 
 from rlzero.models import padding, transformer
 from rlzero.models.config import ModelConfig
@@ -168,10 +168,15 @@ def test_other_slot_counts_write_the_same(params, by_slots):
 
 
 @pytest.mark.usefixtures('short_shared_prefixes')
-@pytest.mark.parametrize(
-  'unstacked', [True, False], ids=['unstacked', 'stacked']
+@mostly_slow(
+  ('of', 'unstacked'),
+  {
+    f'{name}-{kind}': (config, kind == 'unstacked')
+    for name, config in (('gqa', CONFIG), ('windows', GEMMA), ('v3', V3))
+    for kind in ('stacked', 'unstacked')
+  },
+  quick=('gqa-unstacked', 'windows-stacked'),
 )
-@pytest.mark.parametrize('of', [CONFIG, GEMMA, V3], ids=['', 'windows', 'v3'])
 def test_a_shared_prefix_is_computed_once_and_changes_nothing(
   of, unstacked, monkeypatch
 ):
@@ -348,6 +353,7 @@ def test_what_is_finished_leaves_the_bits_of_the_rest(
   assert not calls
 
 
+@pytest.mark.slow
 def test_the_batch_shrinks_with_the_rows_that_run(params, monkeypatch):
   """Lengths are geometric here: EOS comes at about the same rate always."""
   settings = dict(max_len=40, max_prompt_len=8, num_slots=64, decode_steps=2)

@@ -16,6 +16,7 @@ from helpers import (
   distance,
   grpo_config,
   make_rows,
+  mostly_slow,
 )
 
 from rlzero.models import parameters, transformer
@@ -40,10 +41,7 @@ MESHES = {
 }
 
 
-def on_meshes(function):
-  return pytest.mark.parametrize(
-    ('config', 'mesh'), MESHES.values(), ids=MESHES
-  )(function)
+on_meshes = mostly_slow(('config', 'mesh'), MESHES, quick=('fsdp',))
 
 
 def params_of(config):
@@ -52,7 +50,7 @@ def params_of(config):
   return jax.device_get(init(config, jax.random.key(3)))
 
 
-@on_meshes
+@pytest.mark.parametrize(('config', 'mesh'), MESHES.values(), ids=MESHES)
 def test_parameters_are_made_in_their_parts(config, mesh):
   whole = params_of(config)
   with sharding.use(mesh):
@@ -100,7 +98,7 @@ def test_gradient_on_a_mesh_is_the_one_without(config, mesh):
   assert np.isfinite(list(facts.values())).all()
 
 
-@pytest.mark.parametrize('objective', [GRPO, NO_KL], ids=['kl', 'no-kl'])
+@mostly_slow('objective', {'kl': GRPO, 'no-kl': NO_KL}, quick=('kl',))
 @pytest.mark.usefixtures('short_shared_prefixes')
 def test_pmapped_gradient_is_the_one_of_one_device(objective):
   # Five microbatches, fewer without KL, of unlike token counts on 8 devices.

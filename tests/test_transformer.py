@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import GEMMA, MHA, MQA, V3, noisy
+from helpers import GEMMA, MHA, MQA, V3, mostly_slow, noisy
 from jax import numpy as jnp
 
 from rlzero.models import (
@@ -33,10 +33,16 @@ V2 = dataclasses.replace(
   latent=Latent(kv_rank=8, rope_dim=2, value_dim=5),
   experts=Experts(num_experts=6, num_chosen=2, width=8),
 )
+ARCHITECTURES = {
+  'mha': MHA,
+  'gqa-bias': GQA,
+  'mqa-norm-untied': MQA,
+  'gemma': GEMMA,
+  'v2': V2,
+  'v3': V3,
+}
 CONFIGS = pytest.mark.parametrize(
-  'config',
-  [MHA, GQA, MQA, GEMMA, V2, V3],
-  ids=['mha', 'gqa-bias', 'mqa-norm-untied', 'gemma', 'v2', 'v3'],
+  'config', ARCHITECTURES.values(), ids=ARCHITECTURES
 )
 
 
@@ -129,8 +135,15 @@ def continued(prompts, width, index, row_width, junk=0):
   return Prompts(padded(prompts, width, junk=junk), index[:, None], which)
 
 
-@CONFIGS
-@pytest.mark.parametrize('size', [0, 4], ids=['whole', 'shared'])
+@mostly_slow(
+  ('config', 'size'),
+  {
+    f'{name}-{kind}': (config, size)
+    for name, config in ARCHITECTURES.items()
+    for kind, size in (('whole', 0), ('shared', 4))
+  },
+  quick=('mha-whole', 'gqa-bias-shared', 'gemma-shared', 'v3-whole'),
+)
 def test_shared_prompt_equals_repeated_prompt(config, size):
   (shared_prefix,) = sequences(5, (size,))
   starts = [size + start for start in STARTS]
