@@ -8,6 +8,7 @@ import pytest
 
 from rlzero import search
 from rlzero.evaluation import measure, tree_search
+from rlzero.rollout.sampling import Sampling
 from rlzero.tasks import countdown
 from rlzero.train import folders
 
@@ -51,8 +52,7 @@ def test_search_says_what_it_found_and_cost(method, tmp_path, capsys):
     budgets=(1, 2),
     num_children=2,
     num_rollouts=int(method == 'tree'),
-    max_len=72,
-    num_slots=8,
+    sampling=Sampling(max_len=72, num_slots=8, decode_steps=8),
     json=True,
   )
   search.run(cfg)
@@ -118,3 +118,8 @@ def test_first_moves_are_the_policys_by_enumeration():
 def test_a_search_of_nothing(budgets):
   with pytest.raises(ValueError, match='budgets is .*at least 1'):
     search.Config(budgets=budgets)
+
+
+def test_attempts_that_are_all_the_same():
+  with pytest.raises(ValueError, match='sampling.temperature is 0'):
+    search.Config(sampling=Sampling(temperature=0.0))

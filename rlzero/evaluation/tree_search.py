@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from rlzero import weights
 from rlzero.evaluation import statistics
 from rlzero.models import transformer
-from rlzero.rollout import encoding, scheduler
+from rlzero.rollout import encoding, sampling, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import fields
 from rlzero.runtime.fields import at_least
@@ -31,6 +31,8 @@ _ROLLOUT_LEN = 64  # tokens of a rollout
 class Settings:
   """Settings of a search."""
 
+  SHORT_FLAGS: ClassVar[dict[str, str]] = sampling.SHORT_FLAGS
+
   checkpoint: str = ''  # '' is the tiny base
   workdir: str = ''  # where metrics and generations go; none if empty
   method: Literal['tree', 'samples'] = 'tree'
@@ -40,8 +42,8 @@ class Settings:
   num_children: int = 4  # of a leaf
   num_rollouts: int = 0  # that value a child; 0 waits for its `ok`
   exploration: float = 1.0  # c of PUCT
-  max_len: int = 144  # tokens a completion
-  num_slots: int = 128  # completions decoded at a time
+  # Of whole completions; answers end by the likeliest tokens.
+  sampling: Sampling = Sampling(max_len=144, num_slots=128, decode_steps=8)
   seed: int = 0
   against: str = ''  # metrics of another search, to compare with
   json: bool = False  # print metrics as JSON alone
@@ -58,10 +60,13 @@ class Settings:
       num_children=at_least(1),
       num_rollouts=at_least(0),
       exploration=at_least(0),
-      max_len=at_least(1),
-      num_slots=at_least(1),
       seed=fields.SEED,
     )
+    if self.sampling.temperature == 0:
+      raise ValueError(
+        'search.Config.sampling.temperature is 0; it must be above 0, or all '
+        'attempts at a move are the same.'
+      )
 
 
 class Node:
@@ -312,9 +317,7 @@ class Search:
 
   def _ended(self, ends: Sequence[Node]) -> list[encoding.Sample]:
     """The completions of thoughts, by the likeliest tokens."""
-    last = self._write(
-      range(len(ends)), ends, 1, _ANSWER_LEN, set(), temperature=0.0
-    )
+    last = self._write(range(len(ends)), ends, 1, _ANSWER_LEN, set(), True)
     return [
       self._sample([*end.tokens, *completion.tokens.tolist()])
       for end, completion in zip(ends, last, strict=True)
@@ -329,7 +332,7 @@ class Search:
     while True:
       asked = [i for i in everyone if i not in found]
       written = self._write(
-        asked, [root] * len(asked), 1, self.cfg.max_len, set()
+        asked, [root] * len(asked), 1, self.cfg.sampling.max_len, set()
       )
       for i, completion in zip(asked, written, strict=True):
         sample = self._sample(completion.tokens.tolist())
@@ -340,7 +343,7 @@ class Search:
 
   def _children(self, leaf: Node, written) -> list[Node]:
     """Distinct continuations, with the policy's probability of each."""
-    room = self.cfg.max_len - _STEP_LEN - _ANSWER_LEN
+    room = self.cfg.sampling.max_len - _STEP_LEN - _ANSWER_LEN
     children: dict[tuple, Node] = {}
     for completion in written:
       tokens = (*leaf.tokens, *completion.tokens.tolist())
@@ -373,11 +376,18 @@ class Search:
     return values
 
   def _write(
-    self, asked, nodes, size: int, max_len: int, stops: set, temperature=1.0
+    self,
+    asked: Sequence[int],
+    nodes: Sequence[Node],
+    size: int,
+    max_len: int,
+    stops: set[int],
+    likeliest: bool = False,
   ) -> list[scheduler.Completion]:
     """Goes on from the nodes, `size` times each, up to a stop."""
     if not asked:
       return []
+    settings = self.cfg.sampling
     prompts = [
       # No draw twice, so that no noise is.
       scheduler.Prompt(
@@ -388,17 +398,16 @@ class Search:
     ]
     # The likeliest tokens need no noise, so that what is found at a budget does
     # not depend on the smaller ones that are looked at.
-    self._num_calls += temperature > 0
+    self._num_calls += not likeliest
     written, usage = scheduler.generate(
       self._loaded.config,
       self._loaded.params,
       prompts,
       size,
-      Sampling(
+      dataclasses.replace(
+        settings,
         max_len=max_len,
-        temperature=temperature,
-        num_slots=self.cfg.num_slots,
-        decode_steps=8,
+        temperature=0.0 if likeliest else settings.temperature,
       ),
       eos_ids=(*self._loaded.tokenizer.eos_ids, *sorted(stops)),
       seed=self.cfg.seed,
