@@ -484,9 +484,9 @@ def make_examples(count=12, seed=0):
   ]
 
 
-def packed(examples, micro_tokens=128, ways=1):
+def packed(examples, micro_tokens=128, multiple=1):
   items = [demonstrations.pack_item(e) for e in examples]
-  return [m for _, m in packing.pack(items, micro_tokens, 24, ways)]
+  return [m for _, m in packing.pack(items, micro_tokens, 24, multiple)]
 
 
 GRPO_SETTINGS = {

@@ -224,7 +224,7 @@ def test_nan_stops_the_run_at_the_last_good_checkpoint(tmp_path, monkeypatch):
     ({'learning_rate': -1.0}, 'learning_rate is -1.0'),
     (
       {'update': 'pmap', 'mesh': sharding.Mesh(fsdp=2)},
-      "update is 'pmap' with mesh .*cut by `data` alone",
+      "update is 'pmap' with mesh .*shard by `data` alone",
     ),
   ],
 )

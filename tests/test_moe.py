@@ -182,8 +182,8 @@ def test_bias_moves_against_the_load_by_hand():
   'change, message',
   [
     ({'num_chosen': 5}, 'num_chosen is 5, but 1 groups of 4 have 4'),
-    ({'num_groups': 3}, 'num_groups = 3 does not divide'),
-    ({'num_chosen_groups': 2}, 'num_chosen_groups is 2, but there are 1'),
+    ({'num_groups': 3}, 'num_experts is 4; .* multiple of 3'),
+    ({'num_chosen_groups': 2}, 'num_chosen_groups is 2; .* at most 1'),
     ({'width': 0}, 'Experts.width is 0'),
     ({'shared_width': -1}, 'shared_width is -1; it must be at least 0'),
     ({'scores': 'sigmoid', 'num_groups': 4, 'num_chosen_groups': 4},

@@ -188,9 +188,21 @@ class Numbers:
   size: int = 1
   share: float | None = None
   sizes: tuple[int, ...] = (1,)
+  weights: dict[str, float] = dataclasses.field(default_factory=dict)
+  low: float = 1.0
+  high: float = 2.0
+  heads: int = 4
+  devices: int = 1
 
   def __post_init__(self):
-    fields.check(self, size=at_least(1).because('one is few'), sizes=above(0))
+    fields.check(
+      self,
+      size=at_least(1).because('one is few'),
+      sizes=above(0),
+      low=above(0).below(self.high).because('high is larger'),
+      heads=at_least(1).multiple_of(2),
+      devices=at_least(1).or_else(-1, 'all'),
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,12 +214,21 @@ class Numbers:
     ({'size': float('nan')}, 'it must be finite, at least 1'),
     ({'share': float('inf')}, 'Numbers.share is inf; it must be a finite'),
     ({'sizes': (1, 0)}, 'Numbers.sizes is (1, 0); it must be above 0.'),
+    ({'weights': {'a': float('nan')}}, 'it must be a finite number.'),
+    ({'low': 3.0}, 'low is 3.0; it must be above 0 and below 2.0 (high is'),
+    ({'heads': 3}, 'is 3; it must be at least 1 and a multiple of 2.'),
+    ({'devices': 0}, 'is 0; it must be at least 1, or -1 for all.'),
   ],
 )
 def test_numbers_out_of_range_are_refused(change, sentence):
   with pytest.raises(ValueError) as info:
     Numbers(**change)
   assert sentence in str(info.value)
+
+
+def test_numbers_in_range_are_taken():
+  numbers = Numbers(sizes=(1, 2), weights={'a': -1.0}, heads=6, devices=-1)
+  assert numbers.heads == 6
 
 
 def test_settings_are_made_and_changed_by_short_names():

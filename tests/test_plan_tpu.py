@@ -32,7 +32,7 @@ def planned():
 )
 def test_deepseek_v3_fits_a_slice_of_1024(name, planned):
   """`-s` shows what `python -m rlzero.plan` says of each."""
-  # 1,024 slots and a row for each of the 256 ways that rows are cut in.
+  # 1,024 slots and a row for each of the 256 shards of the rows.
   size = 4 if name in ('prefill', 'decode') else 1
   planned._find([(name, size)])
   phase = planned._phase(name, size)

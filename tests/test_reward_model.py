@@ -64,9 +64,9 @@ def the_loss(params, rows, frozen=()):
   return reward_modeling.loss(SMALL, params, rows, frozen)
 
 
-def packed(some, micro_tokens=64, ways=1):
+def packed(some, micro_tokens=64, multiple=1):
   items = [reward_modeling.pack_item(j) for j in some]
-  return [m for _, m in packing.pack(items, micro_tokens, 32, ways)]
+  return [m for _, m in packing.pack(items, micro_tokens, 32, multiple)]
 
 
 def test_marks_by_hand():

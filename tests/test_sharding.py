@@ -228,7 +228,7 @@ def test_what_does_not_divide_is_named():
   with (
     sharding.use(sharding.Mesh(data=2, tensor=4)),
     pytest.raises(
-      ValueError, match=r'attention/key has 2 along axis K.*4 parts \(4 tensor'
+      ValueError, match=r'attention/key has 2 along axis K.*4 shards \(4 tensor'
     ),
   ):
     transformer.initialise(EVEN, jax.random.key(0))

@@ -41,7 +41,7 @@ class Config:
   checkpoint: str = ''  # what to read; '' writes one
   gb: float = 2.0  # about how large that one is, in GB
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the parameters
-  fsdp: int = 1  # parts that each parameter is cut in
+  fsdp: int = 1  # shards of each parameter
 
   def __post_init__(self):
     fields.check(self, gb=above(0.4).because('the embedding alone takes 0.4'))

@@ -4,10 +4,11 @@ import dataclasses
 from typing import Literal
 
 from rlzero.runtime import fields
-from rlzero.runtime.fields import at_least
+from rlzero.runtime.fields import above, at_least
 
 _DTYPES = ('float32', 'bfloat16')
 _ACTIVATIONS = ('silu', 'gelu_tanh')
+_ROTATED = at_least(1).multiple_of(2).because('RoPE rotates pairs')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,13 +29,14 @@ class RopeScaling:
   original_max_position: int = 8192  # tokens before the stretch
 
   def __post_init__(self):
-    fields.check(self, factor=at_least(1), original_max_position=at_least(1))
-    if not 0 < self.low_freq_factor < self.high_freq_factor:
-      raise ValueError(
-        f'RopeScaling has low_freq_factor {self.low_freq_factor} and '
-        f'high_freq_factor {self.high_freq_factor}; the first must be above '
-        '0 and below the second.'
-      )
+    fields.check(
+      self,
+      factor=at_least(1),
+      low_freq_factor=above(0)
+      .below(self.high_freq_factor)
+      .because('high_freq_factor is larger'),
+      original_max_position=at_least(1),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,12 +74,12 @@ class Yarn:
   mscale_all_dim: float = 0.0  # in all scores, of latent attention
 
   def __post_init__(self):
-    fields.check(self, factor=at_least(1), original_max_position=at_least(1))
-    if not 0 < self.beta_slow < self.beta_fast:
-      raise ValueError(
-        f'Yarn has beta_slow {self.beta_slow} and beta_fast {self.beta_fast}; '
-        'the first must be above 0 and below the second.'
-      )
+    fields.check(
+      self,
+      factor=at_least(1),
+      original_max_position=at_least(1),
+      beta_slow=above(0).below(self.beta_fast).because('beta_fast is larger'),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,14 +103,9 @@ class Latent:
       self,
       kv_rank=at_least(1),
       query_rank=at_least(0).because('0 makes queries without a rank'),
-      rope_dim=at_least(1),
+      rope_dim=_ROTATED,
       value_dim=at_least(1),
     )
-    if self.rope_dim % 2:
-      raise ValueError(
-        f'Latent.rope_dim is {self.rope_dim}; rotary embedding needs an even '
-        'number.'
-      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,25 +135,19 @@ class Experts:
   def __post_init__(self):
     fields.check(
       self,
-      num_experts=at_least(1),
+      num_experts=at_least(1)
+      .multiple_of(self.num_groups)
+      .because('num_groups are equal in size'),
       num_chosen=at_least(1),
       width=at_least(1),
       num_groups=at_least(1),
-      num_chosen_groups=at_least(1),
+      num_chosen_groups=at_least(1)
+      .at_most(self.num_groups)
+      .because('num_groups'),
       shared_width=at_least(0),
       num_dense_layers=at_least(0),
     )
-    if self.num_experts % self.num_groups:
-      raise ValueError(
-        f'Experts.num_experts is {self.num_experts}, which num_groups = '
-        f'{self.num_groups} does not divide; groups are equal in size.'
-      )
     group = self.num_experts // self.num_groups
-    if self.num_chosen_groups > self.num_groups:
-      raise ValueError(
-        f'Experts.num_chosen_groups is {self.num_chosen_groups}, but there '
-        f'are {self.num_groups} groups; choose at most as many.'
-      )
     if self.num_chosen > group * self.num_chosen_groups:
       raise ValueError(
         f'Experts.num_chosen is {self.num_chosen}, but {self.num_chosen_groups}'
@@ -214,22 +205,16 @@ class ModelConfig:
       num_layers=at_least(1),
       width=at_least(1),
       mlp_width=at_least(1),
-      num_heads=at_least(1),
+      num_heads=at_least(1)
+      .multiple_of(self.num_kv_heads)
+      .because('as many query heads share each of num_kv_heads'),
       num_kv_heads=at_least(1),
-      head_dim=at_least(1),
+      head_dim=_ROTATED,
+      query_scalar=at_least(0).because('0 takes head_dim'),
+      window=at_least(0).because('0 is none'),
+      global_every=at_least(1),
       max_position=at_least(1),
     )
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(
-        f'ModelConfig.num_heads is {self.num_heads}, which num_kv_heads = '
-        f'{self.num_kv_heads} does not divide; query heads share key/value '
-        'heads evenly.'
-      )
-    if self.head_dim % 2:
-      raise ValueError(
-        f'ModelConfig.head_dim is {self.head_dim}; rotary embedding needs '
-        'an even number.'
-      )
     if self.latent is not None:
       self._check_latent(self.latent)
     if self.num_dense_layers >= self.num_layers and self.experts:
@@ -244,12 +229,6 @@ class ModelConfig:
           f'ModelConfig.{name} is {getattr(self, name)!r}; choose one of '
           f'{known}.'
         )
-    if self.window < 0 or self.query_scalar < 0 or self.global_every < 1:
-      raise ValueError(
-        f'ModelConfig has window {self.window}, query_scalar '
-        f'{self.query_scalar} and global_every {self.global_every}; the first '
-        'two must be at least 0 and the last at least 1.'
-      )
 
   @property
   def local_layers(self) -> tuple[bool, ...]:

@@ -2,7 +2,7 @@
 
 DeepSeekMoE (arXiv 2401.06066) with the routers of DeepSeek-V2 (2405.04434)
 and V3 (2412.19437); Qwen3-MoE is the first of these without shared experts.
-On a mesh the experts are cut over `expert` and the rows over it as well, so
+On a mesh the experts are sharded over `expert`, and so are the rows, so
 tokens travel to their experts and back.
 """
 
@@ -193,57 +193,57 @@ def _of_device(x, ids, weights, gate, up, down):
   x, weights = _varying(x, 'B'), _varying(weights, 'B')
   gate, up, down = (_varying(w, 'EW') for w in (gate, up, down))
   flat = (x.reshape(-1, d), *(y.reshape(b * t, -1) for y in (ids, weights)))
-  ways = sharding.axis_size('E')
-  if ways == 1:
+  num_shards = sharding.axis_size('E')
+  if num_shards == 1:
     out = _weighed(*flat, functools.partial(_experts, gate, up, down))
   else:
-    out = _in_parts(flat, ways, gate, up, down)
+    out = _in_parts(flat, num_shards, gate, up, down)
   if sharding.axis_size('W') > 1:
     out = jax.lax.psum(out, 'tensor')
   return out.reshape(b, t, d)
 
 
 def _varying(x, axes):
-  """Types an array, which these axes cut, as different on every device."""
-  cut = {name for axis in axes for name in sharding.RULES[axis]}
-  names = tuple(name for name in sharding.axis_names() if name not in cut)
+  """Types an array, sharded along these axes, as different on every device."""
+  by = {name for axis in axes for name in sharding.RULES[axis]}
+  names = tuple(name for name in sharding.axis_names() if name not in by)
   return jax.lax.pcast(x, names, to='varying') if names else x
 
 
 def parts(
-  tokens: int, ways: int, chosen: int, held: int
+  tokens: int, num_shards: int, chosen: int, held: int
 ) -> tuple[int, int, int]:
   """How many exchanges there are, tokens of one, and rows of its room.
 
   Args:
     tokens: of a device.
-    ways: parts that the experts are cut in.
+    num_shards: of the experts.
     chosen: experts a token.
     held: experts of a device.
   """
-  worst = ways * min(chosen, held)  # rows a token, if all devices agree
+  worst = num_shards * min(chosen, held)  # rows a token, if all devices agree
   number = min(-(-tokens * worst // _ROOM), tokens)
   size = -(-tokens // number)
   return number, size, size * worst
 
 
-def _in_parts(flat, ways, gate, up, down):
+def _in_parts(flat, num_shards, gate, up, down):
   """Exchanges as many tokens at a time as there is room for."""
   tokens, chosen = flat[1].shape
   held = gate.shape[0]
-  across = functools.partial(_across, ways, gate, up, down)
-  number, size, _ = parts(tokens, ways, chosen, held)
+  across = functools.partial(_across, num_shards, gate, up, down)
+  number, size, _ = parts(tokens, num_shards, chosen, held)
   if number == 1:
     return _weighed(*flat, across)
 
-  def cut(y, value=0):
+  def split(y, value=0):
     pad = ((0, number * size - tokens), (0, 0))
     y = jnp.pad(y, pad, constant_values=value)
     return y.reshape(number, size, -1)
 
   x, ids, weights = flat
-  cuts = cut(x), cut(ids, ways * held), cut(weights)
-  out = jax.lax.map(jax.checkpoint(lambda part: _weighed(*part, across)), cuts)
+  each = split(x), split(ids, num_shards * held), split(weights)
+  out = jax.lax.map(jax.checkpoint(lambda part: _weighed(*part, across)), each)
   return out.reshape(number * size, -1)[:tokens]
 
 
@@ -311,19 +311,19 @@ def _count(ids, number):
   return loads(ids, number).astype(jnp.int32)
 
 
-def _across(ways, gate, up, down, rows, ids):
+def _across(num_shards, gate, up, down, rows, ids):
   """Rows, sorted by expert, to the devices of their experts and back."""
   held = gate.shape[0]
   room = ids.shape[0] * min(ids.shape[1], held)
-  send = _count(ids, ways * held).reshape(ways, held)
+  send = _count(ids, num_shards * held).reshape(num_shards, held)
   got = jax.lax.all_to_all(send, 'expert', 0, 0, tiled=True)
   if sharding.platform() == 'cpu':
     there, back, starts = _padded(rows.shape[0], send, room)
   else:
-    there, back, starts = _ragged(rows.shape[0], send, got, ways * room)
+    there, back, starts = _ragged(rows.shape[0], send, got, num_shards * room)
   arrived = there(rows)
   # They came in the order of their devices; now in that of their experts.
-  place = jnp.arange(ways * room)
+  place = jnp.arange(num_shards * room)
   source = jnp.sum(place[:, None] >= starts[None], axis=1) - 1
   ends = jnp.cumsum(got, axis=1)[source]
   expert = jnp.sum((place - starts[source])[:, None] >= ends, axis=1)
@@ -340,7 +340,7 @@ def _padded(number, send, room):
   For CPUs, which know no ragged one. Returns the way there, the way back, and
   where the rows of each device start there.
   """
-  ways = send.shape[0]
+  num_shards = send.shape[0]
   count = jnp.sum(send, axis=1)
   first = jnp.cumsum(count) - count
 
@@ -348,17 +348,17 @@ def _padded(number, send, room):
     index = first[:, None] + jnp.arange(room)[None]
     blocks = rows[jnp.minimum(index, number - 1)]
     blocks = jax.lax.all_to_all(blocks, 'expert', 0, 0, tiled=True)
-    return blocks.reshape(ways * room, -1)
+    return blocks.reshape(num_shards * room, -1)
 
   def back(rows):
-    blocks = rows.reshape(ways, room, -1)
+    blocks = rows.reshape(num_shards, room, -1)
     blocks = jax.lax.all_to_all(blocks, 'expert', 0, 0, tiled=True)
     place = jnp.arange(number)
     to = jnp.sum(place[:, None] >= first[None], axis=1) - 1
     # Rows of no expert stand last and are looked at by no one.
     return blocks[to, jnp.minimum(place - first[to], room - 1)]
 
-  return there, back, jnp.arange(ways) * room
+  return there, back, jnp.arange(num_shards) * room
 
 
 def _ragged(number, send, got, room):
@@ -393,8 +393,8 @@ _exchange.defvjp(
     _exchange(sizes, rows, way, home),
     (way, home),
   ),
-  lambda sizes, ways, gradient: (
-    _exchange(sizes[::-1], gradient, *ways[::-1]),
+  lambda sizes, both, gradient: (
+    _exchange(sizes[::-1], gradient, *both[::-1]),
     None,
     None,
   ),

@@ -25,7 +25,7 @@ def logprobs_and_entropy(
 
   Logits exist for at most `chunk` tokens at a time, in parts of one size, and
   are computed again in the backward pass, so that [B, T, V] is never held.
-  A mesh cuts the rows of every chunk; `chunk` counts a device's tokens.
+  A mesh shards the rows of every chunk; `chunk` counts a device's tokens.
   """
 
   @jax.checkpoint
@@ -208,12 +208,12 @@ def split_chunks(tree: Any, chunk: int) -> Any:
   number = min(-(-rows * length // (chunk * sharding.axis_size('B'))), length)
   width = -(-length // number)
 
-  def cut(x):
+  def split(x):
     padding = [(0, 0), (0, number * width - length)] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, padding).reshape(rows, number, width, *x.shape[2:])
     return x.swapaxes(0, 1)
 
-  return jax.tree.map(cut, tree)
+  return jax.tree.map(split, tree)
 
 
 def merge_chunks(

@@ -94,15 +94,15 @@ class Estimate:
     """
     if not self.routed:
       return 0.0, 0.0, 0.0
-    e, ways = self.model.experts, sharding.axis_size('E')
+    e, num_shards = self.model.experts, sharding.axis_size('E')
     number, room, sent = 1, tokens * e.num_chosen, 0.0
-    if ways > 1:
-      held = e.num_experts // ways
+    if num_shards > 1:
+      held = e.num_experts // num_shards
       number, size, room = moe.parts(
-        math.ceil(tokens), ways, e.num_chosen, held
+        math.ceil(tokens), num_shards, e.num_chosen, held
       )
       there_and_back = 2 * number * size * e.num_chosen * self.model.width
-      sent = (1 - 1 / ways) * there_and_back * self.item
+      sent = (1 - 1 / num_shards) * there_and_back * self.item
     row = self.model.width * self.item
     hidden = 3 * e.width / self.tensor * self.item
     return room * (3 * row + hidden), number * room * (12 * row + hidden), sent
@@ -164,8 +164,8 @@ class Estimate:
     micro = run.micro(micro_tokens)
     rows, width = micro.tokens.ids.shape
     prompts, prompt_width = micro.prompts.tokens.ids.shape
-    ways = sharding.axis_size('B')
-    rows, prompts = rows / ways, prompts / ways
+    num_shards = sharding.axis_size('B')
+    rows, prompts = rows / num_shards, prompts / num_shards
     tokens = rows * width + prompts * prompt_width
     looked_at = width + micro.prompts.index.shape[1] * prompt_width
     of_rows = s._scores(rows, width, looked_at)

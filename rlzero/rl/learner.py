@@ -3,7 +3,7 @@
 A minibatch is cut into packed microbatches of few shapes
 (`train/packing.py`), each with its prompts. Every term of the loss is a sum;
 the division by the number of rows of the whole minibatch happens once, after
-the last microbatch, so that the cut cannot change the result.
+the last microbatch, so that packing cannot change the result.
 """
 
 import functools
@@ -83,7 +83,7 @@ class Learner:
       but time depends on them: without a KL term and without `balance_speed`.
       `policy/*` metrics are then means over the other rows.
     pmapped: whether each device takes whole microbatches and the sums meet at
-      the end (`rl/pmap.py`), instead of every microbatch being cut over the
+      the end (`rl/pmap.py`), instead of every microbatch being sharded over the
       mesh. For a mesh that only copies the parameters.
     balance_speed: gamma of `moe.balanced`, for routers that have a bias.
     sampling: of the completions: temperature, and the most tokens of one.
@@ -162,8 +162,10 @@ class Learner:
     """Sums the gradient of the loss over the rows; does not divide it."""
     chosen = self.chosen(batch)
     if self._device_sums:
-      cut = packing.microbatches(batch, chosen, self.micro_tokens, self.max_len)
-      return self._device_sums(params, (micro for _, micro in cut))
+      found = packing.microbatches(
+        batch, chosen, self.micro_tokens, self.max_len
+      )
+      return self._device_sums(params, (micro for _, micro in found))
     carry = self.zeros(params)
     for _, micro in self.microbatches(batch, chosen):
       carry = self.programs.accumulate(params, carry, put(micro))

@@ -1,7 +1,7 @@
 """Sums microbatches on each device of one host, then over the devices.
 
 For a mesh that only copies the parameters: each device takes whole
-microbatches, where `jax.jit` would cut every microbatch over the mesh. The
+microbatches, where `jax.jit` would shard every microbatch over the mesh. The
 sums meet once, at the end of the update.
 """
 

@@ -178,7 +178,7 @@ class Config:
     ):
       raise ValueError(
         f"grpo.Config.update is 'pmap' with mesh {self.mesh}; it is for models "
-        "that every device holds whole, so cut by `data` alone, or use 'jit'."
+        "that every device holds whole, so shard by `data` alone, or use 'jit'."
       )
 
   def _check_tasks(self) -> None:

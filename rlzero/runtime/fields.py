@@ -5,7 +5,7 @@ A dataclass of settings checks itself in `__post_init__`:
     fields.check(self, num_steps=at_least(1), top_p=above(0).at_most(1))
 
 `check` also refuses NaN, infinities, and True or False in every field whose
-annotation is a number, whether a range is given for it or not.
+annotation is a number or several, whether a range is given for it or not.
 """
 
 import dataclasses
@@ -35,6 +35,9 @@ class Range(NamedTuple):
   high: float = math.inf
   with_low: bool = True  # whether `low` itself is allowed
   with_high: bool = True
+  divisor: int = 0  # of the numbers; 0 is none
+  besides: float | None = None  # a number outside that is allowed as well
+  means: str = ''  # that number
   why: str = ''  # ends the message
 
   def at_most(self, high: float) -> 'Range':
@@ -43,13 +46,23 @@ class Range(NamedTuple):
   def below(self, high: float) -> 'Range':
     return self._replace(high=high, with_high=False)
 
+  def multiple_of(self, divisor: int) -> 'Range':
+    return self._replace(divisor=divisor)
+
+  def or_else(self, value: float, means: str) -> 'Range':
+    """Allows one number more, which stands for something."""
+    return self._replace(besides=value, means=means)
+
   def because(self, why: str) -> 'Range':
     return self._replace(why=why)
 
   def holds(self, value: float) -> bool:
+    if value == self.besides:
+      return True
     above = value >= self.low if self.with_low else value > self.low
     under = value <= self.high if self.with_high else value < self.high
-    return math.isfinite(value) and above and under
+    even = not self.divisor or value % self.divisor == 0
+    return math.isfinite(value) and above and under and even
 
   def __str__(self) -> str:
     bounds = []
@@ -57,9 +70,19 @@ class Range(NamedTuple):
       bounds.append(f'{"at least" if self.with_low else "above"} {self.low}')
     if self.high < math.inf:
       bounds.append(f'{"at most" if self.with_high else "below"} {self.high}')
-    return ' and '.join(bounds) or 'a finite number'
+    if self.divisor:
+      bounds.append(f'a multiple of {self.divisor}')
+    text = ' and '.join(bounds) or 'a finite number'
+    if self.besides is not None:
+      text += f', or {self.besides} for {self.means}'
+    return text
 
 
+# Annotations of fields that hold numbers.
+_NUMBERS = (
+  *(int, float, int | None, float | None),
+  *(tuple[int, ...], tuple[float, ...], dict[str, float]),
+)
 SEED_LIMIT = 2**32  # NumPy's and JAX's generators take 32 bits
 
 
@@ -88,31 +111,29 @@ def check(settings: Any, **ranges: Range) -> None:
     ValueError: one that is not finite, no number, or out of its range; names
       the field, its value and what is allowed.
   """
-  name = naming.label(type(settings))
+  label = naming.label(type(settings))
   hints = typing.get_type_hints(type(settings))
   for field in dataclasses.fields(settings):
-    value = getattr(settings, field.name)
-    allowed = ranges.get(field.name)
-    if allowed is None and hints[field.name] not in (
-      int,
-      float,
-      int | None,
-      float | None,
-    ):
+    if field.name not in ranges and hints[field.name] not in _NUMBERS:
       continue
-    for number in value if isinstance(value, (tuple, list)) else (value,):
+    value = getattr(settings, field.name)
+    allowed = ranges.get(field.name, Range())
+    several = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, (tuple, list, dict)):
+      several = (value,)
+    for number in several:
       if number is None:
         continue
       if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise ValueError(
-          f'{name}.{field.name} is {value!r}; it must be a number.'
+          f'{label}.{field.name} is {value!r}; it must be a number.'
         )
-      wanted = allowed or Range()
-      if not wanted.holds(number):
-        finite = '' if math.isfinite(number) or not allowed else 'finite, '
-        why = f' ({wanted.why})' if wanted.why else ''
+      if not allowed.holds(number):
+        finite = math.isfinite(number) or field.name not in ranges
+        why = f' ({allowed.why})' if allowed.why else ''
         raise ValueError(
-          f'{name}.{field.name} is {value}; it must be {finite}{wanted}{why}.'
+          f'{label}.{field.name} is {value}; it must be '
+          f'{"" if finite else "finite, "}{allowed}{why}.'
         )
 
 

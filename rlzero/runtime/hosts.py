@@ -1,10 +1,10 @@
 """Several hosts: the same program on each of them, and one that writes.
 
 Every host draws the same prompts, since draws are counted, and plays the same
-schedule; the arrays are cut over the devices of all of them. A host scores its
-share of the completions and hands over its own rows of a batch. What one host
-alone may know (which files are there, whether a signal came) is agreed upon
-before it decides anything.
+schedule; the arrays are sharded over the devices of all of them. A host scores
+its share of the completions and hands over its own rows of a batch. What one
+host alone may know (which files are there, whether a signal came) is agreed
+upon before it decides anything.
 """
 
 import json

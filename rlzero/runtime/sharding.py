@@ -1,10 +1,10 @@
-"""Meshes, and what lies where on them: one table of rules.
+"""Meshes, and how arrays are sharded over them: one table of rules.
 
 Axes have the letters of `types.py`. A program that runs on a mesh sets it once
-(`use`); parameters are then cut by the letters their model gives them, rows by
-B, and XLA's partitioner does the rest (GSPMD, arXiv 2105.04663). An axis that
-the table does not know is an error, never a copy on every device. Without a
-mesh every function here leaves things as they are.
+(`use`); parameters are then sharded by the letters their model gives them, rows
+by B, and XLA's partitioner does the rest (GSPMD, arXiv 2105.04663). An axis
+that the table does not know is an error, never a copy on every device. Without
+a mesh every function here leaves things as they are.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rlzero.runtime import lifecycle
+from rlzero.runtime import fields, lifecycle
+from rlzero.runtime.fields import at_least
 from rlzero.types import Params
 
-# Letter of an axis -> the mesh axes that cut it; none leaves it whole.
+# Letter of an axis -> the mesh axes that shard it; none leaves it whole.
 RULES: dict[str, tuple[str, ...]] = {
   'B': ('data', 'fsdp', 'expert'),
   'P': ('data', 'fsdp', 'expert'),
@@ -43,31 +44,27 @@ RULES: dict[str, tuple[str, ...]] = {
   'T': (),
   'U': (),
   'X': (),
-  '_': (),  # the width of activations, which D would cut
+  '_': (),  # the width of activations, which D would shard
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
-  """How many ways the devices are cut; -1 takes those that are left.
+  """The shape of the mesh; -1 takes the devices that are left.
 
   Raises:
     ValueError: a number below 1 other than one -1.
   """
 
   data: int = 1  # copies of the parameters, each with rows of its own
-  fsdp: int = 1  # parts of every parameter, each with rows of its own
-  expert: int = 1  # parts of the experts, each with rows of its own
-  tensor: int = 1  # parts of heads, MLP and vocabulary, with the same rows
+  fsdp: int = 1  # shards of every parameter, each with rows of its own
+  expert: int = 1  # shards of the experts, each with rows of its own
+  tensor: int = 1  # shards of heads, MLP and vocabulary, with the same rows
 
   def __post_init__(self):
     sizes = dataclasses.asdict(self)
-    for name, size in sizes.items():
-      if size < 1 and size != -1:
-        raise ValueError(
-          f'sharding.Mesh.{name} is {size}; it must be at least 1, or -1 for '
-          'all devices that are left.'
-        )
+    size = at_least(1).or_else(-1, 'all devices that are left')
+    fields.check(self, **dict.fromkeys(sizes, size))
     if list(sizes.values()).count(-1) > 1:
       raise ValueError(
         f'sharding.Mesh has more than one -1 ({sizes}); only one axis can '
@@ -84,9 +81,9 @@ class Mesh:
     rest = num_devices // math.prod(n for n in sizes.values() if n > 0)
     sizes = {name: rest if n == -1 else n for name, n in sizes.items()}
     if math.prod(sizes.values()) != num_devices:
-      cut = ' x '.join(f'{n} {name}' for name, n in sizes.items())
+      shape = ' x '.join(f'{n} {name}' for name, n in sizes.items())
       raise ValueError(
-        f'sharding.Mesh is {cut}, which is {math.prod(sizes.values())} '
+        f'sharding.Mesh is {shape}, which is {math.prod(sizes.values())} '
         f'devices, but there are {num_devices}; make the product '
         f'{num_devices}, or one axis -1.'
       )
@@ -118,7 +115,7 @@ def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
     if jax.process_count() > 1:
       raise ValueError(
         f'There are {jax.process_count()} processes, but sharding.Mesh is of '
-        'one device; cut the devices of all of them (configs/meshes).'
+        'one device; use the devices of all of them (configs/meshes).'
       )
     yield  # the first device, as JAX has it
     return
@@ -129,7 +126,7 @@ def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
 def abstract_mesh(
   mesh: Mesh, num_devices: int
 ) -> contextlib.AbstractContextManager:
-  """Inside, arrays have places on devices that are nowhere: for plans."""
+  """Context with a mesh of devices that are not here, for lowering alone."""
   sizes = mesh.sizes(num_devices)
   return jax.sharding.use_abstract_mesh(
     jax.sharding.AbstractMesh(
@@ -141,7 +138,7 @@ def abstract_mesh(
 
 
 def without_mesh() -> contextlib.AbstractContextManager:
-  """Inside, there is no mesh: for `jax.pmap`, which brings its own."""
+  """Context without a mesh: for `jax.pmap`, which brings its own."""
   return jax.set_mesh(None)
 
 
@@ -168,15 +165,15 @@ def platform() -> str:
 
 
 def axis_size(axis: str) -> int:
-  """In how many parts the current mesh cuts an axis."""
+  """Shards of an array axis on the current mesh."""
   sizes = _sizes()
-  return math.prod(sizes.get(cut, 1) for cut in RULES[axis])
+  return math.prod(sizes.get(name, 1) for name in RULES[axis])
 
 
 def spec(axes: str, shape: Sequence[int], name: str) -> PartitionSpec:
-  """Where an array lies on the current mesh.
+  """Which mesh axes shard which axes of an array.
 
-  An axis of the mesh cuts an array once, along the first axis it may.
+  A mesh axis shards an array once, along the first axis it may.
 
   Args:
     axes: a letter for each dimension.
@@ -198,26 +195,28 @@ def spec(axes: str, shape: Sequence[int], name: str) -> PartitionSpec:
     if axis not in RULES:
       raise ValueError(
         f'{name} has an axis {axis!r} that sharding.RULES does not know; say '
-        'there which axes of the mesh cut it.'
+        'there which axes of the mesh shard it.'
       )
-    cuts = tuple(
-      cut for cut in RULES[axis] if sizes.get(cut, 1) > 1 and cut not in used
+    chosen = tuple(
+      other
+      for other in RULES[axis]
+      if sizes.get(other, 1) > 1 and other not in used
     )
-    used.update(cuts)
-    ways_here = math.prod(sizes[cut] for cut in cuts)
-    if size % ways_here:
-      by = ' x '.join(f'{sizes[cut]} {cut}' for cut in cuts)
+    used.update(chosen)
+    num_shards = math.prod(sizes[other] for other in chosen)
+    if size % num_shards:
+      by = ' x '.join(f'{sizes[other]} {other}' for other in chosen)
       raise ValueError(
-        f'{name} has {size} along axis {axis}, which the mesh cuts in '
-        f'{ways_here} parts ({by}); choose a mesh whose part of it divides '
+        f'{name} has {size} along axis {axis}, of which the mesh makes '
+        f'{num_shards} shards ({by}); choose a mesh whose part of it divides '
         f'{size}.'
       )
-    parts.append(cuts or None)
+    parts.append(chosen or None)
   return PartitionSpec(*parts)
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
-  """Says inside a compiled function how an array is cut."""
+  """Says inside a compiled function how an array is sharded."""
   if not _sizes():
     return x
   where = spec(axes, x.shape, f'An array of shape {x.shape}')
@@ -225,7 +224,7 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
 
 
 def device_put(x: Any, axes: str) -> Any:
-  """An array of the host, cut over the devices."""
+  """An array of the host, sharded over the devices."""
   if not _sizes():
     return x
   where = spec(axes, x.shape, f'An array of shape {x.shape}')
@@ -237,14 +236,14 @@ def device_put(x: Any, axes: str) -> Any:
 def array_sharding(
   axes: str, shape: Sequence[int], name: str
 ) -> jax.sharding.Sharding | None:
-  """Where an array lies on the current mesh, or None without one."""
+  """The sharding of an array on the current mesh; None without one."""
   if not _sizes():
     return None
   return NamedSharding(jax.sharding.get_mesh(), spec(axes, shape, name))
 
 
 def abstract(x: Any, axes: str) -> jax.ShapeDtypeStruct:
-  """Shape and place of an array, for a program that is only compiled."""
+  """Shape and sharding of an array, for a program that is only compiled."""
   if not _sizes():
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
   where = spec(axes, x.shape, f'An array of shape {x.shape}')
@@ -255,7 +254,7 @@ def abstract(x: Any, axes: str) -> jax.ShapeDtypeStruct:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes that one device holds of arrays, given by shape and place."""
+  """Bytes of arrays that one device holds, by their shapes and shardings."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
     * x.dtype.itemsize
@@ -264,7 +263,7 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def param_specs(axes: Mapping[str, str], params: Params) -> Params:
-  """Where each parameter lies on the current mesh.
+  """Which mesh axes shard which axes of each parameter.
 
   Args:
     axes: by the last name of a parameter, its letters; those below a
@@ -290,7 +289,7 @@ def param_specs(axes: Mapping[str, str], params: Params) -> Params:
 
 
 def constrain_params(axes: Mapping[str, str], params: Params) -> Params:
-  """Says inside a compiled function that these lie where parameters do."""
+  """Says inside a compiled function that these are sharded as parameters."""
   if not _sizes():
     return params
   return jax.lax.with_sharding_constraint(params, param_specs(axes, params))
@@ -307,7 +306,7 @@ def param_shardings(axes: Mapping[str, str], params: Params) -> Params | None:
 
 
 def abstract_params(axes: Mapping[str, str], params: Params) -> Params:
-  """Shapes and places of parameters, for programs that are only compiled."""
+  """Shapes and shardings of parameters, for programs only compiled."""
   if not _sizes():
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params
@@ -323,7 +322,7 @@ def abstract_params(axes: Mapping[str, str], params: Params) -> Params:
 
 
 def device_put_params(axes: Mapping[str, str], params: Params) -> Params:
-  """Parameters of the host, or of another mesh, cut over the devices."""
+  """Parameters of the host, or of another mesh, sharded over the devices."""
 
   def of_one(x, where):
     if isinstance(x, jax.Array) and (
