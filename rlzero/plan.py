@@ -19,7 +19,7 @@ rates; a run reaches a part of it, which `efficiency` assumes.
 import dataclasses
 import sys
 
-from rlzero.planner import planning, table
+from rlzero.planner import planning, settings, table
 from rlzero.runtime import files
 
 # A run's gin file sets grpo.Config; this hands it over.
@@ -30,7 +30,7 @@ DEFAULTS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(planning.Settings):
+class Config(settings.Settings):
   """Settings of a plan: what to plan, and what to assume."""
 
 

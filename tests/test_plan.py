@@ -235,7 +235,7 @@ def test_the_largest_sizes_are_the_largest():
     one._find([('update', n) for n in (2, 3, 4)])
     two, three = (sum(one._memory('update', n).values()) for n in (2, 3))
     one.chip = chip._replace(memory=(two + three) / 2)
-    found = one._largest('update', 2, 8, one.ways * one.width)
+    found = one._largest('update', 2, 8, one.num_shards * one.width)
   assert found == {'size': 2 * 4 * 128, 'memory': two}
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from helpers import GEMMA, V3, mostly_slow, noisy
 
-from rlzero.models import padding, transformer
+from rlzero.models import kv_cache, padding, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rl import learner
 from rlzero.rl.objective import Objective
@@ -22,7 +22,6 @@ from rlzero.rollout import (
   scheduler,
 )
 from rlzero.rollout.sampling import Finish, Sampling
-from rlzero.rollout.slots import cache_capacity
 from rlzero.runtime import hosts
 from rlzero.train import packing
 from rlzero.types import Tokens
@@ -520,7 +519,7 @@ def test_batches_that_are_passed_at_once_were_compiled_ahead(
   planned, done = set(), set()
 
   def sizes(slots, number, cache_len):
-    rows, before = slots.token.shape[0], cache_capacity(config, slots.cache)
+    rows, before = slots.token.shape[0], kv_cache.capacity(config, slots.cache)
     return rows, before, number or rows, cache_len
 
   resize, lower_resize = batch.resize_slots, programs.lower_resize

@@ -319,7 +319,10 @@ def test_missing_files(folder):
     ({'mlp_bias': True}, 'mlp_bias = True'),
     ({'quantization_config': {'bits': 4}}, 'quantization_config'),
     ({'hidden_size': None}, 'hidden_size = None, but a whole number'),
-    ({'num_key_value_heads': 3}, 'a multiple of 3 (as many query heads share each'),
+    (
+      {'num_key_value_heads': 3},
+      'a multiple of 3 (as many query heads share each',
+    ),
   ],
 )
 def test_config_that_is_not_implemented(folder, change, message):

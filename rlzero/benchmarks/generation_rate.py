@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ _TASK = procedural.InOrder(
 )
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser()
   parser.add_argument('--model', required=True)
   parser.add_argument('--num_prompts', type=int, default=8)
@@ -41,29 +42,28 @@ def main() -> None:
   parser.add_argument('--max_len', type=int, default=64)
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--to_the_end', action='store_true')
-  args = parser.parse_args()
-  loaded = weights.load(args.model)
+  return parser.parse_args()
+
+
+def _ours(
+  args: argparse.Namespace,
+  loaded: weights.Loaded,
+  prompts: Sequence[scheduler.Prompt],
+) -> Callable[[int], list[int]]:
+  """Compiles; returns a function of a seed, for the completions' lengths."""
   params = jax.device_put(loaded.params)
-  examples = _TASK.examples('train')[: args.num_prompts]
-  prompts = encoding.encode_examples(
-    loaded.tokenizer, Template('chat'), list(enumerate(examples))
-  )
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    args.model, dtype=torch.float32
-  )
-  eos_ids = loaded.tokenizer.eos_ids
   sampling = Sampling(
     max_len=args.max_len,
     num_slots=min(args.num_prompts * args.group_size, 64),
     decode_steps=4,
   )
-  ends = () if args.to_the_end else eos_ids
+  ends = () if args.to_the_end else loaded.tokenizer.eos_ids
   for program in programs.lower_all(
     loaded.config, params, prompts, args.group_size, sampling, ends
   ):
     program.compile()
 
-  def ours(number):
+  def generate(seed: int) -> list[int]:
     completions, _ = scheduler.generate(
       loaded.config,
       params,
@@ -71,12 +71,25 @@ def main() -> None:
       args.group_size,
       sampling,
       eos_ids=ends,
-      seed=number,
+      seed=seed,
     )
     return [len(c.tokens) for c in completions]
 
-  def theirs(number):
-    torch.manual_seed(number)
+  return generate
+
+
+def _theirs(
+  args: argparse.Namespace,
+  eos_ids: Sequence[int],
+  prompts: Sequence[scheduler.Prompt],
+) -> Callable[[int], list[int]]:
+  """`_ours` with transformers."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    args.model, dtype=torch.float32
+  )
+
+  def generate(seed: int) -> list[int]:
+    torch.manual_seed(seed)
     widest = max(len(p.tokens) for p in prompts)
     ids = torch.full((len(prompts), widest), eos_ids[0])
     mask = torch.zeros_like(ids)
@@ -101,15 +114,30 @@ def main() -> None:
     first = np.where(stops.any(1), stops.argmax(1) + 1, drawn.shape[1])
     return first.tolist()
 
-  rates, lengths = {}, {}
+  return generate
+
+
+def main() -> None:
+  args = _arguments()
+  loaded = weights.load(args.model)
+  examples = _TASK.examples('train')[: args.num_prompts]
+  prompts = encoding.encode_examples(
+    loaded.tokenizer, Template('chat'), list(enumerate(examples))
+  )
+  generators = {
+    'ours': _ours(args, loaded, prompts),
+    'theirs': _theirs(args, loaded.tokenizer.eos_ids, prompts),
+  }
+  rates: dict[str, list[float]] = {name: [] for name in generators}
+  lengths: dict[str, list[int]] = {name: [] for name in generators}
   for number in range(args.repeats + 1):
-    for name, generate in (('ours', ours), ('theirs', theirs)):
+    for name, generate in generators.items():
       start = time.perf_counter()
       drawn = generate(number)
       seconds = time.perf_counter() - start
       if number:
-        rates.setdefault(name, []).append(sum(drawn) / seconds)
-        lengths.setdefault(name, []).extend(drawn)
+        rates[name].append(sum(drawn) / seconds)
+        lengths[name].extend(drawn)
   metrics = {
     f'{n}_tokens_per_s': statistics.median(r) for n, r in rates.items()
   }

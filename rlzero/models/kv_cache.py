@@ -1,9 +1,14 @@
 """Caches of keys and values, as `KeyValues` lays them out."""
 
+import functools
+from collections.abc import Callable
+
+import jax
 from jax import numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from rlzero.models.config import ModelConfig
-from rlzero.types import KeyValues
+from rlzero.types import CachedContext, KeyValues
 
 
 def empty_cache(
@@ -29,3 +34,49 @@ def empty_cache(
 def position_axes(config: ModelConfig) -> KeyValues:
   """Which axes of cached keys and of cached values the positions are."""
   return KeyValues(3 if config.latent else 4, 3)
+
+
+def capacity(config: ModelConfig, cache: KeyValues) -> int:
+  """Tokens that a row of the cache has room for."""
+  one = jax.tree.leaves(cache.key)[0]
+  return one.shape[position_axes(config).key]
+
+
+def map_cache(
+  function: Callable[..., Array], config: ModelConfig, *caches: KeyValues
+) -> KeyValues:
+  """Maps `function(position_axis, *arrays)` over the keys and the values."""
+  axes = position_axes(config)
+  return KeyValues(
+    *(
+      jax.tree.map(functools.partial(function, axis), *parts)
+      for axis, *parts in zip(axes, *caches, strict=True)
+    )
+  )
+
+
+def prefix_context(
+  config: ModelConfig, shared_prefix: KeyValues | None, num_rows: int
+) -> CachedContext:
+  """The shared prefix, if any, as rows look at it."""
+  if shared_prefix is None:
+    return CachedContext((), (), ())
+  length = capacity(config, shared_prefix)
+  positions = jnp.broadcast_to(jnp.arange(length), (num_rows, length))
+  return CachedContext(
+    (shared_prefix,), (jnp.ones_like(positions, bool),), (positions,)
+  )
+
+
+def with_piece(
+  context: CachedContext,
+  cache: KeyValues,
+  valid: Bool[Array, 'B S'],
+  positions: Int[Array, 'B S'],
+) -> CachedContext:
+  """A context with one more piece."""
+  return CachedContext(
+    (*context.cache, cache),
+    (*context.valid, valid),
+    (*context.positions, positions),
+  )

@@ -13,13 +13,12 @@ import math
 
 from jax import numpy as jnp
 
-from rlzero.models import attention, moe
+from rlzero.models import attention, kv_cache, moe
 from rlzero.models.config import ModelConfig
 from rlzero.planner import flops
 from rlzero.planner.programs import Program, Run
 from rlzero.rl import learner
 from rlzero.rollout import buckets
-from rlzero.rollout.slots import cache_capacity
 from rlzero.runtime import sharding
 
 _FSDP = set('DQR')  # axes that are gathered for a layer
@@ -113,7 +112,7 @@ class Estimate:
     slots = run.slots(num_slots)
     held = sharding.bytes_per_device(slots)
     rows = slots.token.shape[0] // sharding.axis_size('B')
-    capacity = cache_capacity(m, slots.cache)
+    capacity = kv_cache.capacity(m, slots.cache)
     num_prompts = buckets.prefill_batch(run.num_prompts) // sharding.axis_size(
       'P'
     )

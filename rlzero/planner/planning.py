@@ -6,89 +6,33 @@ import functools
 import heapq
 import math
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
 
+from rlzero.models import kv_cache
 from rlzero.planner import estimate, flops, hardware, programs
 from rlzero.planner.programs import Program
-from rlzero.rl import settings
+from rlzero.planner.settings import Settings
 from rlzero.rollout import buckets
-from rlzero.rollout.slots import cache_capacity
-from rlzero.runtime import fields, sharding
-from rlzero.runtime.fields import above, at_least
+from rlzero.runtime import sharding
 from rlzero.train import packing
 
 GIB = 2**30
 
 _ROLLOUT = ('prefill', 'decode')
-_CUT = 'use more chips, or cut more by `fsdp`, `expert` or `tensor`.'
+_SHARD = 'use more chips, or make `fsdp`, `expert` or `tensor` larger.'
 # What a device holds, and what makes it smaller.
 ADVICE = {
-  'parameters': _CUT,
-  'optimiser': _CUT,
+  'parameters': _SHARD,
+  'optimiser': _SHARD,
   'reference': 'use more chips, or do without it (kl_coef = 0).',
-  'cache': 'use fewer num_slots, or cut more by `tensor`.',
-  'gradients': _CUT,
-  'temporaries': 'lower micro_tokens, num_slots or max_len, set remat, or cut '
-  'more by `tensor`.',
+  'cache': 'use fewer num_slots, or make `tensor` larger.',
+  'gradients': _SHARD,
+  'temporaries': 'lower micro_tokens, num_slots or max_len, set remat, or '
+  'make `tensor` larger.',
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """Settings of a plan: the run, the devices, the assumptions.
-
-  Raises:
-    ValueError: something out of range.
-  """
-
-  SHORT_FLAGS: ClassVar[dict[str, str]] = {
-    name: f'run.{path}' for name, path in settings.Config.SHORT_FLAGS.items()
-  }
-
-  run: settings.Config  # of the gin file
-  topology: str  # v5e:4x4, v5p:4x4x4, v6e:8x8, h100:8, cpu (what is there)
-  mean_len: int = 0  # tokens a completion; 0 assumes a quarter of max_len
-  prompt_len: int = 0  # tokens; 0 assumes max_prompt_len
-  efficiency: float = 0.4  # share of the rooflines that a run reaches
-  price: float = 0.0  # of an hour of a chip; 0 leaves the cost out
-  compile: bool = True  # for TPUs; else arithmetic, in seconds
-  fit: bool = True  # look for the largest microbatch and number of slots
-  json: bool = False  # print one line of JSON alone
-
-  def __post_init__(self):
-    fields.check(
-      self,
-      mean_len=at_least(0),
-      prompt_len=at_least(0),
-      efficiency=above(0).at_most(1),
-      price=at_least(0),
-    )
-    if not 0 <= self.mean_len <= self.run.sampling.max_len:
-      raise ValueError(
-        f'plan.Config.mean_len is {self.mean_len}; it must be at most '
-        f'sampling.Sampling.max_len = {self.run.sampling.max_len}.'
-      )
-    if not self.run.model:
-      raise ValueError(
-        'plan.Config.run has no model; set grpo.Config.model to the shape of '
-        'the checkpoint, as configs/runs/r1_zero_qwen2p5_1p5b.gin does.'
-      )
-    if self.run.update == 'pmap':
-      raise ValueError(
-        "plan.Config.run has update = 'pmap'; only 'jit' is planned."
-      )
-    if self.run.rollout_mesh is not None:
-      raise ValueError(
-        f'plan.Config.run has rollout_mesh = {self.run.rollout_mesh}; only '
-        'runs with one layout are planned, so set it to None.'
-      )
-
-  @property
-  def assumed_len(self) -> int:
-    return self.mean_len or max(self.run.sampling.max_len // 4, 1)
 
 
 @dataclasses.dataclass
@@ -177,18 +121,20 @@ class _Plan:
     self.run = programs.Run(
       cfg.run, self.model, cfg.prompt_len or cfg.run.sampling.max_prompt_len
     )
-    self.ways = sharding.axis_size('B')
+    self.num_shards = sharding.axis_size('B')
     self.width = self.run.widest
     self.found: dict[tuple[str, int], Program] = {}
 
   def report(self) -> dict[str, Any]:
     cfg, run = self.cfg, self.cfg.run
     # Sizes are counted in rows and slots of a device.
-    rows = self.run.micro(run.micro_tokens).tokens.ids.shape[0] // self.ways
-    slots = len(self.run.slots(run.sampling.num_slots).token) // self.ways
+    rows = (
+      self.run.micro(run.micro_tokens).tokens.ids.shape[0] // self.num_shards
+    )
+    slots = len(self.run.slots(run.sampling.num_slots).token) // self.num_shards
     per_step = run.num_prompts * run.group_size
-    most_rows = max(per_step // self.ways, 1)
-    most_slots = max(per_step * run.steps_per_rollout // self.ways, 1)
+    most_rows = max(per_step // self.num_shards, 1)
+    most_slots = max(per_step * run.steps_per_rollout // self.num_shards, 1)
     names = ['prefill', 'decode', 'reference', 'update', 'apply']
     if not run.objective.kl_coef:
       names.remove('reference')
@@ -206,9 +152,9 @@ class _Plan:
     largest = None
     if cfg.fit:
       largest = {
-        'slots': self._largest('decode', slots, most_slots, self.ways),
+        'slots': self._largest('decode', slots, most_slots, self.num_shards),
         'micro_tokens': self._largest(
-          'update', rows, most_rows, self.ways * self.width
+          'update', rows, most_rows, self.num_shards * self.width
         ),
       }
     params = jax.tree.leaves(self.run.state.params)
@@ -225,8 +171,8 @@ class _Plan:
       'mean_len': cfg.assumed_len,
       'prompt_len': self.run.prompt_len,
       'efficiency': cfg.efficiency,
-      'slots': slots * self.ways,
-      'microbatch': [rows * self.ways, self.width],
+      'slots': slots * self.num_shards,
+      'microbatch': [rows * self.num_shards, self.width],
       'phases': [dataclasses.asdict(p) for p in phases],
       'fits': all(p.fits for p in phases),
       'advice': self._advice(phases),
@@ -249,9 +195,9 @@ class _Plan:
     new = {}
     for name, size in wanted:
       if name in _ROLLOUT:
-        part, amount = source.rollout, size * self.ways
+        part, amount = source.rollout, size * self.num_shards
       else:
-        part, amount = source.update, size * self.ways * self.width
+        part, amount = source.update, size * self.num_shards * self.width
       key = part.__name__, size
       if key not in made:
         made[key] = part(amount)
@@ -269,7 +215,7 @@ class _Plan:
     own = {'parameters'}  # what the program itself counts
     if name in _ROLLOUT:
       held['cache'] = sharding.bytes_per_device(
-        self.run.slots(size * self.ways)
+        self.run.slots(size * self.num_shards)
       )
       own |= {'cache'} if name == 'decode' else set()
     elif name != 'reference':
@@ -288,7 +234,7 @@ class _Plan:
       guess = self._estimate()
       guess = guess.rollout if name in _ROLLOUT else guess.update
       unit = 1 if name in _ROLLOUT else self.width
-      _, moved, received, _ = guess(size * self.ways * unit)[name]
+      _, moved, received, _ = guess(size * self.num_shards * unit)[name]
     flops_call, calls = self._work(name, size)
     # Microbatches differ in shape: FLOPs and traffic of memory scale, what
     # is gathered and summed over devices hardly does.
@@ -330,8 +276,8 @@ class _Plan:
         work = forward(tokens, 0, tokens * prompt_len)
         calls = {1.0: run.num_prompts / block}
       case 'decode':
-        rows, steps = size * self.ways, run.sampling.decode_steps
-        keys = cache_capacity(model, self.run.slots(rows).cache) + steps
+        rows, steps = size * self.num_shards, run.sampling.decode_steps
+        keys = kv_cache.capacity(model, self.run.slots(rows).cache) + steps
         work = steps * forward(rows, rows, rows * keys, absorbed=True)
         calls = {1.0: self._decode_calls(rows)}
       case 'apply':  # some twenty operations a parameter
@@ -349,7 +295,7 @@ class _Plan:
           layers = passes * forward(tokens, 0, pairs)
           return layers + min(passes, 3) * forward(0, rows * width, 0)
 
-        micro_tokens = size * self.ways * self.width
+        micro_tokens = size * self.num_shards * self.width
         work = of_micro(self.run.micro(micro_tokens))
         calls = collections.Counter(
           of_micro(micro) / work for micro in self._micros(micro_tokens)
@@ -369,7 +315,7 @@ class _Plan:
     )
     everything = np.arange(lengths.size)
     for _, micro in packing.microbatches(
-      rows, everything, micro_tokens, run.sampling.max_len, self.ways
+      rows, everything, micro_tokens, run.sampling.max_len, self.num_shards
     ):
       yield micro
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 from rlzero.planner import planning
+from rlzero.planner.settings import Settings
 
 
-def describe(cfg: planning.Settings, report: dict[str, Any]) -> str:
+def describe(cfg: Settings, report: dict[str, Any]) -> str:
   """The report, for people."""
   r = report
   mesh = ' x '.join(f'{n} {axis}' for axis, n in r['mesh'].items())

@@ -21,10 +21,8 @@ from rlzero.models.config import ModelConfig
 from rlzero.rollout import sampling
 from rlzero.rollout.slots import (
   Slots,
-  cache_capacity,
   constrain_cache,
   constrain_slots,
-  map_cache,
 )
 from rlzero.runtime import sharding
 from rlzero.types import CachedContext, KeyValues, Params, Routing, Tokens
@@ -85,8 +83,8 @@ def prefill(
   """Keys and values of P right-padded prompts, behind the shared prefix."""
   context = None
   if shared_prefix is not None:
-    context = CachedContext(
-      *_prefix_pieces(config, shared_prefix, prompts.ids.shape[0])
+    context = kv_cache.prefix_context(
+      config, shared_prefix, prompts.ids.shape[0]
     )
   _, _, keys_values = transformer.forward(
     config, params, prompts, context=context
@@ -94,13 +92,22 @@ def prefill(
   return constrain_cache(keys_values)
 
 
-def _prefix_pieces(config, shared_prefix, num_rows):
-  """The fields of a `CachedContext` of the shared prefix alone, if any."""
-  if shared_prefix is None:
-    return (), (), ()
-  length = cache_capacity(config, shared_prefix)
-  positions = jnp.broadcast_to(jnp.arange(length), (num_rows, length))
-  return (shared_prefix,), (jnp.ones_like(positions, bool),), (positions,)
+def _slot_context(
+  config: ModelConfig, slots: Slots, shared_prefix: KeyValues | None
+) -> tuple[CachedContext, int]:
+  """The shared prefix and the cache, as slots look at them.
+
+  Returns:
+    them, and the position of a slot's first cached token.
+  """
+  first = 0
+  if shared_prefix is not None:
+    first = kv_cache.capacity(config, shared_prefix)
+  index = jnp.arange(kv_cache.capacity(config, slots.cache))[None]
+  in_cache = index < slots.cached[:, None]
+  prefix = kv_cache.prefix_context(config, shared_prefix, slots.token.shape[0])
+  positions = jnp.broadcast_to(first + index, in_cache.shape)
+  return kv_cache.with_piece(prefix, slots.cache, in_cache, positions), first
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnums=(0, 7))
@@ -139,7 +146,7 @@ def insert(
   if routes is not None:
     routes = jnp.where(fresh[None, :, None, None], -1, routes)
   started = Slots(
-    cache=map_cache(into, config, slots.cache, prefilled),
+    cache=kv_cache.map_cache(into, config, slots.cache, prefilled),
     cached=jnp.where(fresh, last, slots.cached),
     token=jnp.where(fresh, prompt_ids[prompt, last], slots.token),
     key=jnp.where(
@@ -188,17 +195,7 @@ def decode(
     distribution: what is sampled from.
   """
   num_slots, start, cache = slots.token.shape[0], slots.cached, slots.cache
-  first = 0  # position of a slot's first cached token
-  if shared_prefix is not None:
-    first = cache_capacity(config, shared_prefix)
-  index = jnp.arange(cache_capacity(config, cache))[None]
-  in_cache = index < start[:, None]
-  before = zip(
-    _prefix_pieces(config, shared_prefix, num_slots),
-    ((cache,), (in_cache,), (jnp.broadcast_to(first + index, in_cache.shape),)),
-    strict=True,
-  )
-  before = [pieces + own for pieces, own in before]
+  before, first = _slot_context(config, slots, shared_prefix)
   new = kv_cache.empty_cache(
     config, num_slots, num_steps, 'layers' not in params
   )
@@ -215,15 +212,11 @@ def decode(
       (first + start + i)[:, None],
       jnp.ones_like(slots.token)[:, None],
     )
-    during = (new, written, positions)
-    context = CachedContext(
-      *(pieces + (own,) for pieces, own in zip(before, during, strict=True))
-    )
     hidden, _, keys_values, routing = transformer.routed(
       config,
       params,
       here,
-      context=context,
+      context=kv_cache.with_piece(before, new, written, positions),
       rope_table=jax.tree.map(
         lambda part: jax.lax.dynamic_slice_in_dim(part, i, 1, axis=1),
         rope_table,
@@ -233,7 +226,7 @@ def decode(
     def write(axis, buffer, one):
       return jax.lax.dynamic_update_slice_in_dim(buffer, one, i, axis)
 
-    new = map_cache(write, config, new, keys_values)
+    new = kv_cache.map_cache(write, config, new, keys_values)
     logits = transformer.next_logits(config, params, hidden[:, 0])
     # Sampling looks at the whole vocabulary of a row.
     logits = sharding.constrain(logits, 'B_')
@@ -290,7 +283,7 @@ def _merge(
 ) -> KeyValues:
   """The cache with a call's new keys and values behind those it had."""
   # Position s of a slot was written at step s - start of the call.
-  age = jnp.arange(cache_capacity(config, cache))[None] - start[:, None]
+  age = jnp.arange(kv_cache.capacity(config, cache))[None] - start[:, None]
   is_new = (age >= 0) & (age < num_steps)
   index = jnp.clip(age, 0, num_steps - 1)
 
@@ -301,4 +294,4 @@ def _merge(
     )
     return jnp.where(jnp.expand_dims(is_new, others), moved, old)
 
-  return map_cache(merge, config, cache, new)
+  return kv_cache.map_cache(merge, config, cache, new)

@@ -110,25 +110,6 @@ def _constrain_part(part, constrain=sharding.constrain):
   return constrain(part, 'LB___' if part.shape[2] == 1 else 'LBK__')
 
 
-def cache_capacity(config: ModelConfig, cache: KeyValues) -> int:
-  """Tokens that a row of the cache has room for."""
-  one = jax.tree.leaves(cache.key)[0]
-  return one.shape[kv_cache.position_axes(config).key]
-
-
-def map_cache(
-  function: Callable[..., Array], config: ModelConfig, *caches: KeyValues
-) -> KeyValues:
-  """Maps `function(position_axis, *arrays)` over the keys and the values."""
-  axes = kv_cache.position_axes(config)
-  return KeyValues(
-    *(
-      jax.tree.map(functools.partial(function, axis), *parts)
-      for axis, *parts in zip(axes, *caches, strict=True)
-    )
-  )
-
-
 def resize_slots(
   config: ModelConfig,
   slots: Slots,
@@ -155,7 +136,7 @@ def resize_slots(
     part.delete()
     return new
 
-  cache = map_cache(resized, config, slots.cache)
+  cache = kv_cache.map_cache(resized, config, slots.cache)
   if chosen is not None:
     slots = choose_rows(slots._replace(cache=None), chosen)
   return slots._replace(cache=cache)

@@ -3,7 +3,7 @@
 `sft`, `distill` and `reward_model` differ in what an example is and in the
 loss. Batches are a function of the seed and the step, and rows are packed
 microbatches. A loss is a sum and a count: gradients are added over the
-microbatches of a step and divided once, so that the cut changes nothing.
+microbatches of a step and divided once, so that packing changes nothing.
 """
 
 import contextlib
@@ -238,7 +238,7 @@ def pack(
 
 
 def place(packed: packing.PackedBatch) -> packing.PackedBatch:
-  """A microbatch on the devices, its rows cut over them."""
+  """A microbatch on the devices, its rows sharded over them."""
   return jax.tree.map(lambda x: sharding.device_put(x, 'BT'), packed)
 
 
@@ -291,7 +291,7 @@ def fit(
   Args:
     cfg: has workdir, optimizer and save_every.
     stage: its name, for progress.
-    params: on the devices, cut as they shall be; they are given away.
+    params: on the devices, sharded as they shall be; they are given away.
     num_steps: updates.
     batch: (step, parameters) -> the step's microbatches, on the devices; rows
       are `packing.PackedBatch`.
@@ -304,19 +304,7 @@ def fit(
   """
   transform = cfg.optimizer.transform(num_steps)
   rate = cfg.optimizer.rate(num_steps)
-  gradient_of = gradient(loss)
-
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def apply(params, opt_state, grads, totals):
-    grads = jax.tree.map(lambda g: g / totals['loss'].count, grads)
-    updates, opt_state = transform.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    return (
-      sharding.constrain_params(parameters.AXES, params),
-      opt_state,
-      optax.tree.norm(grads),
-    )
-
+  gradient_of, apply = gradient(loss), _apply(transform)
   opt_state = transform.init(params)
   store = checkpoint.Store(cfg.workdir)
   start = 0
@@ -334,29 +322,20 @@ def fit(
       micros = list(batch(step, params))
       grads, totals = gradient_of(params, micros, frozen)
       params, opt_state, norm = apply(params, opt_state, grads, totals)
-      row, norm = jax.device_get((totals, norm))
-      row = {f'{name}/mean': float(mean.value) for name, mean in row.items()}
-      if not np.isfinite(row['loss/mean']) or not np.isfinite(norm):
+      totals, norm = jax.device_get((totals, norm))
+      norm = float(norm)
+      seconds = time.perf_counter() - began
+      found = _metrics(micros, totals, norm, float(rate(step)), seconds)
+      loss_mean = found['loss/mean']
+      if not math.isfinite(loss_mean) or not math.isfinite(norm):
         raise ValueError(
-          f'At step {step} the loss is {row["loss/mean"]} and the gradient '
+          f'At step {step} the loss is {loss_mean} and the gradient '
           f'norm {norm}; the last good checkpoint is step {store.latest()}. '
           'Lower the learning rate.'
         )
-      seconds = time.perf_counter() - began
-      real = sum(int((m.tokens.segments > 0).sum()) for m in micros)
-      computed = sum(m.tokens.segments.size for m in micros)
-      writer.write(
-        step,
-        {
-          **row,
-          'update/grad_norm': float(norm),
-          'update/learning_rate': float(rate(step)),
-          'update/useful_over_computed': real / computed,
-          'time/tokens_per_s': real / seconds,
-        },
-      )
+      writer.write(step, found)
       progress.show(
-        step + 1, loss=row['loss/mean'], tokens_per_s=real / seconds
+        step + 1, loss=loss_mean, tokens_per_s=found['time/tokens_per_s']
       )
       done, stop = step + 1 == num_steps, preempted()
       if (step + 1) % cfg.save_every == 0 or done or stop:
@@ -364,3 +343,45 @@ def fit(
       if stop and not done:
         sys.exit(lifecycle.PREEMPTED)
   return params
+
+
+def _apply(
+  transform: optax.GradientTransformation,
+) -> Callable[..., tuple[Params, Any, jax.Array]]:
+  """A function that divides a gradient and steps the optimiser.
+
+  It takes parameters and the optimiser's state, which are donated, the
+  gradient and the totals; it returns the new ones and the gradient's norm.
+  """
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def apply(params, opt_state, grads, totals):
+    grads = jax.tree.map(lambda g: g / totals['loss'].count, grads)
+    updates, opt_state = transform.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return (
+      sharding.constrain_params(parameters.AXES, params),
+      opt_state,
+      optax.tree.norm(grads),
+    )
+
+  return apply
+
+
+def _metrics(
+  micros: Sequence[packing.PackedBatch],
+  totals: Mapping[str, metrics.Mean],
+  norm: float,
+  learning_rate: float,
+  seconds: float,
+) -> dict[str, float]:
+  """Metrics of an update."""
+  real = sum(int((m.tokens.segments > 0).sum()) for m in micros)
+  computed = sum(m.tokens.segments.size for m in micros)
+  return {
+    **{f'{name}/mean': float(mean.value) for name, mean in totals.items()},
+    'update/grad_norm': norm,
+    'update/learning_rate': learning_rate,
+    'update/useful_over_computed': real / computed,
+    'time/tokens_per_s': real / seconds,
+  }

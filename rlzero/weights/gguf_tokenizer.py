@@ -65,30 +65,8 @@ def read(
       "('gpt2') and SentencePiece ('llama') are built from GGUF; use the "
       "model's Hugging Face folder instead."
     )
-  needed = {'tokens': str, 'token_type': int}
-  needed |= {'merges': str} if kind == 'gpt2' else {'scores': (int, float)}
-  for key, type_ in needed.items():
-    found = get(key)
-    if not found:
-      raise ValueError(
-        f'{source} lacks tokenizer.ggml.{key}; convert the model again, '
-        'vocabulary included.'
-      )
-    if not all(isinstance(one, type_) for one in found):
-      raise ValueError(
-        f'{source} has tokenizer.ggml.{key} of another type than it should '
-        'be; convert the model again.'
-      )
-    if key != 'merges' and len(found) != len(get('tokens')):
-      raise ValueError(
-        f'{source} has {len(get("tokens"))} tokens, but {len(found)} entries '
-        f'in tokenizer.ggml.{key}; convert the model again.'
-      )
+  _check_vocabulary(get, kind, source)
   tokens = get('tokens')
-  if twice := [t for t, n in collections.Counter(tokens).items() if n > 1]:
-    raise ValueError(
-      f'{source} has the token {twice[0]!r} twice; convert the model again.'
-    )
   bos, unknown = (_id(get, f'{k}_token_id', source) for k in ('bos', 'unknown'))
   if kind == 'llama':  # a run of spaces is spelled as it is looked up
     tokens = [t if t.strip(' ') else '▁' * len(t) for t in tokens]
@@ -105,17 +83,7 @@ def read(
       prefix,
     )
     adds_bos = True
-  for wanted, add in (
-    (_CONTROL, backend.add_special_tokens),
-    (_USER_DEFINED, backend.add_tokens),
-  ):
-    add(
-      [
-        AddedToken(token, normalized=False, special=wanted == _CONTROL)
-        for token, type_ in zip(tokens, get('token_type'), strict=True)
-        if type_ == wanted and token.strip('▁')
-      ]
-    )
+  _add_special(backend, tokens, get('token_type'))
   template = metadata.get('tokenizer.chat_template')
   if not isinstance(template, str | None):
     raise ValueError(
@@ -136,6 +104,53 @@ def read(
     add_bos=add_bos,
     source=source,
   )
+
+
+def _check_vocabulary(
+  get: Callable[[str], Any], kind: str, source: str
+) -> None:
+  """Checks that a file has the lists of its kind of tokenizer."""
+  needed: dict[str, Any] = {'tokens': str, 'token_type': int}
+  needed |= {'merges': str} if kind == 'gpt2' else {'scores': (int, float)}
+  for key, type_ in needed.items():
+    found = get(key)
+    if not found:
+      raise ValueError(
+        f'{source} lacks tokenizer.ggml.{key}; convert the model again, '
+        'vocabulary included.'
+      )
+    if not all(isinstance(one, type_) for one in found):
+      raise ValueError(
+        f'{source} has tokenizer.ggml.{key} of another type than it should '
+        'be; convert the model again.'
+      )
+    if key != 'merges' and len(found) != len(get('tokens')):
+      raise ValueError(
+        f'{source} has {len(get("tokens"))} tokens, but {len(found)} entries '
+        f'in tokenizer.ggml.{key}; convert the model again.'
+      )
+  counted = collections.Counter(get('tokens'))
+  if twice := [token for token, n in counted.items() if n > 1]:
+    raise ValueError(
+      f'{source} has the token {twice[0]!r} twice; convert the model again.'
+    )
+
+
+def _add_special(
+  backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]
+) -> None:
+  """Adds control tokens and those of users, which no merge makes."""
+  for wanted, add in (
+    (_CONTROL, backend.add_special_tokens),
+    (_USER_DEFINED, backend.add_tokens),
+  ):
+    add(
+      [
+        AddedToken(token, normalized=False, special=wanted == _CONTROL)
+        for token, type_ in zip(tokens, types, strict=True)
+        if type_ == wanted and token.strip('▁')
+      ]
+    )
 
 
 def _id(get: Callable[[str], Any], key: str, source: str) -> int | None:
