@@ -158,6 +158,18 @@ def test_chunked_logprobs_equal_log_softmax(chunk):
   )
 
 
+@pytest.mark.parametrize(('chunk', 'shape'), [(64, (1, 2, 8)), (1, (3, 2, 4))])
+def test_chunks_divide_where_a_mesh_shards_the_sequence(
+  chunk, shape, monkeypatch
+):
+  shards = {'B': 1, 'T': 4}
+  monkeypatch.setattr(vocab_head.sharding, 'axis_size', shards.get)
+  rows = jnp.arange(10.0).reshape(2, 5)
+  chunks = vocab_head.split_chunks(rows, chunk)
+  assert chunks.shape == shape
+  np.testing.assert_array_equal(vocab_head.merge_chunks(chunks, rows), rows)
+
+
 @pytest.mark.parametrize('chunk', [64, 5, 4])
 def test_one_pass_equals_the_plain_gradient(chunk):
   rng = np.random.default_rng(4)

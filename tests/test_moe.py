@@ -114,6 +114,15 @@ def test_exchanged_experts_equal_the_loop(mesh, room, kind, monkeypatch):
   close(out, value_and_gradient(loop, arguments))
 
 
+def test_experts_where_a_mesh_shards_the_sequence(monkeypatch):
+  monkeypatch.setitem(sharding.RULES, 'T', ('tensor',))
+  monkeypatch.setitem(sharding.RULES, 'W', ())
+  arguments = drawn(2, shape=(8, 4))
+  with sharding.use(sharding.Mesh(data=2, expert=2, tensor=2)):
+    out = jax.device_get(value_and_gradient(moe.routed, arguments))
+  close(out, value_and_gradient(loop, arguments))
+
+
 def test_gradients_are_summed_over_devices_once(monkeypatch):
   """And not in each part of an exchange, at the size of its room."""
   monkeypatch.setattr(moe, '_ROOM', 10)

@@ -190,7 +190,7 @@ def _of_device(x, ids, weights, gate, up, down):
   b, t, d = x.shape
   # Going back, the sum over devices that share an array stands where the array
   # begins to vary: here, once, and not in every part at the size of its room.
-  x, weights = _varying(x, 'B'), _varying(weights, 'B')
+  x, weights = _varying(x, 'BT'), _varying(weights, 'BT')
   gate, up, down = (_varying(w, 'EW') for w in (gate, up, down))
   flat = (x.reshape(-1, d), *(y.reshape(b * t, -1) for y in (ids, weights)))
   num_shards = sharding.axis_size('E')

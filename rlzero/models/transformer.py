@@ -234,9 +234,9 @@ def _split(tree, number):
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
   """Fresh float32 parameters, normal(0.02); norms multiply by one."""
-  ids = jnp.ones((sharding.axis_size('B'), 2), jnp.int32)
-  rows = Tokens(ids, ids, ids)
-  return Transformer(config).init(key, rows)['params']
+  rows, length = sharding.axis_size('B'), 2 * sharding.axis_size('T')
+  ids = jnp.ones((rows, length), jnp.int32)
+  return Transformer(config).init(key, Tokens(ids, ids, ids))['params']
 
 
 def initialise(config: ModelConfig, key: jax.Array) -> Params:

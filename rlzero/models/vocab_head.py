@@ -11,6 +11,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rlzero.models import padding
 from rlzero.runtime import sharding
 
 
@@ -200,17 +201,21 @@ def _softmax(head, temperature, hidden, targets):
 def split_chunks(tree: Any, chunk: int) -> Any:
   """Splits [B, T, ...] into [chunks, B, C, ...], padded with zeros.
 
+  C is a multiple of the shards of T, so that a mesh can shard it.
+
   Args:
     tree: pytree of arrays that agree in B and T.
     chunk: tokens a device; B * C is about as many at most.
   """
   rows, length = jax.tree.leaves(tree)[0].shape[:2]
-  number = min(-(-rows * length // (chunk * sharding.axis_size('B'))), length)
-  width = -(-length // number)
+  shards = sharding.axis_size('T')
+  tokens = chunk * sharding.axis_size('B') * shards
+  number = min(-(-rows * length // tokens), length)
+  width = padding.round_up(-(-length // number), shards)
 
   def split(x):
-    padding = [(0, 0), (0, number * width - length)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, padding).reshape(rows, number, width, *x.shape[2:])
+    pads = [(0, 0), (0, number * width - length)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, pads).reshape(rows, number, width, *x.shape[2:])
     return x.swapaxes(0, 1)
 
   return jax.tree.map(split, tree)
