@@ -15,7 +15,7 @@ from rlzero import weights
 from rlzero.models import transformer
 from rlzero.rl import collect, learner, settings, update
 from rlzero.rollout import journal, scheduler
-from rlzero.rollout.sampling import Sampling
+from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.runtime import sharding
 from rlzero.train import folders, packing
 
@@ -94,7 +94,13 @@ def test_routes_of_the_rollout_are_taken_in_the_update(params, tmp_path):
     keep_routes=True,
   )
   generate = functools.partial(
-    scheduler.generate, CONFIG, params, prompts, 4, settings, eos_ids=(EOS,)
+    scheduler.generate,
+    CONFIG,
+    params,
+    prompts,
+    4,
+    settings,
+    stop=StopCriteria((EOS,)),
   )
   path = str(tmp_path / 'journal')
   with contextlib.closing(journal.Journal(path, {})) as kept:
@@ -148,7 +154,7 @@ def test_routes_of_a_model_without_experts_are_refused():
       [scheduler.Prompt(0, [2])],
       2,
       Sampling(keep_routes=True),
-      eos_ids=(EOS,),
+      stop=StopCriteria((EOS,)),
       seed=0,
     )
 

@@ -27,7 +27,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.rl import learner, losses
 from rlzero.rl.objective import Objective
 from rlzero.rollout import scheduler
-from rlzero.rollout.sampling import Sampling
+from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.train import optim, packing
 from rlzero.types import Tokens
 
@@ -346,7 +346,7 @@ def test_learns_to_stop_after_three_tokens():
   def rollout(params, step):
     prompts = [scheduler.Prompt(8 * step + i, [2, 3]) for i in range(8)]
     completions, _ = scheduler.generate(
-      config, params, prompts, 8, settings, eos_ids=(EOS,), seed=0
+      config, params, prompts, 8, settings, stop=StopCriteria((EOS,)), seed=0
     )
     rewards = np.float32([len(c.tokens) == 3 for c in completions])
     advantages = losses.group_advantages(jnp.asarray(rewards.reshape(8, 8)))

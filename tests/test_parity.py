@@ -21,7 +21,7 @@ from tokenizers import pre_tokenizers
 
 from rlzero import weights
 from rlzero.models import transformer
-from rlzero.rollout import scheduler
+from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Tokens
@@ -375,7 +375,7 @@ def test_greedy_tokens_and_logprobs_are_equal(real, theirs, their_real):
     [scheduler.Prompt(i, ids) for i, ids in enumerate(questions)],
     1,
     Sampling(temperature=0.0, max_len=NUM_NEW, num_slots=8),
-    eos_ids=loaded.tokenizer.eos_ids,
+    stop=encoding.stop_criteria(loaded.tokenizer),
     seed=0,
   )
   forward = jax.jit(functools.partial(logprobs, loaded.config))

@@ -21,7 +21,7 @@ from rlzero.rollout import (
   sampling,
   scheduler,
 )
-from rlzero.rollout.sampling import Finish, Sampling
+from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
 from rlzero.runtime import hosts
 from rlzero.train import packing
 from rlzero.types import Tokens
@@ -37,6 +37,7 @@ CONFIG = ModelConfig(
   max_position=64,
 )
 EOS = 1
+STOP = StopCriteria((EOS,))
 SEED = 3
 GROUP = 4
 WIDTH = 48  # tokens of the longest prompt and completion here
@@ -72,7 +73,7 @@ def generate(
     prompts,
     GROUP,
     Sampling(**settings),
-    eos_ids=(EOS,),
+    stop=STOP,
     seed=seed,
     finished=finished or {},
     on_finished=on_finished,
@@ -195,7 +196,7 @@ def test_a_shared_prefix_is_computed_once_and_changes_nothing(
 
   def completions():
     return scheduler.generate(
-      config, params, prompts, GROUP, settings, eos_ids=(EOS,), seed=SEED
+      config, params, prompts, GROUP, settings, stop=STOP, seed=SEED
     )[0]
 
   monkeypatch.setattr(engine, 'prefill_shared_prefix', counting)
@@ -381,7 +382,7 @@ def test_of_geometric_lengths_most_rows_computed_are_alive(params, num_slots):
       make_prompts(16),
       16,
       Sampling(num_slots=num_slots, decode_steps=8, max_len=1024),
-      eos_ids=(EOS,),
+      stop=STOP,
       seed=SEED,
       finished={
         i: scheduler.Completion(
@@ -536,7 +537,7 @@ def test_batches_that_are_passed_at_once_were_compiled_ahead(
   monkeypatch.setattr(batch, 'resize_slots', doing)
   programs.lower_all(*arguments, sampling, (EOS,))
   scheduler.generate(
-    *arguments, sampling, eos_ids=(EOS,), seed=SEED, finished=finished
+    *arguments, sampling, stop=STOP, seed=SEED, finished=finished
   )
   assert {number for *_, number, _ in done} >= {48, 40, 32, 24, 16, 8, 4}
   assert done <= planned
@@ -567,7 +568,7 @@ def test_windows_reach_over_the_calls_of_decoding():
     prompts,
     1,
     Sampling(num_slots=3, **SHORT),
-    eos_ids=(EOS,),
+    stop=STOP,
     seed=SEED,
   )
   assert max(len(c.tokens) for c in completions) > 5
@@ -591,7 +592,7 @@ def make_scheduler(params, num_slots=4, shared_prefix=(), **settings):
     CONFIG,
     params,
     Sampling(num_slots=num_slots, **SHORT | settings),
-    eos_ids=(EOS,),
+    stop=STOP,
     seed=SEED,
     shared_prefix=shared_prefix,
     prefill_batch=12,
@@ -715,7 +716,7 @@ def test_what_ended_is_fetched_and_no_other_slots(params, monkeypatch):
     max_len=512, max_prompt_len=8, num_slots=32, decode_steps=16
   )
   completions, _ = scheduler.generate(
-    config, params, make_prompts(16), 4, settings, eos_ids=(EOS,), seed=SEED
+    config, params, make_prompts(16), 4, settings, stop=STOP, seed=SEED
   )
   size = sum(c.tokens.nbytes + c.logprobs.nbytes for c in completions)
   # All slots would be more than that at once: [32, 512] tokens and log-probs.

@@ -22,7 +22,7 @@ from helpers import (
 from rlzero.models import parameters, transformer
 from rlzero.rl import learner, programs, settings
 from rlzero.rollout import scheduler
-from rlzero.rollout.sampling import Sampling
+from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.runtime import metrics, sharding
 from rlzero.train import optim
 
@@ -135,7 +135,7 @@ def test_completions_on_a_mesh_are_those_without(config, mesh):
 
   def completions(params):
     return scheduler.generate(
-      config, params, prompts, 8, settings, eos_ids=(EOS,), seed=5
+      config, params, prompts, 8, settings, stop=StopCriteria((EOS,)), seed=5
     )[0]
 
   alone = completions(params)

@@ -40,7 +40,7 @@ def main(num_steps: int, num_prompts: int = 8, group_size: int = 8) -> None:
       prompts = encoding.encode_examples(tokenizer, template, sampled)
       completions, _ = scheduler.generate(
         model, state.params, prompts, group_size, settings,
-        eos_ids=tokenizer.eos_ids, seed=SEED,
+        stop=encoding.stop_criteria(tokenizer), seed=SEED,
       )  # fmt: skip
       # 2. Reward a right answer, and the format.
       examples = [example for _, example in sampled]

@@ -22,7 +22,7 @@ import transformers
 
 from rlzero import weights
 from rlzero.rollout import encoding, programs, scheduler
-from rlzero.rollout.sampling import Sampling
+from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.runtime import lifecycle
 from rlzero.tasks import procedural
 from rlzero.text.template import Template
@@ -70,7 +70,7 @@ def _ours(
       prompts,
       args.group_size,
       sampling,
-      eos_ids=ends,
+      stop=StopCriteria(ends),
       seed=seed,
     )
     return [len(c.tokens) for c in completions]

@@ -66,7 +66,7 @@ def measure(
     prompts,
     num_samples,
     sampling,
-    eos_ids=tokenizer.eos_ids,
+    stop=encoding.stop_criteria(tokenizer),
     seed=seed,
     on_finished=on_progress and (lambda *_: on_progress(next(counted), total)),
     poll=poll,

@@ -110,7 +110,7 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
         prompts,
         cfg.num_samples,
         cfg.sampling,
-        eos_ids=loaded.tokenizer.eos_ids,
+        stop=encoding.stop_criteria(loaded.tokenizer),
         seed=cfg.seed,
       )
       records = grade.score(

@@ -122,7 +122,7 @@ class Local:
       prompts,
       job.num_samples,
       job.sampling,
-      eos_ids=self._tokenizer.eos_ids,
+      stop=encoding.stop_criteria(self._tokenizer),
       seed=job.seed,
       finished=known,
       on_finished=hand_over,

@@ -15,7 +15,7 @@ from rlzero import weights
 from rlzero.evaluation import statistics
 from rlzero.models import transformer
 from rlzero.rollout import encoding, sampling, scheduler
-from rlzero.rollout.sampling import Sampling
+from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.runtime import fields
 from rlzero.runtime.fields import at_least
 from rlzero.tasks import base, countdown
@@ -409,7 +409,7 @@ class Search:
         max_len=max_len,
         temperature=0.0 if likeliest else settings.temperature,
       ),
-      eos_ids=(*self._loaded.tokenizer.eos_ids, *sorted(stops)),
+      stop=StopCriteria((*self._loaded.tokenizer.eos_ids, *sorted(stops))),
       seed=self.cfg.seed,
     )
     self._cost = self._cost._replace(

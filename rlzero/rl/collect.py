@@ -118,18 +118,20 @@ class Collector:
   def _complete(self, params, prompts, on_finished, log, poll, clock):
     """Samples G completions of each prompt, on the mesh of rollouts."""
     cfg, model = self._cfg, self._learner.config
-    eos_ids = self._tokenizer.eos_ids
+    stop = encoding.stop_criteria(self._tokenizer)
     sampling = cfg.rollout_sampling
     with resharded(model, params, cfg.rollout_mesh) as (params, sent):
       clock.lap('reshard')
-      self._ahead.rollout(params, prompts, cfg.group_size, sampling, eos_ids)
+      self._ahead.rollout(
+        params, prompts, cfg.group_size, sampling, stop.eos_ids
+      )
       completions, usage = scheduler.generate(
         model,
         params,
         prompts,
         cfg.group_size,
         sampling,
-        eos_ids=eos_ids,
+        stop=stop,
         seed=cfg.seed,
         finished=dict(log.completions),
         on_finished=on_finished,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlzero.rollout import scheduler
-from rlzero.rollout.sampling import Finish
+from rlzero.rollout.sampling import Finish, StopCriteria
 from rlzero.tasks import base
 from rlzero.tasks.datasets import stream
 from rlzero.text import template as templates
@@ -55,6 +55,11 @@ def encode_prompt(
     template.render(tokenizer.as_text(question), tokenizer.apply_chat_template),
     add_special=template.kind != 'chat',
   )
+
+
+def stop_criteria(tokenizer: Tokenizer) -> StopCriteria:
+  """Returns the tokens that end the completions of a tokenizer's model."""
+  return StopCriteria(tokenizer.eos_ids)
 
 
 def begins_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:

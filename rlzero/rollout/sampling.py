@@ -5,6 +5,7 @@ import enum
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
@@ -138,6 +139,16 @@ class Finish(enum.Enum):
 
   EOS = 'eos'
   LENGTH = 'length'
+
+
+class StopCriteria(NamedTuple):
+  """Tokens that end a completion before it is `Sampling.max_len` long."""
+
+  eos_ids: tuple[int, ...]  # each is part of the completion that it ends
+
+  def finish(self, tokens: Int[np.ndarray, 'T']) -> Finish:
+    """Says why a completion of these tokens ended."""
+    return Finish.EOS if tokens[-1] in self.eos_ids else Finish.LENGTH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.rollout import buckets, engine
 from rlzero.rollout.batch import Batch
 from rlzero.rollout.prefill import PrefillBlock, shared_prefix_len
-from rlzero.rollout.sampling import Finish, Sampling
+from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
 from rlzero.runtime import hosts
 from rlzero.types import Params
 
@@ -72,7 +72,7 @@ def generate(
   group_size: int,
   sampling: Sampling,
   *,
-  eos_ids: tuple[int, ...],
+  stop: StopCriteria,
   seed: int,
   finished: Mapping[int, Completion] = types.MappingProxyType({}),
   on_finished: Callable[[int, Completion], None] | None = None,
@@ -86,7 +86,7 @@ def generate(
     prompts: P of them.
     group_size: G.
     sampling: settings.
-    eos_ids: tokens that end a completion.
+    stop: what ends a completion, as `encoding.stop_criteria` has it.
     seed: of the run.
     finished: completions that exist already, by their index in the result, as
       a journal has them. They are replayed; see `Scheduler.submit`.
@@ -109,7 +109,7 @@ def generate(
     config,
     params,
     buckets.narrow(sampling, total, longest),
-    eos_ids=eos_ids,
+    stop=stop,
     seed=seed,
     shared_prefix=prompts[0].tokens[:shared_len],
     prefill_batch=buckets.prefill_batch(len(prompts)),
@@ -142,7 +142,7 @@ class Scheduler:
     config: of the model.
     params: of the policy.
     sampling: settings.
-    eos_ids: tokens that end a completion.
+    stop: what ends a completion, as `encoding.stop_criteria` has it.
     seed: of the run.
     shared_prefix: tokens that every prompt begins with; they are computed once.
       Prompts that come later must begin with them too.
@@ -159,7 +159,7 @@ class Scheduler:
     params: Params,
     sampling: Sampling,
     *,
-    eos_ids: tuple[int, ...],
+    stop: StopCriteria,
     seed: int,
     shared_prefix: Sequence[int] = (),
     prefill_batch: int | None = None,
@@ -170,7 +170,7 @@ class Scheduler:
         'off.'
       )
     self._config, self._sampling, self._seed = config, sampling, seed
-    self._eos_ids, self._shared_prefix = eos_ids, list(shared_prefix)
+    self._stop, self._shared_prefix = stop, list(shared_prefix)
     self._params = engine.to_decode_layout(config, params)
     sizes = buckets.sizes(sampling, len(shared_prefix))
     self._batch = Batch(config, sampling, sizes, 'layers' not in self._params)
@@ -346,7 +346,7 @@ class Scheduler:
         np.int32(sampling.max_len),
         self._block.shared_prefix,
         config=self._config,
-        eos_ids=self._eos_ids,
+        eos_ids=self._stop.eos_ids,
         num_steps=sampling.decode_steps,
         distribution=sampling.distribution,
       )
@@ -370,9 +370,9 @@ class Scheduler:
       completion = request.replay
       if completion is None:
         tokens, logprobs, routes = new[slot]
-        stopped = tokens[-1] in self._eos_ids
-        finish = Finish.EOS if stopped else Finish.LENGTH
-        completion = Completion(tokens, logprobs, finish, routes)
+        completion = Completion(
+          tokens, logprobs, self._stop.finish(tokens), routes
+        )
       done.append((request.id, completion))
       self._ids.discard(request.id)
       self._usage['tokens'] += len(completion.tokens)

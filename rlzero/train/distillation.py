@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from rlzero.models import transformer, vocab_head
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import sampling, scheduler
+from rlzero.rollout import encoding, sampling, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics
 from rlzero.tasks.datasets import records
@@ -116,7 +116,7 @@ def on_policy(
     ],
     1,
     cfg.sampling,
-    eos_ids=tokenizer.eos_ids,
+    stop=encoding.stop_criteria(tokenizer),
     seed=cfg.seed,
   )
   return [
