@@ -127,7 +127,7 @@ def _gamed(cfg: grpo.Config, folder: pathlib.Path) -> grpo.Config:
     settings = reward_modeling.Settings(
       workdir=str(judge),
       checkpoint='',
-      data='',
+      data='unused',
       reads='everything',
       template=cfg.template,
     )
@@ -204,8 +204,7 @@ FAILURES = {
     change=_paid('long'),
   ),
   'entropy_collapse': Failure(
-    flags=(*_NO_RULE, '--learning_rate=1e-3', '--num_steps=60'),
-    change=_paid('short'),
+    flags=('--learning_rate=2e-3', '--kl_coef=0.0001', '--num_steps=40')
   ),
   'kl': Failure(
     flags=('--learning_rate=3e-3', '--kl_coef=0.001', '--num_steps=20')
