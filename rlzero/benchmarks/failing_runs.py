@@ -123,7 +123,8 @@ def _gamed(cfg: grpo.Config, folder: pathlib.Path) -> grpo.Config:
   judge = folder / 'random_judge'
   if not (judge / 'model').is_dir():
     loaded = folders.load_model(folders.embedded('tiny_base'))
-    head = np.random.default_rng(0).normal(size=loaded.config.width)
+    width = loaded.config.width
+    head = np.random.default_rng(0).normal(size=width) / math.sqrt(width)
     settings = reward_modeling.Settings(
       workdir=str(judge),
       checkpoint='',
