@@ -1,25 +1,28 @@
 #!/usr/bin/env bash
 # Checks the style and the types, and runs the tests.
 #
-#   bash launch/test.sh [--quick | --parity | --floor] [pytest arguments]
+#   bash launch/test.sh [--quick | --parity | --all | --floor] [pytest arguments]
 #
-#   (none)    types, and all tests but parity and the slow ones
+#   (none)    style, types, and all tests but parity, slow and nightly ones:
+#             under 10 minutes on two cores
 #   --quick   style, and the tests that take no model and no seconds: under 2
 #             minutes on two cores
 #   --parity  adds the comparisons with transformers. They need CPU torch,
 #             SmolLM2 and Gemma 3 270M. On Linux, an extra index of CPU builds
 #             of torch (see pip's PIP_EXTRA_INDEX_URL) spares the download of
 #             its CUDA libraries.
+#   --all     adds parity and the slow tests
 #   --floor   the quick tests with the lowest versions that setup.py admits
 #             (launch/constraints/floor.txt), in an environment of its own
 #
-# The slow tests: bash launch/test.sh -m slow. Markers are in pyproject.toml.
+# The nightly tests: bash launch/test.sh -m nightly. Markers are in
+# pyproject.toml.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 mode="${1:-}"
-quick='not model and not long and not slow and not parity'
+quick='not model and not long and not slow and not nightly and not parity'
 selection=()
 case "$mode" in
   --quick)
@@ -33,7 +36,11 @@ case "$mode" in
     ;;
   --parity)
     shift
-    selection=(-m 'not slow')
+    selection=(-m 'not slow and not nightly')
+    ;;
+  --all)
+    shift
+    selection=(-m 'not nightly')
     ;;
   -h | --help)
     sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
@@ -42,7 +49,7 @@ case "$mode" in
 esac
 
 install_into_venv test
-if [[ "$mode" == --parity ]]; then
+if [[ "$mode" == --parity || "$mode" == --all ]]; then
   install_into_venv parity
   bash launch/get_smollm2.sh
   bash launch/get_gemma3.sh

@@ -252,7 +252,7 @@ b/countdown.Countdown.name = 'second'
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_process_goes_on_to_the_same_files(tmp_path):
   """SIGKILL at two random moments; every sample is kept or drawn again."""
   (tmp_path / 'suite.gin').write_text(_GIN)

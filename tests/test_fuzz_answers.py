@@ -113,7 +113,7 @@ def test_some_completions():
   assert _run(300).number > 250
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_hundred_thousand_completions():
   fuzz = _run(100_000)
   print(

@@ -87,7 +87,7 @@ def test_first_step_has_no_kl_and_later_ones_do(whole):
       assert row['policy/kl'] > 1e-7
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
   flags = [f'--{name}={value}' for name, value in GRPO_SETTINGS.items()]
   gin = tmp_path / 'run.gin'

@@ -65,7 +65,7 @@ def _steps(folder, number):
     return pickle.load(file)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_equal_one(tmp_path):
   two, params = _steps(tmp_path / 'two', 2)
   one, _ = _steps(tmp_path / 'one', 1)
@@ -100,7 +100,7 @@ def test_two_processes_equal_one(tmp_path):
   assert 'The checkpoint of step 3' in said and 'the one of step 2' in said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigterm_to_one_host_saves_on_all(tmp_path):
   cfg = fields.make(
     grpo.Config,

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.model
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize('num_devices', [1, 8])
 def test_memory_of_an_import_of_2_gb(num_devices):
   flag = f'--xla_force_host_platform_device_count={num_devices}'

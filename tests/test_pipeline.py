@@ -294,7 +294,7 @@ def test_every_manifest_builds(path, tmp_path, monkeypatch, capsys):
   assert all(line.startswith('rlzero.') for line in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_ten_times_it_ends_with_the_same_hashes(tmp_path):
   """RLZERO_KILLS_SEED draws the moments; the whole process group dies.
 

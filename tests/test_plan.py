@@ -360,7 +360,7 @@ print(programs.memory_of(compiled), memory('VmHWM') - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize('name', ['update', 'decode'])
 def test_memory_is_what_a_process_takes(name):
   """The figure of a program of over 2 GiB against the peak of its first call,

@@ -26,7 +26,7 @@ def planned():
   jax.config.update('jax_enable_compilation_cache', True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
   'name', ['prefill', 'decode', 'reference', 'update', 'apply']
 )
