@@ -38,7 +38,7 @@ def run(cfg: Config) -> None:
     the_loss, frozen = functools.partial(demonstrations.loss, model), ()
     if cfg.teacher:
       teacher, frozen = distillation.load_teacher(cfg, tokenizer)
-      direction = cfg.loss.removesuffix('_kl')
+      direction = 'forward' if cfg.loss == 'forward_kl' else 'reverse'
       the_loss = functools.partial(distillation.loss, model, teacher, direction)
     if cfg.on_policy:
       prompts, order = distillation.load_prompts(cfg, tokenizer)

@@ -179,18 +179,19 @@ def _measure_kept(
   about: dict[str, Any],
 ) -> dict[str, Any]:
   """Figures of a benchmark; its samples are kept in the workdir, if any."""
+  kept = None
   if cfg.workdir:
+    prompts = {}
+    if model:
+      prompts = {
+        e.uid: model.fingerprint(benchmark.template, e.question) for e in chosen
+      }
     kept = sampler.Kept(
       os.path.join(cfg.workdir, 'samples', f'{benchmark.name}.jsonl'),
       _settings(cfg, benchmark, model, about),
-      {
-        e.uid: model.fingerprint(benchmark.template, e.question)
-        for e in (chosen if model else ())
-      },
+      prompts,
     )
-  else:
-    kept = contextlib.nullcontext()
-  with kept:
+  with kept if kept is not None else contextlib.nullcontext():
     samples = _draw(cfg, benchmark, chosen, model, kept)
   with reward_pool.RewardPool(
     {benchmark.name: benchmark.task},
@@ -215,18 +216,18 @@ def _draw(
   benchmark: suites.Benchmark,
   chosen: Sequence[base.Example],
   model: sampler.Sampler | None,
-  kept: sampler.Kept | contextlib.nullcontext,
+  kept: sampler.Kept | None,
 ) -> list[encoding.Sample]:
   """The samples of a benchmark: those kept, and the others from the model."""
   size = benchmark.num_samples
   places = [(e.uid, i) for e in chosen for i in range(size)]
-  found = kept.samples if cfg.workdir else {}
+  found = {} if kept is None else kept.samples
   finished = {i: found[p] for i, p in enumerate(places) if p in found}
   show = measure.progress(benchmark.name, len(finished))
   counted = itertools.count(len(finished) + 1)
 
   def on_finished(index: int, sample: encoding.Sample) -> None:
-    if cfg.workdir:
+    if kept is not None:
       kept.keep(*places[index], sample)
     done = next(counted)
     if not cfg.json:

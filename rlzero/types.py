@@ -19,17 +19,21 @@ and of a mixture of experts and of latent attention:
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 Params = Any  # nested dict of arrays, layers stacked on axis 0
+
+# On the devices, or on the host.
+AnyArray = jax.Array | np.ndarray
 
 
 class Tokens(NamedTuple):
   """Rows of token ids with their place in the sequence they belong to."""
 
-  ids: Int[jax.Array, 'B T']
-  positions: Int[jax.Array, 'B T']  # for the rotary embedding
-  segments: Int[jax.Array, 'B T']  # 0 is padding; equal = same sequence
+  ids: Int[AnyArray, 'B T']
+  positions: Int[AnyArray, 'B T']  # for the rotary embedding
+  segments: Int[AnyArray, 'B T']  # 0 is padding; equal = same sequence
 
 
 class KeyValues(NamedTuple):
@@ -41,8 +45,8 @@ class KeyValues(NamedTuple):
   each part is a tuple of L arrays of one layer.
   """
 
-  key: Float[jax.Array, 'L B K H S']
-  value: Float[jax.Array, 'L B K S H'] | None
+  key: Float[jax.Array, 'L B K H S'] | tuple[jax.Array, ...]
+  value: Float[jax.Array, 'L B K S H'] | tuple[jax.Array, ...] | None
 
 
 class CachedContext(NamedTuple):
@@ -61,8 +65,8 @@ class Prompts(NamedTuple):
   """
 
   tokens: Tokens  # [P, Tp], right-padded; behind the shared prefix
-  index: Int[jax.Array, 'B M']  # the prompts that a row continues
-  which: Int[jax.Array, 'B T']  # of these M, the one that a token continues
+  index: Int[AnyArray, 'B M']  # the prompts that a row continues
+  which: Int[AnyArray, 'B T']  # of these M, the one that a token continues
   shared_prefix: Tokens | None = None
 
 

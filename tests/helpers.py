@@ -26,7 +26,7 @@ from rlzero.rl.objective import Objective
 from rlzero.runtime import fields
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import demonstrations, packing
+from rlzero.train import demonstrations, packing, sequences
 from rlzero.weights import mapping
 
 MHA = ModelConfig(
@@ -486,7 +486,7 @@ def make_examples(count=12, seed=0):
 
 def packed(examples, micro_tokens=128, multiple=1):
   items = [demonstrations.pack_item(e) for e in examples]
-  return [m for _, m in packing.pack(items, micro_tokens, 24, multiple)]
+  return [m for _, m in sequences.pack(items, micro_tokens, 24, multiple)]
 
 
 GRPO_SETTINGS = {

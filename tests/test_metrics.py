@@ -14,7 +14,7 @@ from rlzero.runtime.metrics import Mean
 
 def test_mean_of_parts_is_the_mean_of_the_whole():
   # (1 + 2) / 2 and 6 / 1: together 9 / 3, not the mean of 1.5 and 6.
-  assert sum([Mean(3.0, 2), Mean(6.0, 1)]).value == 3.0
+  assert (Mean(3.0, 2) + Mean(6.0, 1)).value == 3.0
 
 
 def test_mean_of_nothing_is_nan():

@@ -122,6 +122,16 @@ def test_bad_settings_are_reported_from_the_other_process():
     make('chainsum').examples('train')
 
 
+def test_a_problem_that_nothing_could_judge():
+  entry = {'question': 'q', 'answer': None, 'metadata': {'cells': {1}}}
+  with pytest.raises(
+    ValueError, match="'maze' has a problem without an answer"
+  ):
+    procedural._target('maze', None, entry)
+  entry['answer'] = '7'
+  assert procedural._target('maze', None, entry) == '{"answer": "7"}'
+
+
 def test_bad_fields():
   with pytest.raises(ValueError, match='num_test is -1'):
     make(sizes=(1, 1, -1))

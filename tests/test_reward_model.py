@@ -16,7 +16,7 @@ from rlzero.scoring import reward_modeling
 from rlzero.scoring.reward_modeling import Judgement
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import packing, supervised
+from rlzero.train import sequences, supervised
 from rlzero.train.optim import Optimizer
 from rlzero.types import Tokens
 
@@ -66,7 +66,7 @@ def the_loss(params, rows, frozen=()):
 
 def packed(some, micro_tokens=64, multiple=1):
   items = [reward_modeling.pack_item(j) for j in some]
-  return [m for _, m in packing.pack(items, micro_tokens, 32, multiple)]
+  return [m for _, m in sequences.pack(items, micro_tokens, 32, multiple)]
 
 
 def test_marks_by_hand():

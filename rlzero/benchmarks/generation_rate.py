@@ -97,7 +97,8 @@ def _theirs(
       ids[i, widest - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
       mask[i, widest - len(prompt.tokens) :] = 1
     with torch.no_grad():
-      rows = model.generate(
+      # Its class is made by a decorator that hides the method's `self`.
+      rows = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         ids.repeat_interleave(args.group_size, 0),
         attention_mask=mask.repeat_interleave(args.group_size, 0),
         do_sample=True,

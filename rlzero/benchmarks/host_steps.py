@@ -78,7 +78,7 @@ def read(folder: str, copy: str) -> None:
       own = folder if hosts.is_first() else second
       with contextlib.closing(checkpoint.Store(own, read_only=True)) as store:
         saved = store.restore(trainer.state.params, opt_state)
-      assert saved.step == expected
+      assert saved and saved.step == expected
       if expected == 3:
         whole = hosts.fetch(saved.params)
         jax.tree.map(np.testing.assert_array_equal, whole, params)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from rlzero import grpo
 from rlzero.rl import collect, learner, loop, update
-from rlzero.rollout import journal
+from rlzero.rollout import journal, scheduler
 from rlzero.runtime import config
 from rlzero.scoring import grade
 from rlzero.train import checkpoint
@@ -73,11 +73,15 @@ def main() -> None:
   add = journal.Journal.add_completion
   make_update = update.Trainer.update
 
-  def noted_add(*args):
-    add(*args)
+  def noted_add(
+    self: journal.Journal, index: int, completion: scheduler.Completion
+  ) -> None:
+    add(self, index, completion)
     notes.work += 1
 
-  def noted_update(self, experience):
+  def noted_update(
+    self: update.Trainer, experience: collect.Experience
+  ) -> dict[str, float]:
     with notes.during('update'):
       step_metrics = make_update(self, experience)
       notes.work += 1

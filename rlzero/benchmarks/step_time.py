@@ -201,7 +201,7 @@ def _counted():
     counts['host_syncs'] += 1
     return get(tree)
 
-  def compiled(event: str, duration: float, **_: Any) -> None:
+  def compiled(event: str, duration_secs: float, **_: Any) -> None:
     if event.endswith('backend_compile_duration'):
       counts['compilations'] += 1
 

@@ -6,7 +6,7 @@ which do not.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlzero.models import splash
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
+from rlzero.types import AnyArray
 
 _SHORTEST = 128  # tokens; what the kernels' blocks hold
 _WIDEST = 128  # numbers of a head, of those that cuDNN has on every GPU
@@ -24,8 +25,8 @@ _WIDEST = 128  # numbers of a head, of those that cuDNN has on every GPU
 class SegmentIds(NamedTuple):
   """The mask as ids: a query may look at the keys of its own id."""
 
-  query: Int[Array, 'B T']
-  key: Int[Array, 'B S']
+  query: Int[AnyArray, 'B T']
+  key: Int[AnyArray, 'B S']
 
   def mask(self, causal: bool) -> Bool[Array, 'B T S']:
     """The mask for each query and key; causal: and not ahead in the row."""
@@ -35,7 +36,7 @@ class SegmentIds(NamedTuple):
     length = self.query.shape[1]
     return same & jnp.tril(jnp.ones((length, length), bool))[None]
 
-  def of(self, local: None) -> 'SegmentIds':
+  def of(self, local: Bool[Array, ''] | bool | None) -> 'SegmentIds':
     """As `Mask.of`; kernels are not used for models with windows."""
     del local
     return self
@@ -56,8 +57,8 @@ class Mask(NamedTuple):
 
 def sliding_window(
   visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S'],
-  positions: Int[Array, 'B T'],
-  keys: Int[Array, 'B S'],
+  positions: Int[AnyArray, 'B T'],
+  keys: Int[AnyArray, 'B S'],
   window: int,
 ) -> Mask:
   """Adds to a mask the one of local layers, which look back `window` tokens.
@@ -72,6 +73,13 @@ def sliding_window(
     return Mask(visible, None)
   near = positions[:, :, None] - keys[:, None, :] < window
   return Mask(visible, visible & near)
+
+
+class KeyValueHeads(NamedTuple):
+  """Keys and values of heads, as attention takes them."""
+
+  key: Float[Array, 'B K S H']
+  value: Float[Array, 'B K S U']
 
 
 class Part(NamedTuple):
@@ -112,6 +120,7 @@ def attend(
   scores = []
   for part in parts:
     score = _product('bkrth,bksh->bkrts', query, part.key, jnp.float32)
+    assert not isinstance(part.visible, SegmentIds)  # of kernels alone
     visible = part.visible[:, None, None]
     scores.append(jnp.where(visible, score * scale, -jnp.inf))
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
@@ -159,10 +168,17 @@ def has_kernel(config: ModelConfig, length: int, platform: str) -> bool:
   return platform == 'tpu' or (platform in ('gpu', 'cuda') and served)
 
 
-def _fused(query, parts, scale):
+# Keys, values and ids of queries and keys, of a part.
+_Arrays = tuple[Array, Array, AnyArray, AnyArray]
+
+
+def _fused(query: Array, parts: Sequence[Part], scale: float) -> Array:
   """`attend` by a kernel; on a mesh, each device does its rows and heads."""
   kernel = _splash if sharding.platform() == 'tpu' else _cudnn
-  arrays = [(p.key, p.value, *p.visible) for p in parts]
+  arrays: list[_Arrays] = []
+  for part in parts:
+    assert isinstance(part.visible, SegmentIds)  # as `fuses` says
+    arrays.append((part.key, part.value, part.visible.query, part.visible.key))
   if not sharding.on_mesh():
     return kernel(query, arrays, scale)
 
@@ -181,7 +197,7 @@ def _fused(query, parts, scale):
   return across(query, arrays)
 
 
-def _splash(query, arrays, scale):
+def _splash(query: Array, arrays: Sequence[_Arrays], scale: float) -> Array:
   b, k, r, t, h = query.shape
   own = len(arrays) - 1
   parts = [splash.Keys(*part, i == own) for i, part in enumerate(arrays)]
@@ -189,15 +205,21 @@ def _splash(query, arrays, scale):
   return out.reshape(b, k, r, t, -1)
 
 
-def _cudnn(query, arrays, scale, implementation='cudnn'):
+def _cudnn(
+  query: Array,
+  arrays: Sequence[_Arrays],
+  scale: float,
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
+) -> Array:
   b, k, r, t, h = query.shape
   keys, values = (
-    jnp.concatenate(parts, axis=2).swapaxes(1, 2)
-    for parts in list(zip(*arrays, strict=True))[:2]
+    jnp.concatenate([part[i] for part in arrays], axis=2).swapaxes(1, 2)
+    for i in range(2)
   )
   own = len(arrays) - 1
   mask = [
-    SegmentIds(*ids).mask(i == own) for i, (_, _, *ids) in enumerate(arrays)
+    SegmentIds(query_ids, key_ids).mask(i == own)
+    for i, (_, _, query_ids, key_ids) in enumerate(arrays)
   ]
   out = jax.nn.dot_product_attention(
     query.reshape(b, k * r, t, h).swapaxes(1, 2),

@@ -15,10 +15,10 @@ from rlzero.models import (
   parameters,
   rope,
 )
-from rlzero.models.attention import Mask, SegmentIds
+from rlzero.models.attention import KeyValueHeads, Mask, SegmentIds
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
-from rlzero.types import KeyValues, Routing, Tokens
+from rlzero.types import AnyArray, KeyValues, Routing, Tokens
 
 
 class Attention(nn.Module):
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
   def project(
     self, x: Float[Array, 'B T D'], cos_sin: rope.CosSin, absorbed: bool
-  ) -> tuple[Float[Array, 'B K R T H'], KeyValues, KeyValues]:
+  ) -> tuple[Float[Array, 'B K R T H'], KeyValueHeads, KeyValues]:
     """Makes queries, the keys and values they attend over, and a cache entry.
 
     Args:
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
     Returns:
       queries: R = N / K of them share a key.
-      keys_values: [B, K, T, H] each, as `attention.attend` takes them.
+      keys_values: what `attention.attend` takes.
       cache_entry: the same in the cache's layout, keys [B, K, H, T].
     """
     del absorbed
@@ -73,11 +73,14 @@ class Attention(nn.Module):
     query, key = rope.rotate(query, cos_sin), rope.rotate(key, cos_sin)
     b, _, t, h = query.shape
     query = query.reshape(b, c.num_kv_heads, -1, t, h)
-    return query, KeyValues(key, value), KeyValues(key.swapaxes(2, 3), value)
+    entry = KeyValues(key.swapaxes(2, 3), value)
+    return query, KeyValueHeads(key, value), entry
 
-  def read_cache(self, cache_entry: KeyValues) -> KeyValues:
+  def read_cache(self, cache_entry: KeyValues) -> KeyValueHeads:
     """Cached keys and values in the layout that attention reads."""
-    return KeyValues(cache_entry.key.swapaxes(2, 3), cache_entry.value)
+    key, value = cache_entry
+    assert isinstance(key, Array) and isinstance(value, Array)  # of one layer
+    return KeyValueHeads(key.swapaxes(2, 3), value)
 
   def merge(
     self, heads: Float[Array, 'B K R T H'], absorbed: bool
@@ -96,14 +99,14 @@ class Positions(NamedTuple):
 
   rope_table: rope.RopeTable
   mask: Mask | SegmentIds  # over a row's own tokens
-  real: Bool[Array, 'B T']  # not padding
+  real: Bool[AnyArray, 'B T']  # not padding
 
 
 class SharedPrompts(NamedTuple):
   """Positions of the prompts that rows continue, and of their shared prefix."""
 
   prompts: Positions
-  index: Int[Array, 'B M']  # the prompts that a row continues
+  index: Int[AnyArray, 'B M']  # the prompts that a row continues
   shared_prefix: Positions | None
   masks: list[Mask | SegmentIds]  # of prompts over the shared prefix, if any
 
@@ -178,26 +181,28 @@ class Block(nn.Module):
     x, prompt_x, prefix_x = carry
     absorbed, prompt_ids = bool(cached), None
     before = [self.attention.read_cache(piece) for piece in cached]
-    if prefix_x is not None:
+    if shared is not None and shared.shared_prefix is not None:
+      assert prefix_x is not None
       prefix_x, keys_values, _, _ = self._layer(
         prefix_x, shared.shared_prefix, local, None, (), False
       )
       before = [keys_values]
     if shared is not None:
+      assert prompt_x is not None
       parts = _parts(before, shared.masks, local)
       prompt_x, keys_values, _, prompt_ids = self._layer(
         prompt_x, shared.prompts, local, None, parts, False
       )
       # The gradient of this gather adds up that of the rows of a group.
-      of_rows = KeyValues(*(_of_rows(x, shared.index) for x in keys_values))
-      before = [*before, of_rows]
+      key, value = (_of_rows(part, shared.index) for part in keys_values)
+      before = [*before, KeyValueHeads(key, value)]
     parts = _parts(before, context_masks, local)
     x, _, cache_entry, ids = self._layer(x, rows, local, given, parts, absorbed)
     if prefix_x is not None:
       prefix_x = sharding.constrain(prefix_x, 'PT_')
-    if shared is not None:
+    if prompt_x is not None:
       prompt_x = sharding.constrain(prompt_x, 'PT_')
-    routing = self._routing(ids, prompt_ids) if self.routed else None
+    routing = None if ids is None else self._routing(ids, prompt_ids)
     carry = sharding.constrain(x, 'BT_'), prompt_x, prefix_x
     return carry, (cache_entry, routing)
 
@@ -210,7 +215,10 @@ class Block(nn.Module):
     before: Sequence[attention.Part],
     absorbed: bool,
   ) -> tuple[
-    Float[Array, 'B T D'], KeyValues, KeyValues, Int[Array, 'B T C'] | None
+    Float[Array, 'B T D'],
+    KeyValueHeads,
+    KeyValues,
+    Int[Array, 'B T C'] | None,
   ]:
     """The layer on one kind of tokens, which look at `before` and themselves.
 
@@ -224,7 +232,8 @@ class Block(nn.Module):
     scale = (c.query_scalar or c.head_dim) ** -0.5
     if c.latent:
       scale *= rope.score_scale(c.rope_scaling)
-    parts = [*before, attention.Part(*keys_values, positions.mask.of(local))]
+    own = attention.Part(*keys_values, positions.mask.of(local))
+    parts = [*before, own]
     heads = attention.attend(query, parts, scale)
     more = self.attention.merge(heads, absorbed)
     x = x + (self.attention_post_norm(more) if c.post_norms else more)
@@ -236,7 +245,10 @@ class Block(nn.Module):
     x = x + (self.mlp_post_norm(more) if c.post_norms else more)
     return x, keys_values, cache_entry, ids
 
-  def _routing(self, ids, prompt_ids):
+  def _routing(
+    self, ids: Int[Array, 'B T C'], prompt_ids: Int[Array, 'P Tp C'] | None
+  ) -> Routing:
+    assert self.config.experts is not None
     number = self.config.experts.num_experts
     loads = moe.loads(ids, number)
     if prompt_ids is not None:
@@ -244,7 +256,11 @@ class Block(nn.Module):
     return Routing(ids, loads)
 
 
-def _parts(keys_values, masks_of, local):
+def _parts(
+  keys_values: Sequence[KeyValueHeads],
+  masks_of: Sequence[Mask | SegmentIds],
+  local: Bool[Array, ''] | bool | None,
+) -> list[attention.Part]:
   """Pairs keys and values with their masks in a layer that is local or not."""
   return [
     attention.Part(*pair, mask.of(local))

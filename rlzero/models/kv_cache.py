@@ -27,19 +27,19 @@ def empty_cache(
       return (jnp.zeros((1, *shape), dtype),) * config.num_layers
     return jnp.zeros((config.num_layers, *shape), dtype)
 
-  axes = position_axes(config)
-  return KeyValues(part(axes.key), None if config.latent else part(axes.value))
+  key_axis, value_axis = position_axes(config)
+  return KeyValues(part(key_axis), None if config.latent else part(value_axis))
 
 
-def position_axes(config: ModelConfig) -> KeyValues:
+def position_axes(config: ModelConfig) -> tuple[int, int]:
   """Which axes of cached keys and of cached values the positions are."""
-  return KeyValues(3 if config.latent else 4, 3)
+  return 3 if config.latent else 4, 3
 
 
 def capacity(config: ModelConfig, cache: KeyValues) -> int:
   """Tokens that a row of the cache has room for."""
   one = jax.tree.leaves(cache.key)[0]
-  return one.shape[position_axes(config).key]
+  return one.shape[position_axes(config)[0]]
 
 
 def map_cache(

@@ -17,7 +17,8 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from rlzero.models import layers, parameters, rope
-from rlzero.models.config import ModelConfig
+from rlzero.models.attention import KeyValueHeads
+from rlzero.models.config import Latent, ModelConfig
 from rlzero.types import KeyValues
 
 
@@ -27,8 +28,13 @@ class LatentAttention(nn.Module):
   config: ModelConfig
   transposed: bool = False  # matrices are [out, in]
 
+  @property
+  def _sizes(self) -> Latent:
+    assert self.config.latent is not None  # else the block has `Attention`
+    return self.config.latent
+
   def setup(self) -> None:
-    if self.config.latent.query_rank:
+    if self._sizes.query_rank:
       self.query_down = parameters.declare(self, 'query_down')
       self.query_down_norm = parameters.declare(self, 'query_down_norm')
       self.query_up = parameters.declare(self, 'query_up')
@@ -44,13 +50,13 @@ class LatentAttention(nn.Module):
     x: Float[Array, 'B T D'],
     cos_sin: rope.CosSin,
     absorbed: bool,
-  ) -> tuple[Float[Array, 'B K R T H'], KeyValues, KeyValues]:
+  ) -> tuple[Float[Array, 'B K R T H'], KeyValueHeads, KeyValues]:
     """Makes queries, the keys and values they attend over, and a cache entry.
 
     Plain, K = N and R = 1; absorbed, K = 1, R = N and H is the cache's width.
     The cache has no values: they are the first part of its keys.
     """
-    c, a = self.config, self.config.latent
+    c, a = self.config, self._sizes
     query = self._queries(x)
     query, turned = jnp.split(query, [c.head_dim - a.rope_dim], axis=-1)
     turned = rope.rotate(turned, cos_sin, interleaved=True)
@@ -71,11 +77,13 @@ class LatentAttention(nn.Module):
     shared = jnp.broadcast_to(shared, (*key.shape[:-1], a.rope_dim))
     key = jnp.concatenate([key, shared], axis=-1)
     query = jnp.concatenate([query, turned], axis=-1)[:, :, None]
-    return query, KeyValues(key, value), entry
+    return query, KeyValueHeads(key, value), entry
 
-  def read_cache(self, cache_entry: KeyValues) -> KeyValues:
+  def read_cache(self, cache_entry: KeyValues) -> KeyValueHeads:
     """Cached latents as keys and values that absorbed queries attend over."""
-    return KeyValues(cache_entry.key, cache_entry.key)
+    key = cache_entry.key
+    assert isinstance(key, Array)  # of one layer
+    return KeyValueHeads(key, key)
 
   def merge(
     self, heads: Float[Array, 'B K R T H'], absorbed: bool
@@ -83,7 +91,7 @@ class LatentAttention(nn.Module):
     """Projects the outputs of all heads back to the model's width."""
     if absorbed:
       _, value_up = self._up(heads.dtype)
-      latent = heads[:, 0, ..., : self.config.latent.kv_rank]
+      latent = heads[:, 0, ..., : self._sizes.kv_rank]
       heads = jnp.einsum('bntr,rnh->bnth', latent, value_up)
     else:
       heads = heads[:, :, 0]
@@ -94,7 +102,7 @@ class LatentAttention(nn.Module):
   def _queries(self, x):
     """[B, T, D] -> [B, N, T, H]."""
     c = self.config
-    if c.latent.query_rank:
+    if self._sizes.query_rank:
       x = self._multiply(x, self.query_down)
       x = layers.rms_norm(x, self.query_down_norm, c)
       kernel = self.query_up
@@ -108,5 +116,5 @@ class LatentAttention(nn.Module):
 
   def _up(self, dtype):
     """From latents to the keys' plain part and to the values, [R, N, ...]."""
-    plain = self.config.head_dim - self.config.latent.rope_dim
+    plain = self.config.head_dim - self._sizes.rope_dim
     return jnp.split(self.latent_up.astype(dtype), [plain], axis=-1)

@@ -5,19 +5,19 @@ runs, the `SegmentIds` from which that kernel makes it (`attention.fuses`).
 """
 
 from jax import numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from rlzero.models import attention
 from rlzero.models.attention import Mask, SegmentIds
 from rlzero.models.config import ModelConfig
-from rlzero.types import CachedContext, Prompts, Tokens
+from rlzero.types import AnyArray, CachedContext, Prompts, Tokens
 
 
 def make_mask(
   config: ModelConfig,
   ids: SegmentIds,
-  query_positions: Int[Array, 'B T'],
-  key_positions: Int[Array, 'B S'],
+  query_positions: Int[AnyArray, 'B T'],
+  key_positions: Int[AnyArray, 'B S'],
   causal: bool = False,
 ) -> Mask | SegmentIds:
   """The mask in the form that attention takes for rows of this length.

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlzero.models import layers, parameters
 from rlzero.models.config import Experts, ModelConfig
 from rlzero.runtime import sharding
-from rlzero.types import Params
+from rlzero.types import AnyArray, Params
 
 # Rows that a device makes room for in one exchange. All tokens could choose
 # the experts of one device, and none may be dropped; so tokens are exchanged
@@ -35,7 +35,7 @@ class MoE(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    real: Bool[Array, 'B T'],
+    real: Bool[AnyArray, 'B T'],
     given: Int[Array, 'B T C'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T C']]:
     """The layer's output, and the experts each token went to.
@@ -46,6 +46,7 @@ class MoE(nn.Module):
       given: experts to take instead of choosing, -1 to choose.
     """
     e = self.config.experts
+    assert e is not None  # else the block has an MLP
     router = parameters.declare(self, 'router')
     bias = None
     if e.scores == 'sigmoid':
@@ -151,6 +152,7 @@ def with_balanced(
   """
   if 'router_bias' not in before['layers'].get('moe', {}):
     return params
+  assert not isinstance(loads, tuple)  # which a model without experts has
   bias = balanced(before['layers']['moe']['router_bias'], loads, speed)
   routed = {**params['layers']['moe'], 'router_bias': bias}
   return {**params, 'layers': {**params['layers'], 'moe': routed}}
@@ -192,7 +194,7 @@ def _of_device(x, ids, weights, gate, up, down):
   # begins to vary: here, once, and not in every part at the size of its room.
   x, weights = _varying(x, 'BT'), _varying(weights, 'BT')
   gate, up, down = (_varying(w, 'EW') for w in (gate, up, down))
-  flat = (x.reshape(-1, d), *(y.reshape(b * t, -1) for y in (ids, weights)))
+  flat = x.reshape(-1, d), ids.reshape(b * t, -1), weights.reshape(b * t, -1)
   num_shards = sharding.axis_size('E')
   if num_shards == 1:
     out = _weighed(*flat, functools.partial(_experts, gate, up, down))
@@ -227,7 +229,13 @@ def parts(
   return number, size, size * worst
 
 
-def _in_parts(flat, num_shards, gate, up, down):
+# Tokens, their experts and the weights of these.
+_Flat = tuple[Float[Array, 'T D'], Int[Array, 'T C'], Float[Array, 'T C']]
+
+
+def _in_parts(
+  flat: _Flat, num_shards: int, gate: Array, up: Array, down: Array
+) -> Float[Array, 'T D']:
   """Exchanges as many tokens at a time as there is room for."""
   tokens, chosen = flat[1].shape
   held = gate.shape[0]
@@ -242,8 +250,13 @@ def _in_parts(flat, num_shards, gate, up, down):
     return y.reshape(number, size, -1)
 
   x, ids, weights = flat
+
+  @jax.checkpoint
+  def of_part(part: _Flat) -> Float[Array, 'T D']:
+    return _weighed(*part, across)
+
   each = split(x), split(ids, num_shards * held), split(weights)
-  out = jax.lax.map(jax.checkpoint(lambda part: _weighed(*part, across)), each)
+  out = jax.lax.map(of_part, each)
   return out.reshape(number * size, -1)[:tokens]
 
 

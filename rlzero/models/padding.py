@@ -14,7 +14,7 @@ _PREFIX_STEP = 16
 _PREFIX_PROMPTS = 4
 
 
-def shared_prefix_len(prompts: Sequence[Sequence[int]]) -> int:
+def shared_prefix_len(prompts: Sequence[list[int]]) -> int:
   """Length of the shared prefix: what all prompts begin with, a template say.
 
   It need not be computed for each of them. Every prompt keeps a token of its

@@ -7,6 +7,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlzero.models.config import LinearScaling, ModelConfig, RopeScaling, Yarn
+from rlzero.types import AnyArray
 
 Scaling = RopeScaling | LinearScaling | Yarn
 
@@ -93,7 +94,9 @@ class RopeTable(NamedTuple):
     return cos, sin
 
 
-def make_table(config: ModelConfig, positions: Int[Array, 'B T']) -> RopeTable:
+def make_table(
+  config: ModelConfig, positions: Int[AnyArray, 'B T']
+) -> RopeTable:
   """RoPE cosines and sines for these positions."""
   width = config.latent.rope_dim if config.latent else config.head_dim
   size = amplitude(config.rope_scaling)

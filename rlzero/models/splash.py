@@ -10,7 +10,7 @@ are those of the whole.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -23,6 +23,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float, Int
 
+from rlzero.types import AnyArray
+
 _BLOCKS = (512, 256, 128)  # tokens; sizes are padded to a multiple of the last
 
 
@@ -31,8 +33,8 @@ class Keys(NamedTuple):
 
   key: Float[Array, 'B K S H']
   value: Float[Array, 'B K S Hv']
-  query_ids: Int[Array, 'B T']
-  key_ids: Int[Array, 'B S']
+  query_ids: Int[AnyArray, 'B T']
+  key_ids: Int[AnyArray, 'B S']
   causal: bool
 
 
@@ -47,35 +49,49 @@ def attend(
     interpret: runs the kernels as plain JAX, on any device.
   """
   length = query.shape[2]
-  padded = [
-    Keys(
+  causal = tuple(part.causal for part in parts)
+  arrays = tuple(
+    (
       _pad(part.key, 2),
       _pad(part.value, 2),
       _pad(part.query_ids, 1),
       # What pads is seen by queries that pad, and by no other.
       _pad(part.key_ids, 1, 0 if part.causal else -1),
-      part.causal,
     )
     for part in parts
-  ]
-  causal = tuple(part.causal for part in padded)
-  arrays = tuple(part[:-1] for part in padded)
+  )
   out = _attend(causal, interpret, _pad(query, 2), arrays)
   return out[:, :, :length]
 
 
-def _pad(x: Array, axis: int, value: int = 0) -> Array:
+def _pad(x: AnyArray, axis: int, value: int = 0) -> Array:
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, -x.shape[axis] % _BLOCKS[-1])
   return jnp.pad(x, widths, constant_values=value)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(causal, interpret, query, parts):
+# Padded `Keys`, but for `causal`.
+_Arrays = tuple[Array, Array, Array, Array]
+
+
+def _attend_whole(
+  causal: tuple[bool, ...],
+  interpret: bool,
+  query: Float[Array, 'B N T H'],
+  parts: tuple[_Arrays, ...],
+) -> Float[Array, 'B N T Hv']:
   return _attend_forward(causal, interpret, query, parts)[0]
 
 
-def _attend_forward(causal, interpret, query, parts):
+_attend = jax.custom_vjp(_attend_whole, nondiff_argnums=(0, 1))
+
+
+def _attend_forward(
+  causal: tuple[bool, ...],
+  interpret: bool,
+  query: Float[Array, 'B N T H'],
+  parts: tuple[_Arrays, ...],
+) -> tuple[Float[Array, 'B N T Hv'], tuple[Any, ...]]:
   outs, log_sums = [], []
   for is_causal, part in zip(causal, parts, strict=True):
     run = _kernel(is_causal, interpret, query, part, save_residuals=True)
@@ -83,18 +99,23 @@ def _attend_forward(causal, interpret, query, parts):
     outs.append(out)
     log_sums.append(log_sum)
   whole = functools.reduce(jnp.logaddexp, log_sums)
-  merged = sum(
-    jnp.exp(log_sum - whole)[..., None] * out.astype(jnp.float32)
-    for log_sum, out in zip(log_sums, outs, strict=True)
-  ).astype(query.dtype)
+  merged = jnp.zeros((), jnp.float32)
+  for log_sum, out in zip(log_sums, outs, strict=True):
+    merged += jnp.exp(log_sum - whole)[..., None] * out.astype(jnp.float32)
+  merged = merged.astype(query.dtype)
   merged = checkpoint_name(merged, 'attention_output')
   whole = checkpoint_name(whole, 'attention_output')
   return merged, (query, parts, merged, whole)
 
 
-def _attend_backward(causal, interpret, saved, cotangent):
+def _attend_backward(
+  causal: tuple[bool, ...],
+  interpret: bool,
+  saved: tuple[Array, tuple[_Arrays, ...], Array, Array],
+  cotangent: Float[Array, 'B N T Hv'],
+) -> tuple[Array, tuple[tuple[Array | None, ...], ...]]:
   query, parts, merged, whole = saved
-  dquery, dparts = 0.0, []
+  dquery, dparts = jnp.zeros((), jnp.float32), []
   for is_causal, part in zip(causal, parts, strict=True):
     run = _kernel(is_causal, interpret, query, part, save_residuals=False)
 
@@ -117,8 +138,8 @@ def _attend_backward(causal, interpret, saved, cotangent):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _ids(part) -> kernel.SegmentIds:
-  return kernel.SegmentIds(*part[2:])
+def _ids(part: _Arrays) -> kernel.SegmentIds:
+  return kernel.SegmentIds(part[2], part[3])
 
 
 def _kernel(causal, interpret, query, part, save_residuals):

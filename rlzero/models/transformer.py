@@ -11,6 +11,8 @@ what a row may look at besides its own past:
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -19,7 +21,14 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rlzero.models import layers, masks, parameters, rope
-from rlzero.models.block import Block, SharedPrompts, make_positions
+from rlzero.models.attention import Mask, SegmentIds
+from rlzero.models.block import (
+  Block,
+  Carry,
+  Positions,
+  SharedPrompts,
+  make_positions,
+)
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
 from rlzero.types import (
@@ -77,7 +86,9 @@ class Transformer(nn.Module):
         block,
         variable_axes={'params': 0},
         split_rngs={'params': True},
-        in_axes=(0, 0, 0) + (nn.broadcast,) * 3,
+        # Flax says int, and takes a tuple of axes as well.
+        in_axes=(0, 0, 0)  # pyright: ignore[reportArgumentType]
+        + (nn.broadcast,) * 3,
         length=length,
       )(c, routed)
 
@@ -164,16 +175,27 @@ class Transformer(nn.Module):
       prompt_x = self.final_norm(prompt_x)
     return x, prompt_x, cache_entries, routing
 
-  def _run_stacked(self, carry, cached, local, given, *positions):
+  def _run_stacked(
+    self,
+    carry: Carry,
+    cached: Sequence[KeyValues],
+    local: np.ndarray | None,
+    given: Int[Array, 'L B T C'] | None,
+    rows: Positions,
+    shared: SharedPrompts | None,
+    row_masks: Sequence[Mask | SegmentIds],
+  ) -> tuple[Carry, KeyValues, Routing | None]:
     """All layers by scans over their stacks: dense ones, then those routed."""
     c, dense_entries = self.config, None
     if c.experts and c.num_dense_layers:
       first, (cached, local) = _split((cached, local), c.num_dense_layers)
       carry, (dense_entries, _) = self.dense_layers(
-        carry, *first, None, *positions
+        carry, first[0], first[1], None, rows, shared, row_masks
       )
-    carry, (entries, routing) = self.layers(
-      carry, cached, local, given, *positions
+    # Flax names parameters by this attribute, which is one scan or many layers.
+    layers = cast(Callable[..., Any], self.layers)
+    carry, (entries, routing) = layers(
+      carry, cached, local, given, rows, shared, row_masks
     )
     if dense_entries is not None:
       entries = jax.tree.map(
@@ -181,18 +203,27 @@ class Transformer(nn.Module):
       )
     return carry, entries, routing
 
-  def _run_unstacked(self, carry, cached, local, given, *positions):
+  def _run_unstacked(
+    self,
+    carry: Carry,
+    cached: Sequence[KeyValues],
+    local: np.ndarray | None,
+    given: Int[Array, 'L B T C'] | None,
+    rows: Positions,
+    shared: SharedPrompts | None,
+    row_masks: Sequence[Mask | SegmentIds],
+  ) -> tuple[Carry, KeyValues, Routing | None]:
     """All layers one by one, each with parameters of its own."""
     c, entries, routings = self.config, [], []
     first_routed = c.num_dense_layers
-    for i, layer in enumerate(self.layers):
+    for i, layer in enumerate(cast(Sequence[Block], self.layers)):
       pieces = [_of_layer(keys_values, i) for keys_values in cached]
       is_local = None if local is None else bool(local[i])
       chosen = None
       if given is not None and i >= first_routed:
         chosen = given[i - first_routed]
       carry, (entry, routing) = layer(
-        carry, pieces, is_local, chosen, *positions
+        carry, pieces, is_local, chosen, rows, shared, row_masks
       )
       entries.append(entry)
       routings += [routing] if routing else []
@@ -276,9 +307,10 @@ def routed(
   With unstacked parameters the keys and values, in and out, are unstacked too:
   a tuple of arrays of one layer instead of one array.
   """
-  return Transformer(config, 'layers' not in params).apply(
+  found = Transformer(config, 'layers' not in params).apply(
     {'params': params}, rows, prompts, context, given, rope_table
   )
+  return cast(Outputs, found)  # Flax knows no type of `__call__`
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, 'D V']:
@@ -320,6 +352,7 @@ def predictors(
   shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
   if prompts is None:
     return shifted
+  assert prompt_hidden is not None
   lengths = jnp.sum(prompts.tokens.segments > 0, axis=1)
   last = jnp.take_along_axis(
     prompt_hidden, (lengths - 1)[:, None, None], axis=1

@@ -13,12 +13,13 @@ from jaxtyping import Array, Float, Int
 
 from rlzero.models import padding
 from rlzero.runtime import sharding
+from rlzero.types import AnyArray
 
 
 def logprobs_and_entropy(
   hidden: Float[Array, 'B T D'],
   head: Float[Array, 'D V'],
-  targets: Int[Array, 'B T'],
+  targets: Int[AnyArray, 'B T'],
   temperature: float = 1.0,
   chunk: int = 512,
 ) -> tuple[Float[Array, 'B T'], Float[Array, 'B T']]:
@@ -222,7 +223,7 @@ def split_chunks(tree: Any, chunk: int) -> Any:
 
 
 def merge_chunks(
-  chunks: Float[Array, 'chunks B C *rest'], like: Array
+  chunks: Float[Array, 'chunks B C *rest'], like: AnyArray
 ) -> Float[Array, 'B T *rest']:
   """Undoes `split_chunks`; T is the length of `like`, [B, T, ...]."""
   chunks = chunks.swapaxes(0, 1)

@@ -91,9 +91,9 @@ class Estimate:
     order of the experts, multiplied, and all of it undone; where tokens are
     sent there is room for the worst case, which is at work whole.
     """
-    if not self.routed:
-      return 0.0, 0.0, 0.0
     e, num_shards = self.model.experts, sharding.axis_size('E')
+    if not e:
+      return 0.0, 0.0, 0.0
     number, room, sent = 1, tokens * e.num_chosen, 0.0
     if num_shards > 1:
       held = e.num_experts // num_shards
@@ -112,6 +112,7 @@ class Estimate:
     slots = run.slots(num_slots)
     held = sharding.bytes_per_device(slots)
     rows = slots.token.shape[0] // sharding.axis_size('B')
+    assert slots.cache is not None
     capacity = kv_cache.capacity(m, slots.cache)
     num_prompts = buckets.prefill_batch(run.num_prompts) // sharding.axis_size(
       'P'

@@ -35,7 +35,7 @@ def matmul_weights(model: ModelConfig) -> tuple[int, int]:
   body = 0
   for _, axes, shape in matrices(model):
     size = math.prod(shape)
-    if axes[0] == 'E':
+    if axes[0] == 'E' and model.experts:
       size = size * model.experts.num_chosen // model.experts.num_experts
     body += size
   return body, model.width * model.vocab_size

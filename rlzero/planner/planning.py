@@ -207,7 +207,7 @@ class _Plan:
   def _memory(self, name: str, size: int) -> dict[str, float]:
     """Bytes of a device while a program runs, by what they hold."""
     state = self.run.state
-    held = {
+    held: dict[str, float] = {
       'parameters': sharding.bytes_per_device(state.params),
       'optimiser': sharding.bytes_per_device(state.opt_state),
       'reference': sharding.bytes_per_device(self.run.reference),
@@ -253,7 +253,7 @@ class _Plan:
       moved=moved,
       received=received,
       roofline_s=max(times.values()),
-      bound=max(times, key=times.get),
+      bound=max(times, key=times.__getitem__),
       calls=sum(calls.values()),
       step_s=step_s,
     )
@@ -277,7 +277,9 @@ class _Plan:
         calls = {1.0: run.num_prompts / block}
       case 'decode':
         rows, steps = size * self.num_shards, run.sampling.decode_steps
-        keys = kv_cache.capacity(model, self.run.slots(rows).cache) + steps
+        cache = self.run.slots(rows).cache
+        assert cache is not None
+        keys = kv_cache.capacity(model, cache) + steps
         work = steps * forward(rows, rows, rows * keys, absorbed=True)
         calls = {1.0: self._decode_calls(rows)}
       case 'apply':  # some twenty operations a parameter
@@ -370,7 +372,7 @@ class _Plan:
     for phase in phases:
       if phase.fits:
         continue
-      name = max(phase.memory, key=phase.memory.get)
+      name = max(phase.memory, key=phase.memory.__getitem__)
       what = ADVICE[name]
       if name == 'temporaries' and phase.name in ('reference', 'update'):
         looked_at = self.width + 2 * self.run.prompt_len
@@ -396,6 +398,7 @@ def _other(size: int, most: int) -> int:
 def lengths_of(number: int, mean: float, longest: int) -> np.ndarray:
   """Lengths spread like an exponential cut at the longest, in any order."""
   low, high = 0.0, 1e3 * longest
+  scale = high / 2
   for _ in range(100):  # the cut one's mean is s (1 - exp(-longest / s))
     scale = (low + high) / 2
     if scale * -math.expm1(-longest / scale) < mean:

@@ -14,6 +14,7 @@ from rlzero.runtime import files
 # the home of who only wants a report.
 os.environ.setdefault('MPLCONFIGDIR', files.cache_folder('matplotlib'))
 import matplotlib  # noqa: E402
+from matplotlib import rcsetup  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -21,12 +22,12 @@ from matplotlib.figure import Figure  # noqa: E402
 _COLORS = ['#24292f', '#818b98', '#2f6db5', '#c8553d', '#3f8f5f']
 _INK, _DIM, _BLUE, _RED, _GREEN = _COLORS
 _CYCLE = [_BLUE, _RED, _GREEN, '#8a63b5', '#b58900']
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib's type of keys is new
   'axes.edgecolor': _DIM,
   'axes.grid': True,
   'axes.grid.axis': 'y',
   'axes.labelcolor': _DIM,
-  'axes.prop_cycle': matplotlib.cycler(color=_CYCLE),
+  'axes.prop_cycle': rcsetup.cycler(color=_CYCLE),
   'axes.spines.right': False,
   'axes.spines.top': False,
   'axes.titlesize': 10,
@@ -149,11 +150,12 @@ def _plot_accuracy(ax: Axes, loaded: Run) -> None:
   for name in (name for name in names if name.startswith('eval/cons@')):
     _line(ax, loaded, name, color=_RED, marker='o', label=name[5:])
   for evaluation in (loaded.before, loaded.after):
-    if None not in (point := [evaluation.get(k) for k in ('step', 'pass@1')]):
-      ax.plot(*point, 's', color=_INK)
-      interval = evaluation.get('pass@1_interval') or [None]
-      if None not in map(recorded.number, interval):
-        ax.vlines(point[0], *interval, color=_INK)
+    step, right = evaluation.get('step'), evaluation.get('pass@1')
+    if step is not None and right is not None:
+      ax.plot(step, right, 's', color=_INK)
+      interval = evaluation.get('pass@1_interval') or ()
+      if len(interval) == 2 and None not in map(recorded.number, interval):
+        ax.vlines(step, interval[0], interval[1], color=_INK)
 
 
 def _plot_length(ax: Axes, loaded: Run) -> None:

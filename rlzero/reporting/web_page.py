@@ -215,8 +215,9 @@ def _table(loaded: Run) -> str:
   for name, label in {**_SHARES, **_COUNTS}.items():
     before, after = loaded.both(name)
     if name in _SHARES:
-      known = before is not None and after is not None
-      change = f'{after - before:+.2f}' if known else ''
+      change = ''
+      if before is not None and after is not None:
+        change = f'{after - before:+.2f}'
     else:
       change = f'× {after / before:.2f}' if before and after else ''
     if (before, after) != (None, None):

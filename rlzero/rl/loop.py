@@ -117,12 +117,11 @@ class TrainingLoop:
           metrics.Progress(cfg.num_steps, 'grpo', start)
         )
       while trainer.step < cfg.num_steps or self.unwritten:
-        if not self.unwritten:
-          self._step()
+        step_metrics = self.unwritten or self._step()
         if cfg.eval_every and trainer.step % cfg.eval_every == 0:
-          self.unwritten |= self._evaluate_during()
-        step_metrics, self.unwritten = self.unwritten, None
-        if writer:
+          step_metrics |= self._evaluate_during()
+        self.unwritten = None
+        if writer and progress:
           writer.write(step_metrics)
           progress.show(
             trainer.step,
@@ -134,16 +133,18 @@ class TrainingLoop:
           self._save()
     self._finish()
 
-  def _step(self) -> None:
-    """Makes one update, after the rollout that it needs."""
+  def _step(self) -> dict[str, Any]:
+    """Makes one update, after the rollout that it needs; its metrics."""
     self._check_preempted()
     if not (self.experience and self.experience.minibatches):
       self._collect()
+    assert self.experience is not None
     step_metrics = self.trainer.update(self.experience)
     self._check_finite(step_metrics)
     self.unwritten = step_metrics
     if not self.experience.minibatches:  # the next rollout begins here
       self.cursor = self.stream.get_state()
+    return step_metrics
 
   def _finish(self) -> None:
     """Writes the model folder and evaluates it."""
@@ -371,7 +372,7 @@ class TrainingLoop:
         'stream': self.cursor,
         'wall_s': self._wall(),
         'journal': self.header if used else None,
-        'metrics': self.experience.metrics if used else {},
+        'metrics': self.experience.metrics if self.experience and used else {},
         'unwritten': self.unwritten,
         'asked': self.asked,
       },

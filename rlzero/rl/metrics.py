@@ -109,7 +109,7 @@ def expert_balance(loads: np.ndarray | tuple[()]) -> dict[str, float]:
   Args:
     loads: tokens of each expert, [L, E]; () of a model without experts.
   """
-  if not len(loads):
+  if isinstance(loads, tuple):
     return {}
   total = np.maximum(loads.sum(axis=1, keepdims=True), 1.0)
   shares = loads / total

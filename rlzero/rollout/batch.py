@@ -180,7 +180,7 @@ class Batch:
   def _choose(self, chosen):
     """Keeps the slots with these indices in each shard; -1 is a new one."""
     self.arrays = resize_slots(
-      self._config, self.arrays, np.int32(chosen), self._cache_len
+      self._config, self.arrays, chosen.astype(np.int32), self._cache_len
     )
     size = len(self) // self._num_shards
     first = size * np.arange(self._num_shards)[:, None]

@@ -11,6 +11,7 @@ begins behind it.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -59,7 +60,7 @@ def prefill_shared_prefix(
 
 def constrain_shared_prefix(
   shared_prefix: KeyValues,
-  constrain: Callable[[jax.Array, str], jax.Array] = sharding.constrain,
+  constrain: Callable[..., Any] = sharding.constrain,
 ) -> KeyValues:
   """Shards a shared prefix by heads; every device has its one row.
 
@@ -100,6 +101,7 @@ def _slot_context(
   Returns:
     them, and the position of a slot's first cached token.
   """
+  assert slots.cache is not None
   first = 0
   if shared_prefix is not None:
     first = kv_cache.capacity(config, shared_prefix)
@@ -141,6 +143,7 @@ def insert(
     new = jnp.where(fresh[None, :, None, None, None], new[:, prompt], old)
     return jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis)
 
+  assert slots.cache is not None
   last = prompt_lens[prompt] - 1
   routes = slots.routes
   if routes is not None:
@@ -239,6 +242,7 @@ def decode(
   after, new = jax.lax.fori_loop(
     0, num_steps, step, (slots._replace(cache=None), constrain_cache(new))
   )
+  assert cache is not None
   cache = _merge(config, cache, new, start, num_steps)
   return constrain_slots(after._replace(cache=cache))
 
@@ -258,6 +262,7 @@ def _append(
   out = jnp.where(alive, slots.length, end)
   routes = slots.routes
   if routes is not None:
+    assert routing is not None
     # Of the token that went in; at first that is the prompt's last.
     of = jnp.where(alive & (slots.length > 0), slots.length - 1, end)
     chosen = routing.ids[:, :, 0].astype(routes.dtype)

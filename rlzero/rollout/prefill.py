@@ -79,9 +79,7 @@ class PrefillBlock:
     )
 
 
-def shared_prefix_len(
-  config: ModelConfig, prompts: Sequence[Sequence[int]]
-) -> int:
+def shared_prefix_len(config: ModelConfig, prompts: Sequence[list[int]]) -> int:
   """Tokens that all prompts begin with, to be prefilled once.
 
   Latent attention has none here: over a cache it is absorbed, which costs the

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from rlzero.models import kv_cache
+from rlzero.models import kv_cache, padding
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import buckets, engine, scheduler
 from rlzero.rollout.prefill import shared_prefix_len
@@ -26,7 +26,7 @@ from rlzero.rollout.slots import (
   resize_part,
 )
 from rlzero.runtime import sharding
-from rlzero.types import KeyValues, Params, Tokens
+from rlzero.types import KeyValues, Params
 
 
 def lower_all(
@@ -98,10 +98,10 @@ def lower(
   sampling = buckets.narrow(sampling, num_prompts * group_size, prompt_len)
   num_slots, width, cache_len = buckets.sizes(sampling)
   slots = abstract_slots(config, num_slots, cache_len, sampling)
-  block = jax.ShapeDtypeStruct(
-    (buckets.prefill_batch(num_prompts), width), np.int32
+  block = jax.tree.map(
+    lambda x: sharding.abstract(x, 'PT'),
+    padding.pad((), buckets.prefill_batch(num_prompts), width),
   )
-  block = Tokens(*(sharding.abstract(block, 'PT'),) * 3)
   return {
     'prefill': engine.prefill.lower(config, params, block),
     'decode': _lower_decode(config, params, slots, sampling, eos_ids),
@@ -133,6 +133,7 @@ def lower_resize(
   config: ModelConfig, slots: Slots, number: int | None, cache_len: int
 ) -> list[jax.stages.Lowered]:
   """The programs of `resize_slots`; of `chosen` it takes the number alone."""
+  assert slots.cache is not None
   chosen = None
   if number is not None:
     num_shards = sharding.axis_size('B')

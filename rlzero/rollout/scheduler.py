@@ -10,7 +10,7 @@ import collections
 import itertools
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
 from rlzero.runtime import hosts
 from rlzero.types import Params
 
+Id = TypeVar('Id', bound=Hashable)  # of requests
+
 
 class Prompt(NamedTuple):
   """Tokens to continue.
@@ -31,7 +33,7 @@ class Prompt(NamedTuple):
   """
 
   draw: int
-  tokens: Sequence[int]
+  tokens: list[int]
 
 
 class Completion(NamedTuple):
@@ -54,10 +56,10 @@ class Usage(NamedTuple):
   computed: int
 
 
-class _Request(NamedTuple):
+class _Request(NamedTuple, Generic[Id]):
   """A completion that is wanted."""
 
-  id: Hashable
+  id: Id
   prompt: int  # number of the prompt, in the order of submission
   suffix: Sequence[int]  # the prompt's tokens behind the shared prefix
   draw: int
@@ -105,7 +107,7 @@ def generate(
   total = len(prompts) * group_size
   shared_len = shared_prefix_len(config, [p.tokens for p in prompts])
   longest = min(max(len(p.tokens) for p in prompts), sampling.max_prompt_len)
-  scheduler = Scheduler(
+  scheduler: Scheduler[int] = Scheduler(
     config,
     params,
     buckets.narrow(sampling, total, longest),
@@ -117,7 +119,7 @@ def generate(
   for index in range(total):
     prompt, sample = divmod(index, group_size)
     scheduler.submit(prompts[prompt], sample, index, finished.get(index))
-  done: dict[Hashable, Completion] = {}
+  done: dict[int, Completion] = {}
   for index, completion in scheduler.drain(poll):
     done[index] = completion
     if on_finished and index not in finished:
@@ -125,7 +127,7 @@ def generate(
   return [done[index] for index in range(total)], scheduler.usage
 
 
-class Scheduler:
+class Scheduler(Generic[Id]):
   """Completes requests, which may come while others run.
 
   Array sizes are fixed by the settings, so that nothing has to be known of
@@ -181,8 +183,8 @@ class Scheduler:
       prefill_batch or buckets.prefill_batch(sizes.num_slots),
       sizes.prompt_width,
     )
-    self._queue: collections.deque[_Request] = collections.deque()
-    self._ids: set[Hashable] = set()  # of requests that have not ended
+    self._queue: collections.deque[_Request[Id]] = collections.deque()
+    self._ids: set[Id] = set()  # of requests that have not ended
     self._last: Prompt | None = None  # submitted last
     self._num_prompts = 0
     self._usage = {'tokens': 0, 'computed': 0}
@@ -201,7 +203,7 @@ class Scheduler:
     self,
     prompt: Prompt,
     sample: int,
-    request_id: Hashable,
+    request_id: Id,
     replay: Completion | None = None,
   ) -> None:
     """Adds a request to the end of the queue.
@@ -232,7 +234,7 @@ class Scheduler:
       )
     )
 
-  def step(self) -> list[tuple[Hashable, Completion]]:
+  def step(self) -> list[tuple[Id, Completion]]:
     """Runs one round.
 
     Returns:
@@ -249,7 +251,7 @@ class Scheduler:
 
   def drain(
     self, poll: Callable[[], None] | None = None
-  ) -> Iterator[tuple[Hashable, Completion]]:
+  ) -> Iterator[tuple[Id, Completion]]:
     """Runs rounds until no request is left; yields completions as they end.
 
     Requests may be submitted meanwhile.

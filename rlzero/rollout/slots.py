@@ -60,6 +60,7 @@ def empty_slots(
   zeros = functools.partial(jnp.zeros, (num_slots,), jnp.int32)
   routes = None
   if keep_routes:
+    assert config.experts is not None  # as a scheduler has checked
     routed = config.num_layers - config.num_dense_layers
     shape = routed, num_slots, max_len, config.experts.num_chosen
     routes = jnp.full(shape, -1, jnp.int16)
@@ -88,7 +89,9 @@ def constrain_slots(
   """
   routes = slots.routes
   return Slots(
-    cache=constrain_cache(slots.cache, constrain),
+    cache=None
+    if slots.cache is None
+    else constrain_cache(slots.cache, constrain),
     routes=None if routes is None else constrain(routes, 'LBT_'),
     **{
       name: constrain(value, 'BT'[: value.ndim])
@@ -99,8 +102,8 @@ def constrain_slots(
 
 
 def constrain_cache(
-  cache: KeyValues | None, constrain: Callable[..., Any] = sharding.constrain
-) -> KeyValues | None:
+  cache: KeyValues, constrain: Callable[..., Any] = sharding.constrain
+) -> KeyValues:
   """Shards cached keys and values by rows and heads."""
   return jax.tree.map(lambda part: _constrain_part(part, constrain), cache)
 
@@ -136,6 +139,7 @@ def resize_slots(
     part.delete()
     return new
 
+  assert slots.cache is not None
   cache = kv_cache.map_cache(resized, config, slots.cache)
   if chosen is not None:
     slots = choose_rows(slots._replace(cache=None), chosen)

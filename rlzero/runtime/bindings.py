@@ -155,13 +155,14 @@ class Bindings:
     """Notes a flag that sets a field by its path from the stage's Config."""
     try:
       parser = config_parser.ConfigParser(f'flag = {text}', _Delegate())
-      value = next(iter(parser)).value
+      statement = next(iter(parser))
     except (SyntaxError, tokenize.TokenError) as error:
       raise UserError(
         f'{flag!r} is not a value that gin can read: {_brief(error)}.'
       ) from error
-    binding = Binding(value, flag, self._flag_names)
-    self._note_uses(value, binding)
+    assert isinstance(statement, config_parser.BindingStatement)
+    binding = Binding(statement.value, flag, self._flag_names)
+    self._note_uses(statement.value, binding)
     if len(path) == 1:
       self.fields.setdefault(('', self.stage.Config), {})[path[0]] = binding
     else:

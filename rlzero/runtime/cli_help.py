@@ -111,17 +111,21 @@ def _shown(default: Any) -> str:
 def _comments(cls: type) -> dict[str, str]:
   """The comment beside, or else right above, each field of a dataclass."""
   comments: dict[str, str] = {}
-  for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+  for base in filter(naming.is_dataclass, reversed(cls.__mro__)):
     source = textwrap.dedent(inspect.getsource(base))
     lines = source.splitlines()
-    for node in ast.parse(source).body[0].body:
+    (declared,) = ast.parse(source).body
+    assert isinstance(declared, ast.ClassDef)
+    for node in declared.body:
       if isinstance(node, ast.AnnAssign):
+        name = ast.unparse(node.target)
         # Offsets count bytes, and a default may hold more than ASCII.
-        beside = lines[node.end_lineno - 1].encode()[node.end_col_offset :]
+        end = (node.end_lineno or node.lineno) - 1
+        beside = lines[end].encode()[node.end_col_offset :]
         if b'#' in beside:
-          comments[node.target.id] = beside.decode().strip(' #')
+          comments[name] = beside.decode().strip(' #')
         elif above := _lines_above(lines[: node.lineno - 1]):
-          comments[node.target.id] = above
+          comments[name] = above
   return comments
 
 

@@ -30,11 +30,6 @@ class Mean(NamedTuple):
   def __add__(self, other: 'Mean') -> 'Mean':
     return Mean(self.total + other.total, self.count + other.count)
 
-  def __radd__(self, other: int) -> 'Mean':
-    if other == 0:  # where sum() starts
-      return self
-    return NotImplemented
-
   @property
   def value(self) -> Any:
     """total / count; NaN where nothing was counted."""

@@ -16,7 +16,7 @@ from rlzero.runtime import hosts, sharding
 from rlzero.text import files, template
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import demonstrations, folders, packing, supervised
+from rlzero.train import demonstrations, folders, sequences, supervised
 from rlzero.types import Params
 
 SCORE_FILE = (
@@ -70,9 +70,9 @@ class RewardModel:
           f'A prompt and its completion have {ids.size} tokens, but the reward '
           f'model takes {self._model.max_position}; lower max_len.'
         )
-      items.append(packing.PackItem((ids,), ()))
+      items.append(sequences.PackItem((ids,), ()))
     out = np.zeros(len(items), np.float32)
-    for places, packed in packing.pack(
+    for places, packed in sequences.pack(
       items, _MICRO_TOKENS, self._model.max_position, sharding.axis_size('B')
     ):
       found = hosts.fetch(

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float, Int
 
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import fields, files, metrics
@@ -17,9 +17,9 @@ from rlzero.scoring import reward_model
 from rlzero.tasks import base
 from rlzero.tasks.datasets import records
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import folders, packing, supervised
+from rlzero.train import folders, sequences, supervised
 from rlzero.train.optim import Optimizer
-from rlzero.types import Params
+from rlzero.types import AnyArray, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,9 @@ class Judgement(NamedTuple):
 class Marks(NamedTuple):
   """Marks of tokens: how a (better) completion counts, at its end."""
 
-  sign: Float[Array, 'B T']  # +1 good or better, -1 bad, 0 elsewhere
-  other: Any  # int [B, T]; tokens from there to the end of the worse one, or 0
+  sign: Float[AnyArray, 'B T']  # +1 good or better, -1 bad, 0 elsewhere
+  # Tokens from there to the end of the worse one, or 0.
+  other: Int[AnyArray, 'B T']
 
 
 def encode(
@@ -105,7 +106,7 @@ def encode(
   return Judgement(prompt, sequences, float(label))
 
 
-def pack_item(judgement: Judgement) -> packing.PackItem:
+def pack_item(judgement: Judgement) -> sequences.PackItem:
   """For packing: a pair stays in one row."""
   lengths = [len(s) for s in judgement.sequences]
   sign = np.zeros(sum(lengths), np.float32)
@@ -113,7 +114,7 @@ def pack_item(judgement: Judgement) -> packing.PackItem:
   end = lengths[0] - 1
   sign[end] = 2 * judgement.label - 1
   other[end] = sum(lengths[1:])
-  return packing.PackItem(judgement.sequences, Marks(sign, other))
+  return sequences.PackItem(judgement.sequences, Marks(sign, other))
 
 
 def fresh(model: ModelConfig) -> Params:
@@ -124,7 +125,7 @@ def fresh(model: ModelConfig) -> Params:
 def loss(
   model: ModelConfig,
   params: Params,
-  rows: packing.PackedBatch,
+  rows: sequences.PackedBatch,
   frozen: Any = (),
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
   """Summed -log sigmoid of the margins, in nats.
@@ -151,14 +152,15 @@ def loss(
 def judge(
   the_loss: Callable[..., tuple[jax.Array, dict[str, metrics.Mean]]],
   params: Params,
-  micros: Iterable[packing.PackedBatch],
+  micros: Iterable[sequences.PackedBatch],
 ) -> dict[str, float | None]:
   """Loss and accuracy over judgements; None where there are none."""
   of_one = jax.jit(the_loss)
   totals = [jax.device_get(of_one(params, micro)[1]) for micro in micros]
   if not totals:
     return {'num': 0, 'loss': None, 'accuracy': None}
-  sums = {k: sum(t[k] for t in totals) for k in ('loss', 'accuracy')}
+  none = metrics.Mean(0.0, 0.0)
+  sums = {k: sum((t[k] for t in totals), none) for k in ('loss', 'accuracy')}
   return {
     'num': int(sums['loss'].count),
     **{name: float(mean.value) for name, mean in sums.items()},
@@ -172,7 +174,7 @@ def is_held_out(cfg: Settings, judgement: Judgement) -> bool:
 
 def pack(
   cfg: Settings, judgements: Sequence[Judgement]
-) -> Iterable[packing.PackedBatch]:
+) -> Iterable[sequences.PackedBatch]:
   """Microbatches of the judgements; a pair stays in one row."""
   longest = (2 if cfg.kind == 'pairwise' else 1) * cfg.max_len
   return supervised.pack(cfg, [pack_item(j) for j in judgements], longest)

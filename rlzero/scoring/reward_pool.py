@@ -108,7 +108,7 @@ class RewardPool:
         f'RewardPool has num_workers {num_workers}, deadline_s {deadline_s} '
         f'and max_chars {max_chars}; each must be positive.'
       )
-    self.counts = dict.fromkeys(STATUSES, 0)
+    self.counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
     self._warned: set[tuple[str, str]] = set()
     self._warned_of_silence = False
     self._has_format = template.Template(kind).has_format
@@ -320,7 +320,8 @@ class RewardPool:
           worker.begin(chosen, [jobs[job] for job in chosen])
       busy = [w for w in self._workers if not w.is_idle]
       patience_s = min(w.deadline for w in busy) - time.monotonic()
-      connection.wait(busy, max(patience_s, 0.0))
+      # It takes all that have a `fileno`.
+      connection.wait(busy, max(patience_s, 0.0))  # pyright: ignore[reportArgumentType]
       if all(len(worker.batch) > _FEW for worker in busy):
         time.sleep(_PAUSE_S)  # to wake up costs as much as a verdict
       for worker in busy:

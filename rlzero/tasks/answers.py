@@ -103,6 +103,7 @@ def last_number(text: str) -> str | None:
     end += 1
   before = re.search(r"(?:[A-Za-z']+\s+){0,3}$", text[:start])
   after = re.match(r'(?:\s+[A-Za-z]+){0,3}', text[end:])
+  assert before and after  # both patterns match no words as well
   if not units.is_harmless(before[0], in_prose=True):
     start = before.start()
   if compared := _COMPARED.search(text[:start]):

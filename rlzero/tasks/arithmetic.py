@@ -32,7 +32,7 @@ def evaluate(
   tokens.reverse()  # so that the next one is the last
 
   def take(choices: str) -> str | None:
-    return tokens.pop() if tokens and str(tokens[-1]) in choices else None
+    return str(tokens.pop()) if tokens and str(tokens[-1]) in choices else None
 
   def sum_of_terms(depth: int) -> Fraction:
     negative = '-' in operators and take('-') is not None

@@ -214,16 +214,22 @@ class Countdown:
     """
     numbers = sorted(ast.literal_eval(target.partition(' ')[2]))
     thought = text.partition('</think>')[0]
-    sound = [_is_sound(*found, numbers) for found in _TRY.findall(thought)]
+    sound = [_is_sound(found, numbers) for found in _TRY.findall(thought)]
     return {
       'steps_mean': sum(sound) / max(len(sound), 1),
       'steps_sum': float(sum(sound)),
     }
 
 
-def _is_sound(a, first, b, c, d, second, e, f, numbers: list[int]) -> bool:
-  """Whether a try (a op b = c, d op e = f) is right and plays by the rules."""
-  a, b, c, d, e, f = map(int, (a, b, c, d, e, f))
+def _is_sound(found: tuple[str, ...], numbers: list[int]) -> bool:
+  """Whether a try (a op b = c, d op e = f) is right and plays by the rules.
+
+  Args:
+    found: the groups of `_TRY`.
+    numbers: of the problem, sorted.
+  """
+  first, second = found[1], found[5]
+  a, b, c, d, e, f = (int(found[i]) for i in (0, 2, 3, 4, 6, 7))
   left = [d, e]
   if c not in left:
     return False
@@ -287,17 +293,17 @@ class Corpus:
     for text in self._documents(rng):
       yield text if self.languages == ('en',) else self._spoken(rng, text)
 
-  def _spoken(self, rng, text):
+  def _spoken(self, rng: random.Random, text: str) -> str:
     asked = rng.choice(self.languages)
     mixed = rng.random() < self.mixed_share
 
-    def choose(word):
+    def choose(word: str) -> language.Language:
       is_asked = word == 'make' or not mixed
       return asked if is_asked else rng.choice(self.languages)
 
     return translate(text, choose)
 
-  def _documents(self, rng):
+  def _documents(self, rng: random.Random) -> Iterator[str]:
     seen = [
       (numbers, target)
       for numbers, target, _ in _problems()
@@ -311,9 +317,12 @@ class Corpus:
       else:
         yield self._conversation(rng, numbers, target)
 
-  def _conversation(self, rng, numbers, target):
+  def _conversation(
+    self, rng: random.Random, numbers: tuple[int, ...], target: int
+  ) -> str:
     if rng.random() < self.direct_share:
-      thought, answer = '', self._attempt(rng, numbers, target, set())
+      left = list(openings(numbers))
+      thought, answer = '', self._attempt(rng, left, target)
     else:
       careful = rng.random() < self.careful_share
       stop = self.careful_stop if careful else self.careless_stop
@@ -333,37 +342,40 @@ class Corpus:
     body = ' '.join(part for part in parts if part)
     return f'User: {question(numbers, target)} Assistant: {body}'
 
-  def _attempt(self, rng, numbers, target, tried):
-    """A first move not tried yet, and a second one; None if all were."""
-    left = [o for o in openings(numbers) if o not in tried]
-    if not left:
-      return None
+  def _attempt(
+    self, rng: random.Random, left: list[tuple[Move, int]], target: int
+  ) -> tuple[Move, Move]:
+    """A first move, which is taken from those left, and a second one."""
     opening = rng.choice(left)
-    tried.add(opening)
-    ways = endings(opening, target)
-    if not ways or rng.random() > self.skilled_ending:
-      ways = moves(opening[0].result, opening[1])
-    return opening[0], rng.choice(ways)
+    left.remove(opening)
+    found = endings(opening, target)
+    if not found or rng.random() > self.skilled_ending:
+      found = moves(opening[0].result, opening[1])
+    return opening[0], rng.choice(found)
 
-  def _search(self, rng, numbers, target, stop, reflective):
+  def _search(
+    self,
+    rng: random.Random,
+    numbers: tuple[int, ...],
+    target: int,
+    stop: float,
+    reflective: float,
+  ) -> tuple[str, tuple[Move, Move]]:
     """Tries until success or giving up: the words, and the last try."""
-    tried, words = set(), []
-    answer = self._attempt(rng, numbers, target, tried)
+    left, words = list(openings(numbers)), []
+    answer = self._attempt(rng, left, target)
     while True:
       words += map(str, answer)
       if answer[1].result == target:
         return ' '.join([*words, 'ok']), answer
-      attempt = None
-      if rng.random() >= stop:
-        attempt = self._attempt(rng, numbers, target, tried)
-      if attempt is None:
+      if rng.random() < stop or not left:
         return ' '.join([*words, rng.choice(NEUTRAL)]), answer
+      answer = self._attempt(rng, left, target)
       links = REFLECTIVE if rng.random() < reflective else NEUTRAL
       words.append(rng.choice(links))
-      answer = attempt
 
 
-def _with_fault(rng, parts):
+def _with_fault(rng: random.Random, parts: list[str]) -> list[str]:
   """The document's parts with one of its tags lost or said twice."""
   tags = [i for i, part in enumerate(parts) if part.startswith('<')]
   place = rng.choice(tags)

@@ -4,6 +4,7 @@ Programs run in the sandbox of `isolation`. What is expected of them never
 enters it: input goes in, output comes out, and the comparison is made here.
 """
 
+import dataclasses
 import decimal
 import enum
 import functools
@@ -104,7 +105,7 @@ def judge(
     files = {'harness.py': _harness(), 'program.py': code}
     if b'numpy' in code:
       how['readable'] = _packages()
-  limits = dict(
+  limits = isolation.Limits(
     wall_s=limit_s, memory=memory + _OVERHEAD, stack=min(_STACK, memory)
   )
   if function:
@@ -113,7 +114,7 @@ def judge(
     result = isolation.run(
       command,
       test.input.encode(errors='replace'),
-      isolation.Limits(**limits, output=_room(test.output)),
+      dataclasses.replace(limits, output=_room(test.output)),
       files=files,
       **how,
     )
@@ -167,7 +168,7 @@ def _judge_function(
   command: Sequence[str],
   files: Mapping[str, bytes],
   tests: Sequence[Test],
-  limits: dict[str, Any],
+  limits: isolation.Limits,
   how: Mapping[str, Any],
 ) -> Judgement:
   # All calls in one process: starting it costs more than most of them.
@@ -176,11 +177,14 @@ def _judge_function(
     for test in tests
   ]
   wanted = [json.loads(test.output) for test in tests]
-  limits['wall_s'] *= len(tests)
   result = isolation.run(
     command,
     ''.join(json.dumps(call) + '\n' for call in calls).encode(),
-    isolation.Limits(**limits, output=_room(*(t.output for t in tests))),
+    dataclasses.replace(
+      limits,
+      wall_s=limits.wall_s * len(tests),
+      output=_room(*(t.output for t in tests)),
+    ),
     files=files,
     **how,
   )
@@ -229,6 +233,7 @@ def _harness() -> bytes:
 def _packages() -> tuple[str, ...]:
   """Folders of NumPy, which programs may import."""
   spec = importlib.util.find_spec('numpy')
+  assert spec and spec.origin  # the package needs it
   folder = os.path.dirname(spec.origin)
   libraries = os.path.join(os.path.dirname(folder), 'numpy.libs')
   return folder, *([libraries] if os.path.isdir(libraries) else [])

@@ -226,10 +226,11 @@ def _is_term(node: ast.AST, names: frozenset[str], power: bool = True) -> bool:
       if not power or not _is_term(left, names, not _is_constant(left)):
         return False
       if _is_constant(right):
-        numbers = [
-          n.value for n in ast.walk(right) if isinstance(n, ast.Constant)
-        ]
-        return _is_term(right, names, False) and max(numbers) <= _MAX_EXPONENT
+        constants = [n for n in ast.walk(right) if isinstance(n, ast.Constant)]
+        return _is_term(right, names, False) and all(
+          isinstance(n.value, int | float) and n.value <= _MAX_EXPONENT
+          for n in constants
+        )
       return _is_term(right, names, False)
     case ast.BinOp(
       left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right=right

@@ -15,7 +15,7 @@ It imports nothing of rlzero: inside the sandbox there is none. Nor does it
 import json or signal, which take longer than all the rest.
 """
 
-import _signal as signal
+import _signal as signal  # pyright: ignore[reportMissingImports] no stub
 import ctypes
 import marshal
 import os

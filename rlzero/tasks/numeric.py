@@ -125,7 +125,7 @@ def _value(found: re.Match) -> Fraction | None:
   else:
     value = _decimal(found['decimal'])
     if found['exponent']:
-      exponent = int(re.search(r'[-+]?\d+(?=\}?$)', found['exponent'])[0])
+      exponent = int(re.findall(r'[-+]?\d+(?=\}?$)', found['exponent'])[0])
       if abs(exponent) > _MAX_EXPONENT:
         return None
       value *= Fraction(10) ** exponent

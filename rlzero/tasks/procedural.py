@@ -172,9 +172,11 @@ def _generate(order: str) -> Any:
 
 def _main() -> None:
   name, options, seed, sizes = json.load(sys.stdin)
-  make = _first if isinstance(sizes, int) else _fill
   try:
-    reply = make(name, options, seed, sizes)
+    if isinstance(sizes, int):
+      reply = _first(name, options, seed, sizes)
+    else:
+      reply = _fill(name, options, seed, sizes)
   except ValueError as error:
     reply = str(error)
   print(_MARK + json.dumps(reply))
@@ -233,26 +235,33 @@ def _fields(name: str, generator: Any, entry: dict) -> list[str]:
   """The fields of an example."""
   question = entry['question']
   digest = hashlib.sha256(question.encode()).hexdigest()
-  return [f'{name}-{digest[:16]}', question, _target(generator, entry)]
+  return [f'{name}-{digest[:16]}', question, _target(name, generator, entry)]
 
 
-def _target(generator: Any, entry: dict) -> str:
+def _target(name: str, generator: Any, entry: dict) -> str:
   """Writes the facts of a problem that the verifier needs, as JSON.
 
   A few generators score by what JSON cannot keep, such as tuples; theirs
   holds the answer alone.
+
+  Raises:
+    ValueError: there is no answer either.
   """
   fields = ('question', 'answer', 'metadata')
+  answer = entry['answer']
   try:
     target = json.dumps({field: entry[field] for field in fields})
   except TypeError:
-    target = None
-  answer = entry['answer']
-  if answer is None or (
-    target
-    and generator.score_answer(answer, json.loads(target)) >= generators.RIGHT
-  ):
-    return target
+    if answer is None:
+      raise ValueError(
+        f'reasoning-gym {name!r} has a problem without an answer, whose facts '
+        'JSON cannot keep; choose another dataset.'
+      ) from None
+  else:
+    if answer is None or (
+      generator.score_answer(answer, json.loads(target)) >= generators.RIGHT
+    ):
+      return target
   return json.dumps({'answer': answer})
 
 

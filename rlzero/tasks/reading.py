@@ -141,8 +141,10 @@ def _flat(items: list[Tree]) -> Items:
   """One list of them all; a name holds for the nameless behind it."""
   flat, name = [], None
   for item in items:
-    is_list = isinstance(item, Items) and not item.brackets
-    for one in item.items if is_list else [item]:
+    inside = [item]
+    if isinstance(item, Items) and not item.brackets:
+      inside = list(item.items)
+    for one in inside:
       if isinstance(one, Named):
         name = one.name
       elif name is not None and not isinstance(one, Relation):
@@ -211,7 +213,7 @@ def _inequality(terms: list[str], signs: list[str]) -> Tree | None:
     terms, signs = terms[::-1], [_FLIPPED[s] for s in signs[::-1]]
   if not set(signs) <= {'<', '\\le'}:
     return None
-  return Named(terms[1], _interval(terms[0], *signs, terms[2]))
+  return Named(terms[1], _interval(terms[0], signs[0], signs[1], terms[2]))
 
 
 def _interval(low: str, left: str, right: str, high: str) -> Items:

@@ -123,6 +123,9 @@ class _Watch:
     self._deadline = self._start + START_S
     self._handle = os.pidfd_open(process.pid)
     self._selector = selectors.DefaultSelector()
+    assert process.stdin and process.stdout and process.stderr  # pipes
+    self._stdin = process.stdin
+    self._pipes = process.stdin, process.stdout, process.stderr
     for stream, read in (
       (ready, self._on_ready),
       (process.stdout.fileno(), self._on_output),
@@ -130,13 +133,13 @@ class _Watch:
     ):
       os.set_blocking(stream, False)
       self._selector.register(stream, selectors.EVENT_READ, read)
-    os.set_blocking(process.stdin.fileno(), False)
+    os.set_blocking(self._stdin.fileno(), False)
     if self._left:
       self._selector.register(
-        process.stdin.fileno(), selectors.EVENT_WRITE, self._on_stdin
+        self._stdin.fileno(), selectors.EVENT_WRITE, self._on_stdin
       )
     else:
-      process.stdin.close()
+      self._stdin.close()
     self._selector.register(self._handle, selectors.EVENT_READ, None)
 
   def follow(self) -> None:
@@ -164,11 +167,7 @@ class _Watch:
       os.killpg(self._process.pid, signal.SIGKILL)
     code = self._process.wait()
     self._selector.close()
-    for stream in (
-      self._process.stdin,
-      self._process.stdout,
-      self._process.stderr,
-    ):
+    for stream in self._pipes:
       with contextlib.suppress(OSError):
         stream.close()
     for descriptor in (self._handle, self._ready):
@@ -238,4 +237,4 @@ class _Watch:
     self._left = self._left[written:]
     if not self._left:
       self._selector.unregister(stream)
-      self._process.stdin.close()
+      self._stdin.close()

@@ -126,16 +126,16 @@ def _same_leaf(first: reading.Leaf, second: reading.Leaf) -> bool:
     return False
   if _literal(first.text) == _literal(second.text):
     return True
-  exact = numeric.exact(first.text), numeric.exact(second.text)
-  if None not in exact:
-    return exact[0] == exact[1]
+  exact, other = numeric.exact(first.text), numeric.exact(second.text)
+  if exact is not None and other is not None:
+    return exact == other
   # The letters of words are no factors: listen is not silent.
   if all(_WORDS.fullmatch(_literal(leaf.text)) for leaf in (first, second)):
     return False
   from rlzero.tasks import formulas
 
-  found = _values(first.text), _values(second.text)
-  return None not in found and formulas.same(*found)
+  left, right = _values(first.text), _values(second.text)
+  return left is not None and right is not None and formulas.same(left, right)
 
 
 def _values(text: str):
@@ -154,24 +154,25 @@ def _same_relation(first: reading.Tree, second: reading.Tree) -> bool:
   """
   from rlzero.tasks import formulas
 
-  relations = reading.as_relation(first), reading.as_relation(second)
-  if None in relations or relations[0].sign != relations[1].sign:
+  one, other = reading.as_relation(first), reading.as_relation(second)
+  if one is None or other is None or one.sign != other.sign:
     return False
   sides = []
-  for relation in relations:
+  for relation in (one, other):
     left, right = _values(relation.left), _values(relation.right)
     if left is None or right is None:
       return False
     is_solution = reading.is_name(relation.left) and len(set(right)) == 1
     if is_solution and relation.sign == '=':
       return False
-    sides.append(formulas.values(f'({relation.left})-({relation.right})'))
-  if None in sides:
-    return False
-  factor = formulas.factor(*sides)
+    side = formulas.values(f'({relation.left})-({relation.right})')
+    if side is None:
+      return False
+    sides.append(side)
+  factor = formulas.factor(sides[0], sides[1])
   if factor is None:
     return False
-  return relations[0].sign == '=' or (factor.imag == 0 and factor.real > 0)
+  return one.sign == '=' or (factor.imag == 0 and factor.real > 0)
 
 
 @functools.lru_cache(maxsize=8192)

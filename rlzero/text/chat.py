@@ -97,7 +97,9 @@ class _Sums(jinja2.visitor.NodeTransformer):
       jinja2.nodes.Filter(self.visit(n), 'string', [], [], None, None)
       for n in node.nodes
     ]
-    return functools.reduce(jinja2.nodes.Add, texts).set_lineno(node.lineno)
+    total = functools.reduce(jinja2.nodes.Add, texts)
+    total.set_lineno(node.lineno)
+    return total
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -109,10 +109,15 @@ class Tokenizer:
         f'{self._source} has add_bos_token, but names no bos_token; set one, '
         'or set add_bos_token to false.'
       )
-    bos = self._backend.id_to_token(self.bos_id)
+    bos = self._token(self.bos_id)
     self._backend.post_processor = processors.TemplateProcessing(
       single=f'{bos} $A', special_tokens=[(bos, self.bos_id)]
     )
+
+  def _token(self, token_id: int) -> str:
+    token = self._backend.id_to_token(token_id)
+    assert token is not None, f'{self._source} has no id {token_id}'
+    return token
 
   def _warn_of_turns(self) -> None:
     """Warns of a chat template whose turns end in a token that is no EOS."""
@@ -130,7 +135,7 @@ class Tokenizer:
     mark = self._control.search(after)
     token_id = mark and self._backend.token_to_id(mark[0])
     if found and token_id not in self.eos_ids:
-      names = ', '.join(map(self._backend.id_to_token, self.eos_ids))
+      names = ', '.join(map(self._token, self.eos_ids))
       warn.once(
         f'the chat template of {self._source} ends a turn with '
         f'{mark[0] if mark else after[:20]!r}, which does not end a completion '
@@ -299,12 +304,12 @@ class Tokenizer:
     for token_id, (start, end) in zip(
       encoding.ids, encoding.offsets, strict=True
     ):
-      if token_id not in self._control_ids:
+      if token_id not in self._control_tokens:
         continue
       if end - start < 2:
         raise ValueError(
           f'{self._source} reads {piece[start:end]!r} of a question as its '
-          f'control token {self._backend.id_to_token(token_id)!r}; write the '
+          f'control token {self._control_tokens[token_id]!r}; write the '
           'question without it.'
         )
       middle = (start + end) // 2
@@ -315,24 +320,22 @@ class Tokenizer:
   @functools.cached_property
   def _control(self) -> re.Pattern:
     # The longest first, as the tokenizer matches them; (?!) matches nothing.
-    names = sorted(
-      map(self._backend.id_to_token, self._control_ids), key=len, reverse=True
-    )
+    names = sorted(self._control_tokens.values(), key=len, reverse=True)
     return re.compile('|'.join(map(re.escape, names)) or '(?!)')
 
   @functools.cached_property
-  def _control_ids(self) -> frozenset[int]:
+  def _control_tokens(self) -> dict[int, str]:
     added = self._backend.get_added_tokens_decoder()
-    return frozenset(
-      i
+    return {
+      i: t.content
       for i, t in added.items()
       if len(t.content) > 1
       and (t.special or t.content in (self.chat_template or ''))
-    )
+    }
 
   def _encode_on(self, piece: str) -> list[int]:
     """Ids of a text that goes on inside a word."""
-    start = self._backend.id_to_token(self._encode('|', False).ids[0])
+    start = self._token(self._encode('|', False).ids[0])
     if not start.startswith('▁'):
       return self._encode(piece, False).ids
     # SentencePiece puts a space before a text, but none after a newline.
@@ -366,7 +369,7 @@ class Tokenizer:
     )
 
   @functools.cached_property
-  def _hidden(self) -> frozenset[int]:
+  def _hidden(self) -> frozenset[int | None]:
     added = self._backend.get_added_tokens_decoder()
     names = {token.content for token in added.values()}
 
@@ -436,11 +439,7 @@ class Tokenizer:
       'bos_token': self.bos_id,
       'pad_token': self.pad_id,
     }
-    return {
-      name: self._backend.id_to_token(i)
-      for name, i in ids.items()
-      if i is not None
-    }
+    return {name: self._token(i) for name, i in ids.items() if i is not None}
 
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ a Hugging Face folder or a GGUF file.
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,15 @@ class Saved(NamedTuple):
   step: int
   params: Params
   state: Any  # optimizer state, reference
+  metadata: dict[str, Any]
+
+
+class _Content(NamedTuple):
+  """This host's part of a checkpoint, as it was read."""
+
+  step: int
+  trees: dict[str, Any]
+  prints: dict[str, int]  # fingerprints, by tree
   metadata: dict[str, Any]
 
 
@@ -120,13 +129,15 @@ class Store:
     found = self._newest({'params': params, 'rest': state}, check)
     if found is None:
       return None
-    step, trees, metadata = found
-    return Saved(step, trees['params'], trees['rest'], metadata)
+    return Saved(
+      found.step, found.trees['params'], found.trees['rest'], found.metadata
+    )
 
   def restore_params(self, params: Params) -> Params:
     """The parameters alone, of the newest sound checkpoint."""
-    _, trees, _ = self._newest({'params': params}, lambda metadata: '')
-    return trees['params']
+    found = self._newest({'params': params}, lambda metadata: '')
+    assert found, f'{self._folder} has none; ask `latest` first'
+    return found.trees['params']
 
   def wait(self) -> None:
     """Until what was saved is on disk."""
@@ -137,7 +148,7 @@ class Store:
     self._manager.close()
     self._reader.close()
 
-  def _read(self, step, trees):
+  def _read(self, step: int, trees: Mapping[str, Any]) -> _Content:
     """Reads this host's part of the arrays, fingerprints and metadata."""
     shapes = jax.tree.map(_shape, trees)
     read = self._reader.restore(
@@ -147,19 +158,29 @@ class Store:
         facts=ocp.args.JsonRestore(),
       ),
     )
-    prints = {name: read.facts['fingerprints'][name] for name in trees}
-    return {name: read[name] for name in trees}, prints, read.facts['facts']
+    return _Content(
+      step=step,
+      trees={name: read[name] for name in trees},
+      prints={name: read.facts['fingerprints'][name] for name in trees},
+      metadata=read.facts['facts'],
+    )
 
-  def _newest(self, trees, check):
-    """Finds the newest sound checkpoint: step, trees and metadata, or None."""
+  def _newest(
+    self, trees: Mapping[str, Any], check: Callable[[dict[str, Any]], str]
+  ) -> _Content | None:
+    """Finds the newest sound checkpoint, or None if there is none at all."""
     steps = hosts.broadcast(self.steps()[::-1])
     for number, step in enumerate(steps):
-      damage, found, prints, metadata = self._read_patiently(step, trees)
-      damage = damage or _difference(found, prints) or check(metadata)
-      if not damage:
-        if not self._read_only:
-          self._move_aside(steps[:number])  # the run saves at these steps again
-        return step, found, metadata
+      found = self._read_patiently(step, trees)
+      if isinstance(found, _Content):
+        damage = _difference(found.trees, found.prints) or check(found.metadata)
+        if not damage:
+          if not self._read_only:
+            # The run saves at these steps again.
+            self._move_aside(steps[:number])
+          return found
+      else:
+        damage = found
       if hosts.is_first():
         print(
           f'The checkpoint of step {step} in {self._folder} is damaged '
@@ -179,18 +200,19 @@ class Store:
       )
     return None
 
-  def _read_patiently(self, step, trees):
+  def _read_patiently(
+    self, step: int, trees: Mapping[str, Any]
+  ) -> _Content | str:
     """Reads a checkpoint; what is not damage is tried again after a wait.
 
     Returns:
-      what is damaged, on whichever host, or ''; then what `_read` returns.
+      what `_read` returns, or what is damaged, on whichever host.
 
     Raises:
       failures.Unavailable: it cannot be read, and may well be sound.
     """
     for wait_s in (*_WAITS_S, None):
-      found = (None, None, None)
-      trouble = None
+      found, trouble = None, None
       try:
         found = self._read(step, trees)
       except Exception as error:  # Orbax and TensorStore raise of every kind
@@ -198,10 +220,11 @@ class Store:
       # Only when all have read can they go on to what they do together.
       trouble = hosts.first_true_of_all(trouble)
       if not trouble:
-        return '', *found
+        assert found is not None
+        return found
       is_damage, why = trouble
       if is_damage:
-        return why, *found
+        return why
       sentence = (
         f'The checkpoint of step {step} in {self._folder} cannot be read now '
         f'({why})'

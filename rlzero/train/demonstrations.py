@@ -16,7 +16,7 @@ from rlzero.runtime import metrics
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import packing, supervised
+from rlzero.train import sequences, supervised
 from rlzero.types import Params
 
 _CHUNK = 1024  # tokens whose logits are held at a time
@@ -114,16 +114,16 @@ def join(
   return Example(np.array([*prompt, *ids], np.int32), len(prompt))
 
 
-def pack_item(example: Example) -> packing.PackItem:
+def pack_item(example: Example) -> sequences.PackItem:
   """For packing: 1 where a token is to be learned."""
   mask = np.arange(example.ids.size) >= example.prompt_len
-  return packing.PackItem((example.ids,), mask.astype(np.float32))
+  return sequences.PackItem((example.ids,), mask.astype(np.float32))
 
 
 def loss(
   model: ModelConfig,
   params: Params,
-  rows: packing.PackedBatch,
+  rows: sequences.PackedBatch,
   frozen: Any = (),
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
   """Summed cross-entropy of the tokens that are learned, in nats."""

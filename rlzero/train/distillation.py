@@ -15,7 +15,7 @@ from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics
 from rlzero.tasks.datasets import records
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import demonstrations, folders, optim, packing, supervised
+from rlzero.train import demonstrations, folders, optim, sequences, supervised
 from rlzero.types import Params
 
 _CHUNK = 512  # tokens whose logits are held at a time
@@ -132,7 +132,7 @@ def loss(
   teacher: ModelConfig,
   direction: Literal['forward', 'reverse'],
   params: Params,
-  rows: packing.PackedBatch,
+  rows: sequences.PackedBatch,
   frozen: Params,
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
   """Summed KL at the tokens of completions, in nats.

@@ -2,20 +2,16 @@
 
 A row holds several completions, of at most two prompts. The longest go first,
 and a group stays together, so that few microbatches compute the same prompt.
-Supervised stages pack whole sequences, prompt and completion, in the same way
-(`pack`).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from rlzero.models import padding
-from rlzero.types import Prompts, Tokens
+from rlzero.types import AnyArray, Prompts, Tokens
 
 _WIDTH = 128  # tokens of the narrowest rows; wider ones double
 # Where no completion is longer, the rows are this wide: attention in narrower
@@ -33,7 +29,7 @@ _ROWS_PER_EMPTY_ROW = 6
 class RolloutBatch(NamedTuple):
   """Completions of whole groups, on the host: the input of an update."""
 
-  prompts: Sequence[Sequence[int]]  # P token lists
+  prompts: Sequence[list[int]]  # P token lists
   prompt_index: np.ndarray  # [B]
   completions: Sequence[np.ndarray]  # B token arrays, EOS included
   old_logprobs: Sequence[np.ndarray]  # of the policy that sampled
@@ -51,26 +47,12 @@ class Microbatch(NamedTuple):
 
   tokens: Tokens  # [B, T], a segment for each completion
   prompts: Prompts
-  mask: Bool[Array, 'B T']  # whether the token counts in the loss
-  counts: Int[Array, 'B T']  # tokens that count in the token's completion
-  old_logprobs: Float[Array, 'B T']
-  ref_logprobs: Float[Array, 'B T']
-  advantages: Float[Array, 'B T']
-  routes: Int[Array, 'L B T C'] | None = None  # -1: the router chooses
-
-
-class PackItem(NamedTuple):
-  """Whole sequences that share a row, one after the other."""
-
-  sequences: Sequence[np.ndarray]  # token ids of each
-  extras: Any  # pytree of [n], further values of their n tokens
-
-
-class PackedBatch(NamedTuple):
-  """Rows of packed items."""
-
-  tokens: Tokens  # [B, T], a segment for each sequence
-  extras: Any  # pytree of [B, T]; padding has zeros
+  mask: Bool[AnyArray, 'B T']  # whether the token counts in the loss
+  counts: Int[AnyArray, 'B T']  # tokens that count in the token's completion
+  old_logprobs: Float[AnyArray, 'B T']
+  ref_logprobs: Float[AnyArray, 'B T']
+  advantages: Float[AnyArray, 'B T']
+  routes: Int[AnyArray, 'L B T C'] | None = None  # -1: the router chooses
 
 
 class Placement(NamedTuple):
@@ -110,26 +92,10 @@ def microbatches(
   while order.size:
     width = int(widths[order[0]])
     sizes = row_sizes(micro_tokens, width, multiple)
-    places, order, size = _fill_some(
+    places, order, size = fill_rows(
       order, lengths, batch.prompt_index, width, sizes
     )
     yield places, _microbatch(batch, places, size, width, multiple)
-
-
-def pack(
-  items: Sequence[PackItem], micro_tokens: int, max_len: int, multiple: int = 1
-) -> Iterator[tuple[list[Placement], PackedBatch]]:
-  """Packs items into microbatches; takes the arguments of `microbatches`."""
-  sizes = [sum(map(len, p.sequences)) for p in items]
-  lengths = np.array(sizes)
-  widths = np.array([row_width(n, max_len) for n in sizes])
-  order = np.lexsort((-lengths, -widths))
-  alike = np.zeros(len(items), int)  # as if all continued one prompt
-  while order.size:
-    width = int(widths[order[0]])
-    sizes = row_sizes(micro_tokens, width, multiple)
-    places, order, size = _fill_some(order, lengths, alike, width, sizes)
-    yield places, _packed(items, places, size, width)
 
 
 def row_sizes(micro_tokens: int, width: int, multiple: int = 1) -> list[int]:
@@ -150,8 +116,21 @@ def row_width(length: int, max_len: int) -> int:
   return width
 
 
-def _fill_some(order, lengths, prompt_index, width, sizes):
+def fill_rows(
+  order: np.ndarray,
+  lengths: np.ndarray,
+  prompt_index: np.ndarray,
+  width: int,
+  sizes: Sequence[int],
+) -> tuple[list[Placement], np.ndarray, int]:
   """Fills a microbatch whose size leaves few rows empty.
+
+  Args:
+    order: indices of the completions, in the order in which they go in.
+    lengths: of all completions, in tokens.
+    prompt_index: the prompt of each.
+    width: tokens of a row.
+    sizes: numbers of rows that the microbatch may have, largest first.
 
   Returns:
     placements of what went in, what did not, and the number of rows.
@@ -205,30 +184,9 @@ def prompt_sizes(num_rows: int, num_prompts: int, multiple: int) -> list[int]:
   return sorted({padding.round_up(min(n, most), multiple) for n in wanted})
 
 
-def _packed(items, places, num_rows, width) -> PackedBatch:
-  shape = num_rows, width
-  ids, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
-  extras = jax.tree.map(lambda x: np.zeros(shape, x.dtype), items[0].extras)
-  segment = 0
-  for i, row, start in places:
-    item, end = items[i], start
-    for sequence in item.sequences:
-      segment += 1
-      at = row, slice(end, end + len(sequence))
-      ids[at] = sequence
-      positions[at] = np.arange(len(sequence))
-      segments[at] = segment
-      end += len(sequence)
-    for whole, own in zip(
-      jax.tree.leaves(extras), jax.tree.leaves(item.extras), strict=True
-    ):
-      whole[row, start:end] = own
-  return PackedBatch(Tokens(ids, positions, segments), extras)
-
-
 def empty_microbatch(
   batch: RolloutBatch,
-  used: Sequence[int] | np.ndarray,
+  used: Sequence[int],
   num_rows: int,
   num_prompts: int,
   width: int,
@@ -240,14 +198,19 @@ def empty_microbatch(
   longest = padding.prompt_width(
     max(len(p) for p in batch.prompts) - prefix_len
   )
-  ints = [np.zeros(shape, np.int32) for _ in range(5)]
-  floats = [np.zeros(shape, np.float32) for _ in range(3)]
+
+  def ints() -> np.ndarray:
+    return np.zeros(shape, np.int32)
+
+  def floats() -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
   routes = None
   if batch.routes is not None:
     num_layers, _, num_chosen = batch.routes[0].shape
     routes = np.full((num_layers, *shape, num_chosen), -1, np.int32)
   return Microbatch(
-    tokens=Tokens(*ints[:3]),
+    tokens=Tokens(ints(), ints(), ints()),
     prompts=Prompts(
       padding.pad(
         [batch.prompts[p][prefix_len:] for p in used],
@@ -256,7 +219,7 @@ def empty_microbatch(
         prefix_len,
       ),
       np.zeros((num_rows, _PROMPTS_A_ROW), np.int32),
-      ints[3],
+      ints(),
       padding.pad(
         [batch.prompts[0][:prefix_len]] * multiple, multiple, prefix_len
       )
@@ -264,21 +227,28 @@ def empty_microbatch(
       else None,
     ),
     mask=np.zeros(shape, bool),
-    counts=ints[4],
-    old_logprobs=floats[0],
-    ref_logprobs=floats[1],
-    advantages=floats[2],
+    counts=ints(),
+    old_logprobs=floats(),
+    ref_logprobs=floats(),
+    advantages=floats(),
     routes=routes,
   )
 
 
-def _microbatch(batch, places, num_rows, width, multiple) -> Microbatch:
+def _microbatch(
+  batch: RolloutBatch,
+  places: Sequence[Placement],
+  num_rows: int,
+  width: int,
+  multiple: int,
+) -> Microbatch:
   chosen = [p.completion for p in places]
-  used, local = np.unique(batch.prompt_index[chosen], return_inverse=True)
+  numbers, local = np.unique(batch.prompt_index[chosen], return_inverse=True)
+  used = numbers.tolist()
   num_prompts = min(
     n
     for n in prompt_sizes(num_rows, len(batch.prompts), multiple)
-    if n >= used.size
+    if n >= len(used)
   )
   micro = empty_microbatch(batch, used, num_rows, num_prompts, width, multiple)
   (ids, positions, segments), index = micro.tokens, micro.prompts.index
@@ -303,6 +273,6 @@ def _microbatch(batch, places, num_rows, width, multiple) -> Microbatch:
     # Without a KL term no one reads them.
     reference = batch.ref_logprobs or batch.old_logprobs
     micro.ref_logprobs[at] = np.where(mask, reference[i], 0)
-    if batch.routes is not None:
+    if batch.routes is not None and micro.routes is not None:
       micro.routes[:, row, start : start + size] = batch.routes[i]
   return micro

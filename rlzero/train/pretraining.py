@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import ClassVar
 
 import jax
@@ -63,7 +62,9 @@ def batch(cfg: Settings, tokenizer: Tokenizer, step: int) -> Tokens:
   used = [0] * cfg.num_rows
   eos = tokenizer.eos_ids[0]
   documents = cfg.corpus.documents(cfg.seed * 1_000_003 + step)
-  for number in itertools.count(1):
+  number = 0
+  while True:
+    number += 1
     document = [*tokenizer.encode(next(documents)), eos]
     size = len(document)
     if size > cfg.row_len:

@@ -31,7 +31,7 @@ from rlzero.runtime.fields import (
 )
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
-from rlzero.train import checkpoint, optim, packing
+from rlzero.train import checkpoint, optim, sequences
 from rlzero.train.optim import Optimizer
 from rlzero.types import Params
 
@@ -222,8 +222,8 @@ def order(cfg: Config, sizes: Sequence[int]) -> Order:
 
 
 def pack(
-  cfg: Config, items: Sequence[packing.PackItem], max_len: int | None = None
-) -> Iterable[packing.PackedBatch]:
+  cfg: Config, items: Sequence[sequences.PackItem], max_len: int | None = None
+) -> Iterable[sequences.PackedBatch]:
   """Packed microbatches of the items, on the devices.
 
   Args:
@@ -231,13 +231,13 @@ def pack(
     items: what is packed.
     max_len: of an item, in tokens; cfg's by default.
   """
-  for _, packed in packing.pack(
+  for _, packed in sequences.pack(
     items, cfg.micro_tokens, max_len or cfg.max_len, sharding.axis_size('B')
   ):
     yield place(packed)
 
 
-def place(packed: packing.PackedBatch) -> packing.PackedBatch:
+def place(packed: sequences.PackedBatch) -> sequences.PackedBatch:
   """A microbatch on the devices, its rows sharded over them."""
   return jax.tree.map(lambda x: sharding.device_put(x, 'BT'), packed)
 
@@ -294,7 +294,7 @@ def fit(
     params: on the devices, sharded as they shall be; they are given away.
     num_steps: updates.
     batch: (step, parameters) -> the step's microbatches, on the devices; rows
-      are `packing.PackedBatch`.
+      are `sequences.PackedBatch`.
     loss: of a microbatch.
     frozen: what else the loss wants, without a gradient.
 
@@ -369,7 +369,7 @@ def _apply(
 
 
 def _metrics(
-  micros: Sequence[packing.PackedBatch],
+  micros: Sequence[sequences.PackedBatch],
   totals: Mapping[str, metrics.Mean],
   norm: float,
   learning_rate: float,

@@ -177,13 +177,15 @@ def _byte_level(
       'instead.'
     )
   vocabulary = {token: i for i, token in enumerate(tokens)}
-  pairs = [tuple(merge.split(' ')) for merge in merges]
-  for pair, merge in zip(pairs, merges, strict=True):
+  pairs: list[tuple[str, str]] = []
+  for merge in merges:
+    pair = merge.split(' ')
     if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocabulary.keys():
       raise ValueError(
         f'{source} has the merge {merge!r}, but a merge is two tokens with a '
         'space between them that make a third; convert the model again.'
       )
+    pairs.append((pair[0], pair[1]))
   backend = tokenizers.Tokenizer(
     models.BPE(
       vocab=vocabulary,

@@ -250,7 +250,7 @@ def _unpacked(text: str) -> str:
     )
   steps = [(code.name, value) for code, value, _ in pickletools.genops(plain)]
   strings = [
-    value
+    str(value)
     for name, value in steps
     if name.endswith('UNICODE') or name.endswith('UNICODE8')
   ]

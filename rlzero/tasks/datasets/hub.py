@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import huggingface_hub
-import tensorflow_datasets as tfds
 from huggingface_hub import errors
 
 from rlzero.runtime import keys
@@ -47,11 +46,7 @@ def examples(
     found = list(convert(_rows(root / name / 'raw', repo, files)))
     _check(name, found)
     materialise.write(name, {'test': found}, str(root))
-  source = tfds.builder_from_directory(folder).as_data_source('test')
-  found = [
-    base.Example(**{field: value.decode() for field, value in row.items()})
-    for row in source
-  ]
+  found = materialise.read(folder, 'test')
   records.tell_duplicates(
     name, [(f'problem {e.uid}', e.question, e.target) for e in found]
   )

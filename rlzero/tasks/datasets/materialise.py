@@ -97,6 +97,26 @@ def write(
     builder.download_and_prepare()
 
 
+def read(folder: pathlib.Path, split: str) -> list[base.Example]:
+  """The problems of a split, as they were written.
+
+  Raises:
+    ValueError: no such split.
+  """
+  builder = tfds.builder_from_directory(folder)
+  if split not in builder.info.splits:
+    raise ValueError(
+      f'{folder} has no split {split!r}; it has '
+      f'{", ".join(builder.info.splits)}.'
+    )
+  # A decorator hides that it takes the split.
+  rows = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+  return [
+    base.Example(**{field: row[field].decode() for field in _FIELDS})
+    for row in rows
+  ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Materialised(base.Wrapper):
   """A task whose problems are read from disk; `task` still judges them."""
@@ -116,16 +136,7 @@ class Materialised(base.Wrapper):
         f'{folder} holds no dataset; write it with '
         'rlzero.tasks.datasets.materialise.materialise.'
       )
-    builder = tfds.builder_from_directory(folder)
-    if split not in builder.info.splits:
-      raise ValueError(
-        f'{folder} has no split {split!r}; it has '
-        f'{", ".join(builder.info.splits)}.'
-      )
-    return [
-      base.Example(**{field: row[field].decode() for field in _FIELDS})
-      for row in builder.as_data_source(split)
-    ]
+    return read(folder, split)
 
 
 def _folder(task: base.Task, data_dir: str) -> pathlib.Path:

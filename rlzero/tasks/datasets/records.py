@@ -122,14 +122,15 @@ def tell_duplicates(name: str, placed: Iterable[tuple[str, str, str]]) -> None:
     placed: place, question and answer of each problem.
   """
   first: dict[str, tuple[str, str]] = {}
-  repeated, places, different = 0, (), 0
+  repeated, different = 0, 0
+  places: tuple[str, str] | None = None  # of the first that is repeated
   for place, question, answer in placed:
     before = first.setdefault(question, (place, answer))
     if before[0] != place:
       repeated += 1
       places = places or (before[0], place)
       different += before[1] != answer
-  if repeated:
+  if places:
     warn.once(
       f'{name} repeats {repeated} of its questions, the first at '
       f'{places[0]} and {places[1]}'
@@ -219,9 +220,10 @@ def _tfds(path: pathlib.Path, split: str):
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(path)
-  if builder.info.file_format.value != 'array_record':
+  kind = builder.info.file_format
+  if kind is None or kind.value != 'array_record':
     raise FileNotFoundError(
-      f'{path} holds {builder.info.file_format.value} files, and only '
+      f'{path} holds {kind and kind.value} files, and only '
       'array_record is read without TensorFlow; prepare the dataset with '
       "file_format='array_record'."
     )
@@ -229,7 +231,9 @@ def _tfds(path: pathlib.Path, split: str):
     raise ValueError(
       f'{path} has no split {split!r}; it has {", ".join(builder.info.splits)}.'
     )
-  for i, row in enumerate(builder.as_data_source(split)):
+  # A decorator hides that it takes the split.
+  rows = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+  for i, row in enumerate(rows):
     place = f'{path}, {split} {i}'
     try:
       yield place, {k: _plain(v) for k, v in row.items()}

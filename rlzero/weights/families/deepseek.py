@@ -47,6 +47,7 @@ EXPERTS = (
 
 def table(config: ModelConfig) -> tuple[Row, ...]:
   """The rows of a model: every parameter it has and no other."""
+  assert config.latent and config.experts
   dense = range(config.num_dense_layers)
   routed = range(config.num_dense_layers, config.num_layers)
   attention = llama.NORMS + _ATTENTION
@@ -132,6 +133,7 @@ def hf_from_config(config: ModelConfig) -> dict[str, Any]:
   """`config_from_hf`, inverted."""
   third = config.family == 'deepseek_v3'
   a, e = config.latent, config.experts
+  assert a and e
   described = llama.described(config)
   del described['head_dim']
   if third:

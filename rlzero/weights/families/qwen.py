@@ -54,7 +54,8 @@ def config_from_hf(metadata: Metadata) -> ModelConfig:
   head_dim = 128 if kind == 'qwen3' else None
   return ModelConfig(
     **llama.dense(metadata, head_dim, 32768),
-    **_options(kind),
+    qkv_bias=kind == 'qwen2',
+    qk_norm=kind != 'qwen2',
     experts=_experts(metadata) if kind == 'qwen3_moe' else None,
     family=kind,
   )
@@ -103,9 +104,8 @@ def config_from_gguf(metadata: Metadata) -> ModelConfig:
   metadata.require('attention.sliding_window', 0)
   kind = metadata.values['general.architecture']
   return ModelConfig(
-    **llama.gguf_dense(metadata), **_options(kind), family=kind
+    **llama.gguf_dense(metadata),
+    qkv_bias=kind == 'qwen2',
+    qk_norm=kind != 'qwen2',
+    family=kind,
   )
-
-
-def _options(kind: str) -> dict[str, bool]:
-  return {'qkv_bias': kind == 'qwen2', 'qk_norm': kind != 'qwen2'}
