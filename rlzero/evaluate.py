@@ -155,7 +155,7 @@ def run(cfg: Config) -> None:
     if cfg.workdir:  # a run may be at work beside its evaluations
       workdir.claim(os.path.dirname(measure.file_of(cfg.workdir, '')))
     metrics = {
-      benchmark.name: _measure_kept(cfg, benchmark, problems, model, about)
+      benchmark.name: _measure_benchmark(cfg, benchmark, problems, model, about)
       for benchmark, problems in zip(cfg.measured, chosen, strict=True)
     }
   if is_suite:
@@ -171,28 +171,28 @@ def run(cfg: Config) -> None:
   print(files.to_json(result) if cfg.json else printed)
 
 
-def _measure_kept(
+def _measure_benchmark(
   cfg: Config,
   benchmark: suites.Benchmark,
   chosen: Sequence[base.Example],
   model: sampler.Sampler | None,
   about: dict[str, Any],
 ) -> dict[str, Any]:
-  """Figures of a benchmark; its samples are kept in the workdir, if any."""
-  kept = None
+  """Metrics of a benchmark; its samples are logged in the workdir, if any."""
+  log = None
   if cfg.workdir:
     prompts = {}
     if model:
       prompts = {
         e.uid: model.fingerprint(benchmark.template, e.question) for e in chosen
       }
-    kept = sampler.Kept(
+    log = sampler.SampleLog(
       os.path.join(cfg.workdir, 'samples', f'{benchmark.name}.jsonl'),
       _settings(cfg, benchmark, model, about),
       prompts,
     )
-  with kept if kept is not None else contextlib.nullcontext():
-    samples = _draw(cfg, benchmark, chosen, model, kept)
+  with log if log is not None else contextlib.nullcontext():
+    samples = _draw(cfg, benchmark, chosen, model, log)
   with reward_pool.RewardPool(
     {benchmark.name: benchmark.task},
     benchmark.template.kind,
@@ -216,19 +216,19 @@ def _draw(
   benchmark: suites.Benchmark,
   chosen: Sequence[base.Example],
   model: sampler.Sampler | None,
-  kept: sampler.Kept | None,
+  log: sampler.SampleLog | None,
 ) -> list[encoding.Sample]:
-  """The samples of a benchmark: those kept, and the others from the model."""
+  """The samples of a benchmark: those logged, and the others from the model."""
   size = benchmark.num_samples
   places = [(e.uid, i) for e in chosen for i in range(size)]
-  found = {} if kept is None else kept.samples
+  found = {} if log is None else log.samples
   finished = {i: found[p] for i, p in enumerate(places) if p in found}
   show = measure.progress(benchmark.name, len(finished))
   counted = itertools.count(len(finished) + 1)
 
   def on_finished(index: int, sample: encoding.Sample) -> None:
-    if kept is not None:
-      kept.keep(*places[index], sample)
+    if log is not None:
+      log.append(*places[index], sample)
     done = next(counted)
     if not cfg.json:
       show(done, len(places))

@@ -36,7 +36,8 @@ def run(cfg: Config) -> None:
   """
   saved_config.check_resume_compatible(cfg, cfg.workdir)
   index = contamination.Index(
-    (e for task in cfg.against for e in task.examples('test')), cfg.num_words
+    (e for task in cfg.decontaminate_with for e in task.examples('test')),
+    cfg.num_words,
   )
   found = measure.examples(cfg.task, cfg.split, cfg.num_problems)
   examples = [e for e in found if not index.has(e.question)]

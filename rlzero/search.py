@@ -2,7 +2,7 @@ r"""Tree search at inference: the second of the paper's unsuccessful attempts.
 
   python -m rlzero.search --checkpoint=DIR --workdir=A --method=samples
   python -m rlzero.search --checkpoint=DIR --workdir=B \
-    --against=A/evaluations/search.json
+    --compare_with=A/evaluations/search.json
 
 Countdown only. A node is a thought so far and an edge one more try. Monte Carlo
 tree search: a leaf is picked by its value and the policy's prior (PUCT, Nature
@@ -41,7 +41,9 @@ def run(cfg: Config) -> None:
   loaded = folders.load_model(cfg.checkpoint or folders.embedded('tiny_base'))
   task = countdown.Countdown()
   chosen = measure.examples(task, cfg.split, cfg.num_problems)
-  other = tree_search.read_results(cfg.against, chosen) if cfg.against else {}
+  other = {}
+  if cfg.compare_with:
+    other = tree_search.read_results(cfg.compare_with, chosen)
   found: dict[str, dict[str, Any]] = {}
   with reward_pool.RewardPool({task.name: task}, 'short') as pool:
     for budget, samples, cost in tree_search.Search(cfg, loaded, chosen).run():
@@ -56,10 +58,10 @@ def run(cfg: Config) -> None:
         'says_ok': float(np.mean([' ok' in s.text for s in samples])),
         'tokens_a_problem': cost.tokens / len(chosen),
         'prompt_tokens_a_problem': cost.prompt_tokens / len(chosen),
-        'twins_a_problem': cost.twins / len(chosen),
+        'duplicates_a_problem': cost.duplicates / len(chosen),
       }
       found[str(budget)] = one | (
-        tree_search.against(one, other) if other else {}
+        tree_search.compare(one, other) if other else {}
       )
   metrics = {
     'budgets': found,

@@ -313,7 +313,7 @@ def test_a_process_reward_judges_every_try():
 def test_a_corpus_in_two_languages():
   corpus = countdown.Corpus(languages=('en', 'zh'))
   assert corpus.words == (*countdown.WORDS, *countdown.CHINESE.values())
-  assert corpus.twins['等'] == 'wait'
+  assert corpus.translations['等'] == 'wait'
   texts = list(itertools.islice(corpus.documents(0), 2000))
   assert {w for t in texts for w in t.split(' ')} <= set(corpus.words)
   mixed, chinese, pure = [], [], []

@@ -202,17 +202,17 @@ def test_suite_says_what_it_measured_and_how(suite):
 
 
 def test_killed_suite_goes_on_to_the_same_metrics(suite, tmp_path, monkeypatch):
-  keep, calls = sampler.Kept.keep, []
+  append, calls = sampler.SampleLog.append, []
 
   def dies(self, uid, index, sample):
     calls.append(uid)
     if len(calls) == 18:
       raise KeyboardInterrupt
-    keep(self, uid, index, sample)
+    append(self, uid, index, sample)
 
   cfg = _config(workdir=str(tmp_path), benchmarks=_SUITE, json=True)
   with monkeypatch.context() as patched:
-    patched.setattr(sampler.Kept, 'keep', dies)
+    patched.setattr(sampler.SampleLog, 'append', dies)
     with pytest.raises(KeyboardInterrupt):
       evaluate.run(cfg)
   written = sum(
@@ -222,9 +222,9 @@ def test_killed_suite_goes_on_to_the_same_metrics(suite, tmp_path, monkeypatch):
   assert written == 17
   del calls[:]
   monkeypatch.setattr(
-    sampler.Kept,
-    'keep',
-    lambda self, *what: calls.append(what) or keep(self, *what),
+    sampler.SampleLog,
+    'append',
+    lambda self, *what: calls.append(what) or append(self, *what),
   )
   evaluate.run(cfg)
   assert len(calls) == 24 - 17  # what was there is not drawn again

@@ -110,7 +110,7 @@ def test_document_longer_than_a_row(tmp_path):
     pretrain.run(_config(tmp_path, row_len=8))
 
 
-def test_a_vocabulary_grows_from_the_twins(tmp_path):
+def test_a_vocabulary_grows_from_translations(tmp_path):
   english = Tokenizer.word_level(countdown.WORDS, '<eos>', '<pad>')
   params = transformer.init(_MODEL, jax.random.key(1))
   old = folders.write_model(str(tmp_path), _MODEL, params, english)
@@ -133,10 +133,10 @@ def test_a_vocabulary_grows_from_the_twins(tmp_path):
   np.testing.assert_array_equal(after[:123], before)
   places = [
     [tokenizer.encode(word)[0] for word in pair]
-    for pair in corpus.twins.items()
+    for pair in corpus.translations.items()
   ]
   assert sorted(new for new, _ in places) == list(range(123, 131))
-  away = np.stack([after[new] - after[twin] for new, twin in places])
+  away = np.stack([after[new] - after[near] for new, near in places])
   np.testing.assert_allclose(away, away[:1].repeat(8, 0), atol=1e-6)
   assert 0.5 < np.std(away[0]) / np.std(before) < 2
   with pytest.raises(ValueError, match='same up to vocab_size'):

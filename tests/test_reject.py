@@ -149,7 +149,7 @@ def _record(**changes):
     ({'completion': 'a b c d e f'}, 'paragraph'),
     ({'completion': 'what is 7 times 6'}, 'contaminated'),
     ({'uid': 'b', 'completion': 'it  is\ngood'}, 'duplicate'),
-    ({'completion': 'so it is'}, 'surplus'),
+    ({'completion': 'so it is'}, 'over_quota'),
     ({'uid': 'b', 'completion': 'so it is'}, None),
   ],
 )
@@ -170,7 +170,9 @@ def test_reasons(tmp_path, changes, reason):
 def test_problems_of_evaluation_sets_are_not_drawn(tmp_path):
   # 'test' problems against themselves: nothing is left.
   task = countdown.Countdown()
-  cfg = _config(tmp_path, split='test', num_problems=2, against=(task,))
+  cfg = _config(
+    tmp_path, split='test', num_problems=2, decontaminate_with=(task,)
+  )
   with pytest.raises(ValueError, match='All 2 problems'):
     reject.run(cfg)
 

@@ -138,17 +138,17 @@ def test_what_asking_again_does_not_mend(server):
 def test_kept_samples_outlive_the_process(tmp_path, tail):
   path = str(tmp_path / 'samples' / 'task.jsonl')
   one, two = encoding.Sample('a', 3, False), encoding.Sample('b', 4, True)
-  with sampler.Kept(path, _SETTINGS) as kept:
-    kept.keep('u1', 0, one)
+  with sampler.SampleLog(path, _SETTINGS) as log:
+    log.append('u1', 0, one)
   with open(path, 'a') as file:
     file.write(tail)  # killed here, or without power
-  with sampler.Kept(path, _SETTINGS) as kept:
-    assert kept.samples == {('u1', 0): one}
-    kept.keep('u1', 1, two)
-  with sampler.Kept(path, _SETTINGS) as kept:
-    assert kept.samples == {('u1', 0): one, ('u1', 1): two}
+  with sampler.SampleLog(path, _SETTINGS) as log:
+    assert log.samples == {('u1', 0): one}
+    log.append('u1', 1, two)
+  with sampler.SampleLog(path, _SETTINGS) as log:
+    assert log.samples == {('u1', 0): one, ('u1', 1): two}
   with pytest.raises(ValueError, match='seed 0, and now it is 1; set it back'):
-    sampler.Kept(path, _SETTINGS | {'seed': 1})
+    sampler.SampleLog(path, _SETTINGS | {'seed': 1})
 
 
 @pytest.mark.parametrize('status', [301, 302, 303, 307, 308])
@@ -209,17 +209,17 @@ def test_the_hubs_token_goes_to_the_hub_alone(endpoint, sent):
 
 def test_answers_to_another_prompt_are_not_mixed(tmp_path):
   path = str(tmp_path / 'task.jsonl')
-  with sampler.Kept(path, _SETTINGS, {'u1': 'a', 'u2': 'b'}) as kept:
-    kept.keep('u1', 0, encoding.Sample('a', 3, False))
-  with sampler.Kept(path, _SETTINGS, {'u2': 'b', 'u3': 'c'}):
+  with sampler.SampleLog(path, _SETTINGS, {'u1': 'a', 'u2': 'b'}) as log:
+    log.append('u1', 0, encoding.Sample('a', 3, False))
+  with sampler.SampleLog(path, _SETTINGS, {'u2': 'b', 'u3': 'c'}):
     pass  # other problems of the same set
-  with sampler.Kept(path, {'seed': 0}):
+  with sampler.SampleLog(path, {'seed': 0}):
     pass  # scored without a model
   for prompts in ({'u1': 'x'}, {'u3': 'x', 'u1': 'a'}):
     with pytest.raises(ValueError, match='answers to another prompt of prob'):
-      sampler.Kept(path, _SETTINGS, prompts)
-  with sampler.Kept(path, _SETTINGS, {'u1': 'a'}) as kept:
-    assert len(kept.samples) == 1
+      sampler.SampleLog(path, _SETTINGS, prompts)
+  with sampler.SampleLog(path, _SETTINGS, {'u1': 'a'}) as log:
+    assert len(log.samples) == 1
 
 
 def test_what_a_model_is_given_has_a_fingerprint(server):

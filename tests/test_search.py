@@ -74,11 +74,11 @@ def test_search_says_what_it_found_and_cost(method, tmp_path, capsys):
   assert one['tokens_a_problem'] <= two['tokens_a_problem']
   # A budget finds what it would alone.
   path = str(tmp_path / 'evaluations' / 'search.json')
-  cfg = dataclasses.replace(cfg, budgets=(2,), workdir='', against=path)
+  cfg = dataclasses.replace(cfg, budgets=(2,), workdir='', compare_with=path)
   search.run(cfg)
   alone = json.loads(capsys.readouterr().out)['budgets']['2']
-  assert alone['against']['difference'] == 0
-  assert alone == two | {'against': alone['against']}
+  assert alone['comparison']['difference'] == 0
+  assert alone == two | {'comparison': alone['comparison']}
   with pytest.raises(ValueError, match='no search of these 2 problems; give'):
     search.run(dataclasses.replace(cfg, num_problems=2))
 
@@ -90,11 +90,11 @@ def _row(tokens, *right):
 
 def test_against_another_search_at_as_many_tokens():
   other = {'1': _row(10, 0, 0, 1), '2': _row(30, 1, 0, 1)}
-  found = tree_search.against(_row(15, 1, 1, 1), other)['against']
+  found = tree_search.compare(_row(15, 1, 1, 1), other)['comparison']
   # A quarter of the way: 1/4, 0, 1 against 1, 1, 1.
   assert found['pass@1'] == pytest.approx(1.25 / 3)
   assert found['difference'] == pytest.approx(1.75 / 3)
-  assert tree_search.against(_row(31, 1, 1, 1), other) == {'against': None}
+  assert tree_search.compare(_row(31, 1, 1, 1), other) == {'comparison': None}
 
 
 def test_first_moves_are_the_policys_by_enumeration():

@@ -85,11 +85,11 @@ class Decontaminated(base.Wrapper):
 
   Attributes:
     task: where the problems come from, and their judge.
-    against: the evaluation sets, by their 'test' split.
+    decontaminate_with: the evaluation sets, by their 'test' split.
     num_words: n of the n-grams.
   """
 
-  against: tuple[base.Task, ...]
+  decontaminate_with: tuple[base.Task, ...]
   num_words: int = 10
 
   def examples(self, split: str) -> list[base.Example]:
@@ -98,7 +98,7 @@ class Decontaminated(base.Wrapper):
     if split != 'train':
       return found
     index = Index(
-      (e for other in self.against for e in other.examples('test')),
+      (e for one in self.decontaminate_with for e in one.examples('test')),
       self.num_words,
     )
     return [example for example in found if not index.has(example.question)]

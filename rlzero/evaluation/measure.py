@@ -55,7 +55,7 @@ def measure(
   on_progress: Callable[[int, int], None] | None = None,
   poll: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """Figures over the problems, and the generations they come from."""
+  """Metrics over the problems, and the generations they come from."""
   total, counted = len(chosen) * num_samples, itertools.count(1)
   prompts = encoding.encode_examples(
     tokenizer, template, list(enumerate(chosen))

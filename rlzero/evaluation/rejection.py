@@ -30,7 +30,7 @@ REASONS = (
   'repetition',
   'contaminated',
   'duplicate',
-  'surplus',
+  'over_quota',
 )
 
 
@@ -51,7 +51,8 @@ class Settings:
   sampling: Sampling = Sampling()
   language: rewards.Target = 'prompt'  # of the thought
   limits: readability.Limits = readability.Limits()
-  against: tuple[base.Task, ...] = ()  # evaluation sets, by their test split
+  # Evaluation sets, by their test split.
+  decontaminate_with: tuple[base.Task, ...] = ()
   num_words: int = 10  # n of the n-grams shared with these
   part_size: int = 64  # problems between two writes
   mesh: sharding.Mesh = sharding.Mesh()  # one device by default
@@ -147,7 +148,7 @@ def choose(
     record['language'] = rewards.readable_consistency(record, cfg.language)
     reason = _fault(cfg, record, index, seen)
     if reason is None and taken[record['uid']] == cfg.num_kept:
-      reason = 'surplus'
+      reason = 'over_quota'
     if reason is None:
       kept.append(record)
       taken[record['uid']] += 1

@@ -2,7 +2,7 @@
 
 A model is a checkpoint that runs here (`Local`) or an endpoint that speaks
 OpenAI's protocol (`Endpoint`). Either hands each sample over as it ends, so
-that it can be kept (`Kept`) and a killed evaluation loses nothing.
+that it can be logged (`SampleLog`) and a killed evaluation loses nothing.
 """
 
 import concurrent.futures
@@ -246,7 +246,7 @@ class Endpoint:
     )
 
 
-class Kept:
+class SampleLog:
   """Samples on disk, a line each, so that they outlive the process.
 
   Each is with the operating system as soon as it ends, so that a kill loses
@@ -299,13 +299,13 @@ class Kept:
     files.write_whole(path, ''.join([files.to_json(settings) + '\n', *lines]))
     self._file = open(path, 'a', encoding='utf-8')
 
-  def keep(self, uid: str, index: int, sample: encoding.Sample) -> None:
+  def append(self, uid: str, index: int, sample: encoding.Sample) -> None:
     """Writes a sample: number `index` of the problem."""
     self.samples[uid, index] = sample
     self._file.write(_line(uid, index, sample))
     self._file.flush()
 
-  def __enter__(self) -> 'Kept':
+  def __enter__(self) -> 'SampleLog':
     return self
 
   def __exit__(self, *_: Any) -> None:

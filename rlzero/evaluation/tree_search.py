@@ -45,7 +45,7 @@ class Settings:
   # Of whole completions; answers end by the likeliest tokens.
   sampling: Sampling = Sampling(max_len=144, num_slots=128, decode_steps=8)
   seed: int = 0
-  against: str = ''  # metrics of another search, to compare with
+  compare_with: str = ''  # metrics of another search
   json: bool = False  # print metrics as JSON alone
 
   def __post_init__(self):
@@ -120,7 +120,7 @@ class Cost(NamedTuple):
 
   tokens: int = 0  # sampled
   prompt_tokens: int = 0  # read: prompts, and thoughts so far
-  twins: int = 0  # children that a sibling is already
+  duplicates: int = 0  # children that a sibling is already
 
 
 def first_moves(
@@ -172,7 +172,7 @@ def first_moves(
   }
 
 
-def against(
+def compare(
   one: dict[str, Any], other: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
   """One search less the other at as many tokens, paired by problem.
@@ -181,7 +181,7 @@ def against(
   on either side so that the tokens are, in expectation, as many.
 
   Returns:
-    `against`: {'pass@1', 'difference', 'interval', 'p_value'}, or None where
+    `comparison`: {'pass@1', 'difference', 'interval', 'p_value'}, or None where
     the other has no budget on one of the sides.
   """
   tokens = one['tokens_a_problem']
@@ -200,14 +200,14 @@ def against(
         mixed, [one['pass@1_by_problem'][uid] for uid in uids]
       )
       return {
-        'against': {
+        'comparison': {
           'pass@1': float(np.mean(mixed)),
           'difference': found.mean,
           'interval': list(found.interval),
           'p_value': found.p_value,
         }
       }
-  return {'against': None}
+  return {'comparison': None}
 
 
 def read_results(
@@ -241,7 +241,7 @@ def describe(method: str, metrics: dict[str, Any]) -> str:
       f'{one["tokens_a_problem"]:.0f} tokens a problem (prompts read: '
       f'{one["prompt_tokens_a_problem"]:.0f}), says ok {one["says_ok"]:.3f}'
     )
-    if beside := one.get('against'):
+    if beside := one.get('comparison'):
       low, high = beside['interval']
       lines.append(
         f'  the other at as many tokens: {beside["pass@1"]:.3f}, difference '
@@ -350,8 +350,8 @@ class Search:
       prior = float(np.exp(completion.logprobs.sum()))
       child = children.setdefault(tokens, Node(tokens, prior, leaf))
       child.is_open = tokens[-1] in self._links and len(tokens) <= room
-    twins = len(written) - len(children)
-    self._cost = self._cost._replace(twins=self._cost.twins + twins)
+    duplicates = self._cost.duplicates + len(written) - len(children)
+    self._cost = self._cost._replace(duplicates=duplicates)
     return list(children.values())
 
   def _values(self, asked, children) -> dict[int, float]:

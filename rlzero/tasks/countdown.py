@@ -283,7 +283,7 @@ class Corpus:
     return WORDS + (tuple(CHINESE.values()) if 'zh' in self.languages else ())
 
   @property
-  def twins(self) -> dict[str, str]:
+  def translations(self) -> dict[str, str]:
     """A word of `WORDS` with the meaning of each that is not one of them."""
     return {new: old for old, new in CHINESE.items() if new in self.words}
 

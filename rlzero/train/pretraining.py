@@ -95,9 +95,9 @@ def initial(
 def grown(cfg: Settings, tokenizer: Tokenizer, fresh: Params) -> Params:
   """The checkpoint's parameters, with a row of the embedding a new word.
 
-  A word that the checkpoint does not know starts at its twin, so that the model
-  already knows what it means, moved in a direction that all new words have in
-  common: that is their language.
+  A word that the checkpoint does not know starts at its translation, so that
+  the model already knows what it means, moved in a direction that all new words
+  have in common: that is their language.
   """
   old = folders.load_model(cfg.checkpoint)
   same = dataclasses.replace(old.config, vocab_size=cfg.model.vocab_size)
@@ -118,8 +118,8 @@ def grown(cfg: Settings, tokenizer: Tokenizer, fresh: Params) -> Params:
     )
   table[:size] = known[:size]
   away = np.random.default_rng(cfg.seed).normal(size=known.shape[1])
-  for new, twin in cfg.corpus.twins.items():
-    (at,), (near,) = tokenizer.encode(new), tokenizer.encode(twin)
+  for new, old_word in cfg.corpus.translations.items():
+    (at,), (near,) = tokenizer.encode(new), tokenizer.encode(old_word)
     table[at] = known[near] + np.std(known) * away
   return {**old.params, 'embed': {'embedding': jnp.asarray(table)}}
 
