@@ -202,13 +202,13 @@ def test_page_has_every_figure_and_the_paper_s_own(whole):
 
 def test_the_telling_completions_are_chosen_and_escaped(whole):
   page = read(whole[0])
-  stories = page[page.index('In its own words') :]
+  samples = page[page.index('In its own words') :]
   # Question a went from 0 of 2 to 2 of 2; b the other way.
-  assert '&lt;answer&gt; OLD-A' in stories and 'OLD-B' not in stories
-  assert 'LONGEST' in stories
-  assert 'HONEST' in stories and 'cut no' not in stories
-  assert 'FIRST <mark>wait</mark>' in stories and 'step 20' in stories
-  assert 'Question a &lt;b&gt;?' in stories
+  assert '&lt;answer&gt; OLD-A' in samples and 'OLD-B' not in samples
+  assert 'LONGEST' in samples
+  assert 'HONEST' in samples and 'cut no' not in samples
+  assert 'FIRST <mark>wait</mark>' in samples and 'step 20' in samples
+  assert 'Question a &lt;b&gt;?' in samples
 
 
 @pytest.mark.long

@@ -74,13 +74,17 @@ def main() -> None:
   for name, one in found.items():
     print(f'{name}: {one["agree"]} of {one["samples"]} agree; {one["reasons"]}')
   if flags.out:
-    facts = {
+    results = {
       'command': ' '.join(
         ['python -m rlzero.benchmarks.compare_graders', *sys.argv[1:]]
       )
     }
-    facts |= {'reasons': REASONS, **provenance.metadata(), 'benchmarks': found}
-    flags.out.write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+    results |= {
+      'reasons': REASONS,
+      **provenance.metadata(),
+      'benchmarks': found,
+    }
+    flags.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
 
 
 def published_differences(problems: Sequence[Mapping[str, Any]]) -> dict:

@@ -12,9 +12,9 @@ from rlzero.types import CachedContext, KeyValues
 
 
 def empty_cache(
-  config: ModelConfig, num_rows: int, span: int, unstacked: bool = False
+  config: ModelConfig, num_rows: int, cache_len: int, unstacked: bool = False
 ) -> KeyValues:
-  """Room for the keys and values of rows of `span` tokens."""
+  """Room for the keys and values of rows of `cache_len` tokens."""
   k, h = config.num_kv_heads, config.head_dim
   if config.latent:
     k, h = 1, config.latent.kv_rank + config.latent.rope_dim
@@ -22,7 +22,7 @@ def empty_cache(
 
   def part(axis):
     shape = [num_rows, k, h]
-    shape.insert(axis - 1, span)
+    shape.insert(axis - 1, cache_len)
     if unstacked:
       return (jnp.zeros((1, *shape), dtype),) * config.num_layers
     return jnp.zeros((config.num_layers, *shape), dtype)

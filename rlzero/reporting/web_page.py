@@ -9,7 +9,7 @@ from typing import Any
 
 from rlzero.evaluation import published
 from rlzero.monitoring import history
-from rlzero.reporting import figures, recorded, stories
+from rlzero.reporting import figures, recorded, samples
 from rlzero.reporting.recorded import Run
 from rlzero.runtime import files, metrics
 
@@ -79,7 +79,7 @@ def write(workdir: str) -> dict[str, Any]:
     title=escape(f'{loaded.info.get("stage", "run")} · {loaded.name}'),
     headline=_headline(loaded, numbers),
     about=_about(loaded),
-    alarms=_box('What needs a look', [escape(a) for a in alerts(loaded)]),
+    alerts=_box('What needs a look', [escape(a) for a in alerts(loaded)]),
     figures=figures.svg(loaded),
     segments=_segments_text(loaded.rows),
     table=_table(loaded) + published.html(loaded.suite),
@@ -92,7 +92,7 @@ def write(workdir: str) -> dict[str, Any]:
         if (answer := _say(text, numbers))
       ],
     ),
-    stories=stories.html(loaded),
+    samples=samples.html(loaded),
     config=escape(files.to_json(loaded.config, indent=2)),
   )
   files.write_whole(os.path.join(workdir, 'report.html'), page + '\n')
@@ -286,7 +286,7 @@ mark { background: var(--mark); color: inherit }
 <p class="small">$title</p>
 $headline
 <p class="small">$about</p>
-$alarms
+$alerts
 <h2>What happened in training</h2>
 <div class="grid">$figures</div>
 <p>$segments</p>
@@ -294,7 +294,7 @@ $alarms
 $table
 $sceptics
 <h2>In its own words</h2>
-$stories
+$samples
 <h2>Where the time went</h2>
 $time
 <details><summary>The configuration</summary><pre>$config</pre></details>

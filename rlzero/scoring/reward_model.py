@@ -97,20 +97,20 @@ def load(path: str) -> RewardModel:
       f'{path} holds no reward model (no {SCORE_FILE}); give the folder of a '
       'finished run of rlzero.reward_model.'
     )
-  facts = files.read_json(folder / SCORE_FILE)
+  metadata = files.read_json(folder / SCORE_FILE)
   loaded = folders.load_model(str(folder))
   params = {
     **loaded.params,
     'score': sharding.device_put_params(
-      parameters.AXES, {k: jnp.float32(facts[k]) for k in ('weight', 'bias')}
+      parameters.AXES, {k: jnp.float32(metadata[k]) for k in ('weight', 'bias')}
     ),
   }
   return RewardModel(
     loaded.config,
     params,
     loaded.tokenizer,
-    Template(**facts['template']),
-    facts['reads'],
+    Template(**metadata['template']),
+    metadata['reads'],
   )
 
 

@@ -190,14 +190,14 @@ def write(
   """Weights as a Hugging Face folder, the last layer and the metrics."""
   last = jax.device_get(params.pop('score'))
   folder = folders.write_model(cfg.workdir, model, params, tokenizer)
-  facts = {
+  metadata = {
     'reads': cfg.reads,
     'template': dataclasses.asdict(cfg.template),
     'weight': last['weight'].tolist(),
     'bias': float(last['bias']),
   }
   for path, value in (
-    (os.path.join(folder, reward_model.SCORE_FILE), facts),
+    (os.path.join(folder, reward_model.SCORE_FILE), metadata),
     (os.path.join(cfg.workdir, 'held_out.json'), measured),
   ):
     files.write_json(path, value)

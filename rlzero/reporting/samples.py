@@ -18,19 +18,19 @@ def html(loaded: recorded.Run) -> str:
   after = metrics.read_lines(os.path.join(folder, 'after.jsonl'))
   told = []
   if pair := _turned(before, after):
-    told.append(_story('The same question, before and after', *pair))
+    told.append(_sample('The same question, before and after', *pair))
   right = [row for row in after if row.get('correct')]
   if right := [row for row in right if row.get('reflections')]:
     told.append(
-      _story('The longest that puts itself right', max(right, key=_len))
+      _sample('The longest that puts itself right', max(right, key=_len))
     )
   if wrong := [row for row in after if not row.get('correct')]:
     # One that ended by itself says more than one that ran out of room.
     failure = max(wrong, key=lambda row: (not row.get('truncated'), _len(row)))
-    told.append(_story('A failure', failure))
+    told.append(_sample('A failure', failure))
   if first := _first_reflection(os.path.join(loaded.workdir, 'completions')):
     title = f'The first reflective word kept in training, step {first["step"]}'
-    told.append(_story(title, first))
+    told.append(_sample(title, first))
   return '\n'.join(told) or '<p>No completions have been kept yet.</p>'
 
 
@@ -71,7 +71,7 @@ def _len(row: dict) -> float:
   return recorded.number(row.get('len')) or 0.0
 
 
-def _story(title: str, *rows: dict) -> str:
+def _sample(title: str, *rows: dict) -> str:
   columns = ''.join(
     f'<div><h4>{_verdict(row)}</h4><pre>{_marked(row)}</pre></div>'
     for row in rows
