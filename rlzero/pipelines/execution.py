@@ -38,14 +38,14 @@ def make(
     print(f'{stage.name}: finished already', flush=True)
     return
   print(f'{stage.name}: python -m {plan.line}', flush=True)
-  began = time.time()
+  began = time.monotonic()
   _execute([sys.executable, '-m', stage.module, *plan.argv], stage.name, lock)
   manifest.stages[stage.name] = {
     'module': stage.module,
     'command': f'python -m {plan.line}',
     **made_of,
     'outputs': hashes(plan.folder),
-    'wall_s': time.time() - began,  # of the process that finished it
+    'wall_s': time.monotonic() - began,  # of the process that finished it
     'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
     # The devices are the stage's to ask; a TPU has one process at a time.
     'hardware': f'{os.cpu_count()} cores, {platform.machine()}',

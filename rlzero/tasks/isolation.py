@@ -19,6 +19,7 @@ Where neither works, `run` refuses, unless it is told to go without.
 """
 
 import contextlib
+import fcntl
 import functools
 import os
 import pathlib
@@ -182,20 +183,42 @@ def describe(allow_unsandboxed: bool = False) -> str:
 def _folder(name: str) -> Iterator[str]:
   _remove_stale()
   folder = tempfile.mkdtemp(prefix=f'{_PREFIX}{name}_')
+  held = os.open(folder, os.O_RDONLY)
   try:
+    _try_lock(held)
     yield folder
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
 
 
 @functools.cache
 def _remove_stale() -> None:
-  """Removes folders of processes that were killed, once a process."""
+  """Removes folders of processes that were killed, once a process.
+
+  Whoever lives has a folder locked, so a clock that jumps removes none.
+  """
   for path in pathlib.Path(tempfile.gettempdir()).glob(f'{_PREFIX}*'):
     with contextlib.suppress(OSError):
       facts = path.lstat()
-      if facts.st_uid == os.geteuid() and time.time() - facts.st_mtime > _OLD_S:
-        shutil.rmtree(path, ignore_errors=True)
+      is_old = time.time() - facts.st_mtime > _OLD_S
+      if facts.st_uid != os.geteuid() or not is_old:
+        continue
+      folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+      try:
+        if _try_lock(folder):
+          shutil.rmtree(path, ignore_errors=True)
+      finally:
+        os.close(folder)
+
+
+def _try_lock(file: int) -> bool:
+  """Locks what is open; its holder's end frees it. False if it is not had."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    return False
+  return True
 
 
 @functools.cache
