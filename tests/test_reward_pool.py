@@ -4,8 +4,10 @@ import ctypes
 import dataclasses
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -220,6 +222,41 @@ def test_each_job_of_a_batch_has_its_own_fate():
     )
   expected = ['ok', 'ok', 'crash', 'ok', 'timeout', 'crash', 'ok'] * 4
   assert [v.status for v in verdicts] == expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Killed(Honest):
+  """Waits in its first verification, with its process id in `folder`."""
+
+  folder: str = ''
+
+  def verify(self, answer, target):
+    place = pathlib.Path(self.folder, 'pid')
+    if not place.exists():
+      place.with_suffix('.tmp').write_text(str(os.getpid()))
+      place.with_suffix('.tmp').rename(place)
+      time.sleep(60)
+    return super().verify(answer, target)
+
+
+def _kill_when_there(place):
+  while not place.exists():
+    time.sleep(0.01)
+  os.kill(int(place.read_text()), signal.SIGKILL)
+
+
+def test_a_completion_whose_worker_is_killed_is_scored_again(tmp_path):
+  requests = [reward_pool.Request('a', tagged(3), '3')] * 3
+  task = Killed(folder=str(tmp_path))
+  killer = threading.Thread(target=_kill_when_there, args=[tmp_path / 'pid'])
+  with reward_pool.RewardPool({'a': task}, 'short', 1, deadline_s=60) as pool:
+    killer.start()
+    assert [v.accuracy for v in pool.score(requests)] == [1.0] * 3
+    killer.join()
+    # And between two rollouts, where it waits for jobs.
+    os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+    assert [v.accuracy for v in pool.score(requests)] == [1.0] * 3
+  assert pool.counts == {'ok': 6, 'timeout': 0, 'crash': 0, 'junk': 0}
 
 
 @dataclasses.dataclass(frozen=True)

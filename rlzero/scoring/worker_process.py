@@ -18,6 +18,7 @@ from typing import Any
 
 from rlzero.scoring import frames
 
+_REAPED_S = 1.0  # at most, until a process that has ended has a status
 _PROGRAM = 'rlzero.scoring.worker'
 
 
@@ -60,8 +61,13 @@ class WorkerProcess:
 
   @property
   def may_be_ruined(self) -> bool:
-    """Whether an earlier job may be the cause of the failure."""
-    return self._has_answered and self.failure != 'timeout'
+    """Whether the failure's cause may be another than the job under way.
+
+    An earlier job may be, or whoever has killed the worker.
+    """
+    if self.failure == 'timeout':
+      return False
+    return self._has_answered or self._was_killed()
 
   def begin(self, batch: list[int], jobs: Sequence[tuple]) -> None:
     """Starts on jobs; `poll` tells how each of them ended.
@@ -112,6 +118,12 @@ class WorkerProcess:
         'error may say why.'
       )
     return done
+
+  def _was_killed(self) -> bool:
+    try:
+      return self._process.wait(_REAPED_S) == -signal.SIGKILL
+    except subprocess.TimeoutExpired:  # it lives, and has closed the socket
+      return False
 
   def kill(self) -> None:
     """Ends the worker and what it started."""
