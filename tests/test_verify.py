@@ -149,3 +149,7 @@ def test_verdicts_beside_a_published_graders():
   assert found['differences'] == [
     {'target': '10{,}000', 'answer': '10000', 'ours': True, 'theirs': False}
   ]
+  # As Qwen2.5-Math's evaluation writes them, whole.
+  whole = {'gt': '5', 'code': ['\\boxed{5}', 'so 4'], 'score': [True, False]}
+  found = compare_graders.published_differences([whole])
+  assert found['agree'] == found['outputs'] == 2

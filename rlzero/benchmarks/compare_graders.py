@@ -11,8 +11,10 @@ evaluation's are written down, each with its reason.
   python -m rlzero.benchmarks.compare_graders --outputs=FILE
 
 compares our verdicts with those that a published grader gave instead. Each
-line of FILE is a JSON object: a `target`, `ends` (the last characters of model
-outputs) and `graded_right` (a verdict for each). It prints every difference.
+line of FILE is a JSON object, as the evaluation of Qwen2.5-Math writes it: the
+target `gt`, model outputs in `code` and a verdict for each in `score`; or
+`target`, `ends` (the last characters of the outputs) and `graded_right`. It
+prints every difference.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from typing import Any
 import math_verify
 
 from rlzero import evaluate
-from rlzero.runtime import config, provenance
+from rlzero.runtime import config, files, provenance
 from rlzero.tasks import base, verify
 
 _EXPRESSION = re.compile(r'[\d(][\d\s()+*/-]*')
@@ -57,7 +59,7 @@ def main() -> None:
   if flags.outputs:
     lines = flags.outputs.read_text(encoding='utf-8').splitlines()
     found = published_differences([json.loads(line) for line in lines])
-    print(json.dumps(found, indent=1, ensure_ascii=False))
+    print(files.to_json(found, indent=1, ensure_ascii=False))
     return
   logging.getLogger('math_verify').setLevel(logging.ERROR)
   cfg = config.build(
@@ -84,7 +86,7 @@ def main() -> None:
       **provenance.metadata(),
       'benchmarks': found,
     }
-    flags.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    files.write_json(flags.out, results, indent=1)
 
 
 def published_differences(problems: Sequence[Mapping[str, Any]]) -> dict:
@@ -96,10 +98,8 @@ def published_differences(problems: Sequence[Mapping[str, Any]]) -> dict:
   judge = verify.Formulas()
   outputs, cut, differing = 0, 0, []
   for problem in problems:
-    target = problem['target']
-    for text, right in zip(
-      problem['ends'], problem['graded_right'], strict=True
-    ):
+    target, texts, verdicts = _graded(problem)
+    for text, right in zip(texts, verdicts, strict=True):
       outputs += 1
       answer = judge.extract(text)
       ours = answer is not None and judge.verify(answer, target)
@@ -120,6 +120,15 @@ def published_differences(problems: Sequence[Mapping[str, Any]]) -> dict:
     'agreement_of_all': agree / max(outputs, 1),
     'differences': differing,
   }
+
+
+def _graded(
+  problem: Mapping[str, Any],
+) -> tuple[str, Sequence[str], Sequence[bool]]:
+  """A problem's target, outputs and the verdicts on them."""
+  whole, ends = ('gt', 'code', 'score'), ('target', 'ends', 'graded_right')
+  target, texts, verdicts = whole if 'code' in problem else ends
+  return problem[target], problem[texts], problem[verdicts]
 
 
 def differences(

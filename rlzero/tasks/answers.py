@@ -10,16 +10,50 @@ from fractions import Fraction
 from rlzero.tasks import arithmetic, notation, units
 from rlzero.tasks.numeric import DECIMAL, MAX_CHARS, number, only_number
 
+_SAID = re.compile(r'\\text\s*\{([^{}]*\banswers?\b[^{}]*)\}', re.I)
 _STATED = re.compile(
-  r'\banswer\s*(?:\*\*|__|\$)?\s*(?:is\b|:|=)|^\s*####'
-  r'|^[ #*_]*(?:final\s+)?answer[ #*_:]*$',
+  r'\banswers?\s*(?:\*\*|__|\$)?\s*(?:(?:is|are|equals?|(?:should|must|would'
+  r'|will)\s+be|(?:comes|turns)\s+out\s+to\s+be)\b|[:=]|\s[–—-](?=\s))'
+  r'|\bans\.?\s*[:=]|^\s*####|^[ #*_]*(?:final\s+)?answers?[ #*_:]*$',
   re.I | re.M,
 )
+# Words between 'is' and the answer.
+_FILLER = re.compile(
+  r'(?:(?:therefore|thus|hence|then|indeed|simply|just|exactly|clearly|also'
+  r'|equal\s+to|given\s+by|the\s+(?:number|value|point|interval))\b[\s,:]*)+',
+  re.I,
+)
+# A formula on lines of its own.
+_DISPLAY = re.compile(
+  r'\\\[\s*((?:(?!\\\[).){1,500}?)\s*\\\]|\$\$\s*((?:(?!\$\$).){1,500}?)\s*\$\$',
+  re.S,
+)
+_FORMULA = re.compile(r'\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]')
+_CONNECTIVE = r'\s*(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Tt]hen)\b[\s,:]*'
+_PREDICATE = re.compile(
+  r'(?P<front>[A-Za-z$\\].*?)\b(?:is|are|equals)\s+'
+  r'(?P<tail>(?:(?!\b(?:is|are|equals)\b).)+)'
+)
+_SUBJECT = re.compile(
+  r'\s+(?:is|are)\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|solution|result)s?'
+  r'\.?$'
+)
+_LABEL = re.compile(r'[A-Za-z][A-Za-z ]{1,30}:\s+(?=\S)')
+_SENTENCES = re.compile(
+  r'(?<=[.!?])\s+(?=[A-Z$\\])|(?<=[$)\]])\s+(?=(?:Therefore|Thus|Hence|So)\b)'
+)
+_AFTERWORD = re.compile(
+  r'(?i)\s*(?:i hope it is correct\.?)?\s*(?:<\|\w+\|>.*)?$'
+)
+_PROSE = re.compile(r'[A-Za-z]{2,}\s+[A-Za-z]{2,}')
+_MATHEMATICS = re.compile(r'[\\^_=<>{}|]')
 _RESULT = re.compile(rf'=\s*\$?\s*[-+]?{DECIMAL}')
 _BETWEEN = re.compile(
-  r'(?:\s|\$|\\[()\[\]]|,|;|\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\}'
+  r'(?:\s|\$|\\[()\[\],;:! ]|\\q?quad(?![A-Za-z])|,|;|\b(?:and|or)\b'
+  r'|\\text\s*\{\s*(?:and|or)\s*\}'
   r'|\b[A-Za-z](?:_\{?\w\}?)?\s*=)*'
 )
+_TEXT = re.compile(r'\\text\s*\{([^{}]*)\}')
 _NUMBER = re.compile(rf'(?:(?<![\w)}}.])[-+])?{DECIMAL}(?:/{DECIMAL})?')
 # Nothing but mathematics; a variable has one letter.
 _TERMS = (
@@ -28,12 +62,16 @@ _TERMS = (
 )
 _EQUATION = re.compile(rf'{_TERMS}(?:={_TERMS})+')
 _VARIABLE = re.compile(r'[A-Za-z](?:_\{?\w\}?)?|\\[a-z]+')
+_FINAL = re.compile(r'\bfinal\s+answer\s*(?:is\b|:)', re.I)
+_MAX_LINE = 2000  # characters at the end of one
 _MAX_STATEMENTS = 20  # of a text; the last ones
 # Where the answer ends and talk begins.
 _TALK = re.compile(
   r'(?<!\bMr)(?<!\bDr)(?<!\bSt)(?:(?<!\b[A-Za-z])[.!?](?=\s|$)'
   r'|[.!?](?=\s+[A-Z][a-z]|\s*$))'
   r'|\s*,?\s*\(?\b(?:because|since|therefore|hence|thus)\b'
+  r'|\s*\(\s*(?:as|so|check|which|note)\b'
+  r'|\s+(?:as|so)\s+(?=(?:we|it|the|this)\b|[\d$\\(])'
   r'|\s*,\s*(?:as|so|which|where|for|when|but|if|not|with|giving|obtained'
   r'|approximately)\b|;\s+(?:this|it|that|note|check|since|as|the|we|see)\b'
   r'|\s+[-–—]\s+(?=[A-Za-z]{2})|\s*—'
@@ -42,9 +80,9 @@ _SENTENCE = re.compile(r'\n|[.!?]\s')
 # Of several numbers none is the last if they are offered, or one expression.
 _HEDGE = re.compile(r'\b(?:or|maybe|perhaps)\b', re.I)
 _JOINED = re.compile(
-  r'(?:[\s,;/&|()\[\]{}?<>*+^x.-]|(?<!\s):(?!\s)|\band\b|\bto\b|\\[a-z]+)+'
+  r'(?:[\s,;/&|()\[\]{}?<>*+^x.~–—…-]|(?<!\s):(?!\s)|\b(?:and|to)\b|\\[a-z]+)+'
 )
-_COMPARED = re.compile(r'(?:[<>≠≤≥]|\\(?:ne|le|ge|lt|gt)q?)\s*$')
+_COMPARED = re.compile(r'(?:[<>≠≤≥!~]=?|\\(?:ne|le|ge|lt|gt)q?)\s*$')
 _FRACTION = re.compile(r'\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}')
 
 
@@ -55,18 +93,76 @@ def last_answer(text: str, numeric: bool = True) -> str | None:
   last <answer>; else what follows the last 'answer is' or '####'; else the
   last number if `numeric`, otherwise the last line.
   """
-  text = squeeze(text)
-  if (stated := last_boxes(text)) is None:
-    if '<answer>' in text:
-      inside = text.rsplit('<answer>', 1)[1].split('</answer>')[0]
-      stated = _after_words(inside, numeric) or inside
-    else:
-      stated = _after_words(text, numeric)
+  text = _DISPLAY.sub(_on_one_line, squeeze(text))
+  text = _SAID.sub(r'\1', text)
+  if (stated := _after_boxes(text, numeric) or last_boxes(text)) is not None:
+    plain = _TEXT.sub(r'\1', stated)
+    stated = _after_words(plain, numeric) or stated
+  elif '<answer>' in text:
+    inside = text.rsplit('<answer>', 1)[1].split('</answer>')[0]
+    stated = _after_words(inside, numeric) or inside
+  else:
+    stated = _after_words(text, numeric)
   if numeric:
     return last_number(text) if stated is None else _one_number(stated)
   if stated is None:
-    stated = (text.strip().splitlines() or [''])[-1]
-  return stated.strip().rstrip('.').strip() or None
+    stated = _from_prose((text.strip().splitlines() or [''])[-1])
+  stated = stated.strip()
+  if not stated.endswith('...'):  # a decimal that goes on
+    stated = stated.rstrip('.').strip()
+  return stated or None
+
+
+def _on_one_line(display: re.Match) -> str:
+  return f'${" ".join((display[1] or display[2]).split())}$'
+
+
+def _from_prose(line: str) -> str:
+  """Finds what the last sentence states: a formula, a number or words.
+
+  All of it where it offers several, or denies one.
+  """
+  line = _TEXT.sub(r' \1 ', _AFTERWORD.sub('', line[-_MAX_LINE:])).strip()
+  sentence = _SENTENCES.split(line)[-1]
+  sentence = re.sub(rf'^{_CONNECTIVE}', '', sentence)
+  sentence = _SUBJECT.sub('', sentence)
+  label = _LABEL.match(sentence)
+  if label and not _is_hedged(label[0]):
+    sentence = sentence[label.end() :]
+  stated = _PREDICATE.fullmatch(sentence)
+  if stated and not _is_hedged(_FORMULA.sub(' ', stated['front'])):
+    tail = _statement(stated['tail'])
+    if not _PROSE.search(tail) or not re.search(r'[\d$\\]', tail):
+      return tail
+  if found := list(_FORMULA.finditer(sentence)):
+    return _last_formula(sentence, found) or line
+  is_prose = _PROSE.search(sentence) and not _MATHEMATICS.search(sentence)
+  return (last_number(sentence) if is_prose else None) or sentence
+
+
+def _last_formula(sentence: str, found: list[re.Match]) -> str | None:
+  """The last formula with those beside it; None where it may be none."""
+  start, end = found[-1].span()
+  for before in found[-2::-1]:
+    if not _BETWEEN.fullmatch(sentence[before.end() : start]):
+      break
+    start = before.start()
+  words = re.search(r"(?:[A-Za-z']+\s+){0,3}$", sentence[:start])[0]
+  talk = re.match(r'(?:\s+[A-Za-z]+){0,3}', sentence[end:])[0]
+  if _HEDGE.search(sentence[:start] + sentence[end:]):
+    return None
+  if _is_hedged(words) or _is_hedged(talk):
+    return None
+  unit = re.match(r'\s*[A-Za-z]+(?:\^?\d)?\s*\.?$', sentence[end:])
+  return sentence[start : end + unit.end() if unit else end]
+
+
+def _is_hedged(words: str) -> bool:
+  """Whether words before a value offer another one, or change it."""
+  words = re.sub(r'\broots?\s*$', '', words)
+  if _HEDGE.search(words):
+    return True
+  return not units.is_harmless(words, in_prose=True)
 
 
 def squeeze(text: str) -> str:
@@ -133,6 +229,7 @@ def _sum(text: str) -> Fraction | None:
   """The value of working such as 2.5 \\times 2; None for a mere number."""
   if number(text) is not None and '/' not in text:
     return None
+  text = _FRACTION.sub(r'(\1/\2)', text)
   text = re.sub(r'\\(?:times|cdot)', '*', text.replace('\\div', '/'))
   text = re.sub(
     r'(\d+)\.(\d+)', lambda m: f'({m[1]}{m[2]}/{10 ** len(m[2])})', text
@@ -151,7 +248,10 @@ def _one_number(stated: str, written: str | None = None) -> str | None:
   stated = stated.strip()
   value = only_number(stated)
   if value is None:
-    return stated or None
+    equation, _ = units.split(_FRACTION.sub(r'\1/\2', stated).strip('$ .'))
+    return (
+      (_EQUATION.fullmatch(equation) and _result(equation)) or stated or None
+    )
   shown = [_FRACTION.sub(r'\1/\2', stated)]
   candidates = [written] if written else _NUMBER.findall(shown[0])
   for one in candidates:
@@ -165,13 +265,30 @@ def last_boxes(text: str) -> str | None:
   boxes = notation.boxes(text)
   if not boxes:
     return None
-  contents = [boxes[-1][2]]
+  contents = [_signed(text, boxes[-1])]
   for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
     if not _BETWEEN.fullmatch(text[before[1] : after[0]]):
       break
     if before[2].strip() != contents[0].strip():
-      contents.insert(0, before[2])
+      contents.insert(0, _signed(text, before))
   return ' and '.join(contents)
+
+
+def _signed(text: str, box: tuple[int, int, str]) -> str:
+  """The content of a box, with a minus sign that stands before it."""
+  start, _, content = box
+  if not re.search(r'(?:^|[=({\[,$]\s*|\s)[-−]$', text[:start]):
+    return content
+  return f'-{content}' if number(content) is not None else f'-({content})'
+
+
+def _after_boxes(text: str, numeric: bool) -> str | None:
+  """Finds what is called the final answer behind the last box."""
+  found = notation.boxes(text)
+  behind = text[found[-1][1] :] if found else ''
+  if not (final := _FINAL.search(behind)):
+    return None
+  return _after_words(behind[final.start() :], numeric)
 
 
 def _after_words(text: str, numeric: bool) -> str | None:
@@ -182,6 +299,8 @@ def _after_words(text: str, numeric: bool) -> str | None:
     if not said.strip(' *_:'):
       said = (rest.strip().splitlines() or [''])[0]
     said = _statement(said)
+    if not numeric and _PROSE.search(_FORMULA.sub(' ', said)):
+      said = _from_prose(said)
     # A number is stated with digits: 'the answer is clear' is talk.
     if said and (not numeric or re.search(r'\d', said)):
       return said
@@ -190,7 +309,7 @@ def _after_words(text: str, numeric: bool) -> str | None:
 
 def _statement(said: str) -> str:
   """The first sentence, without the marks of bold type."""
-  said = said.strip().lstrip(':').strip()
+  said = _FILLER.sub('', said.strip().lstrip(':').strip(), count=1)
   if bold := re.match(r'(\*\*|__)(.+?)\1', said):
     return bold[2].strip().rstrip('.')
   talk = _TALK.search(said)

@@ -11,7 +11,7 @@ import warnings
 from typing import NamedTuple
 
 LANGUAGES = {
-  'python': ('python', 'py'),
+  'python': ('python', 'py', 'ipython', 'cpython', 'pypy'),
   'cpp': ('cpp', 'c++', 'cc', 'cxx'),
 }
 # Possessive, so that it takes linear time on any line.

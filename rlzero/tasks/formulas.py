@@ -53,6 +53,20 @@ _LONG_NUMBER = re.compile(r'\d{100}')
 _WORD = re.compile(r'(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z])')
 # Read wrongly by the parser: 3 5 as 8, 12_{8} as 12, and 1:2 as a half.
 _NO_FORMULA = re.compile(r'[\d.]\s+[\d.]|\d\s*_|:')
+_TEXT = re.compile(r'(\\text\{[^{}]*\})')
+_MIXED = re.compile(
+  r'((?:^|[-+*/=(<>\[{,|]|\\(?:cdot|times|pm))\s*)'
+  r'(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}'
+)
+# Where a factor may begin, and what ends one.
+_FACTOR = (
+  r'\s*(?=[\dA-Za-z(\[]|\\(?!cdot|times|rfloor|rceil|rvert|vert)[A-Za-z])'
+)
+_PRODUCT = re.compile(rf'(?<=\d)(?!\d){_FACTOR}|(?<=[)\]}}]){_FACTOR}')
+# A brace after one of these ends no factor: log_{2} 8, sin^{2} x.
+_NO_END = re.compile(
+  r'(?:_|\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg)(?:_\{[^{}]*\})?\s*\^)$'
+)
 
 Value = Any  # a Fraction, or a complex number of mpmath
 Values = tuple[Value, ...]
@@ -79,6 +93,17 @@ def same(first: Values, second: Values) -> bool:
   return all(map(_close, first, second))
 
 
+def rounds_to(value: Value, decimal: str) -> bool:
+  """Whether a decimal is a value rounded to the places it has."""
+  if not re.fullmatch(r'-?\d+(?:\.\d+)?', decimal):
+    return False
+  step = Fraction(1, 10 ** len(decimal.partition('.')[2]))
+  with mpmath.workdps(_DIGITS):
+    return bool(
+      abs(_rounded(value) - _rounded(Fraction(decimal))) <= abs(_rounded(step))
+    )
+
+
 def factor(first: Values, second: Values) -> Value | None:
   """The constant c with first = c second everywhere, or None."""
   if not all(first) or not all(second):
@@ -103,10 +128,14 @@ def _parse(text: str) -> Any:
     return None
   if _NO_FORMULA.search(text):
     return None
-  text = _BINOMIAL.sub(lambda m: str(math.comb(int(m[1]), int(m[2]))), text)
+  text = _BINOMIAL.sub(lambda m: f'({math.comb(int(m[1]), int(m[2]))})', text)
   text = _DEGREES.sub(r'(\1\\cdot\\frac{\\pi}{180})', text)
   if set(_COMMAND.findall(text)) - _COMMANDS:
     return None
+  text = ''.join(
+    part if i % 2 else _with_products(part)
+    for i, part in enumerate(_TEXT.split(text))
+  )
   # The parser reads a word as a product of its letters, in any order.
   text = _WORD.sub(_as_symbol, text)
   try:
@@ -117,6 +146,36 @@ def _parse(text: str) -> Any:
     )
   except Exception:  # the parser raises no narrower one
     return None
+
+
+def _with_products(text: str) -> str:
+  """The formula with a sign in each product; the parser reads 2(3) as 5.
+
+  It takes a whole number beside any number for a mixed one. Those that are
+  mixed are written as sums.
+  """
+  text = _MIXED.sub(_as_sum, text)
+  opened, opening = [], {}
+  for i, char in enumerate(text):
+    if char == '{':
+      opened.append(i)
+    elif char == '}' and opened:
+      opening[i] = opened.pop()
+
+  def product(place: re.Match) -> str:
+    end = place.start() - 1
+    if text[end] == '}' and _NO_END.search(text[: opening.get(end, 0)]):
+      return place[0]
+    return '\\cdot '
+
+  return _PRODUCT.sub(product, text)
+
+
+def _as_sum(mixed: re.Match) -> str:
+  before, whole, above, below = mixed.groups()
+  if int(above) >= int(below):  # a product
+    return mixed[0]
+  return f'{before}({whole}+\\frac{{{above}}}{{{below}}})'
 
 
 def _as_symbol(word: re.Match) -> str:

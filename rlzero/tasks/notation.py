@@ -34,41 +34,125 @@ _SYMBOLS = {
   '≈': r'\approx ',
   '∠': r'\angle ',
   '∅': r'\emptyset ',
+  '∖': r'\setminus ',
+  '∨': r'\lor ',
+  '∧': r'\land ',
+  '⌊': r'\lfloor ',
+  '⌋': r'\rfloor ',
+  '⌈': r'\lceil ',
+  '⌉': r'\rceil ',
+  '∣': '|',
+  'ℝ': r'\mathbb{R} ',
   '⟨': r'\langle ',
   '⟩': r'\rangle ',
 }
 _GREEK = re.compile(r'GREEK (SMALL|CAPITAL) LETTER (\w+)$')
 _BOXED = re.compile(r'\\(?:boxed|fbox)\s*(?=\{)')
+_UNBRACED = re.compile(r'\\boxed\s+([^\s{}$\\]+)')
 _BOLD = re.compile(r'^(\*\*|__|\*|`)(?=\S)([^*`]*\S)\1(\.?)$')
 _END = r'(?![A-Za-z])'  # of a command's name
 # Commands and signs that say only how the answer looks.
 _LOOKS = re.compile(
-  r'(?<!\\)(?:\\(?:displaystyle|textstyle|limits|[bB]ig[lr]?|left|right)'
-  rf'{_END}|\\[()\[\]!]|\$)'
+  r'(?<!\\)(?:\\(?:displaystyle|textstyle|limits|[bB]ig[lr]?|left|right'
+  r'|mathstrut|strut|[lL]arge|LARGE|[hH]uge|small|normalsize|nonumber)'
+  rf'{_END}|\\(?:rm|bf|it|sf|tt){_END}(?!\s*\{{)'
+  r'|\\(?:text)?color\s*\{[^{}]*\}|\\[hv](?:space|skip)\*?\s*\{[^{}]*\}'
+  r'|\\[hv]?phantom\s*\{[^{}]*\}|\\tag\*?\s*\{[^{}]*\}'
+  r'|\\underline(?=\s*\{)|\\[()\[\]!]|\$)'
+)
+# {\rm cm} and an equation on one line that could have more.
+_SWITCHED = re.compile(rf'\{{\s*\\(?:rm|bf|it|sf|tt){_END}\s*([^{{}}]*)\}}')
+_ALIGNED = re.compile(
+  r'\\begin\s*\{((?:align(?:ed)?|gather(?:ed)?|split|equation)\*?)\}'
+  r'((?:(?!\\\\).)*)\\end\s*\{\1\}'
 )
 _SPACES = re.compile(rf'(?:(?<!\\)\\[,;: ]|\\q?quad{_END}|~|\s)+')
+_BASES = (
+  'two three four five six seven eight nine ten eleven twelve thirteen '
+  'fourteen fifteen sixteen'
+).split()
 _RENAMED = tuple(
   (re.compile(pattern), to)
   for pattern, to in (
     (
-      r'\\(?:text(?:bf|rm|it|normal|sf)?|math(?:rm|bf|it|sf)|mbox|boldsymbol'
-      r'|operatorname\*?|bm)\s*(?=\{)',
+      r'\\(?:text(?:bf|rm|it|normal|sf|tt|up|md|sc)?|math(?:rm|bf|it|sf|tt)'
+      r'|mbox|boldsymbol|operatorname\*?|bm|bf|rm|it|sf|tt)\s*(?=\{)',
       r'\\text',
     ),
-    (rf'\\[dtc]frac{_END}', r'\\frac'),
-    (rf'\\leq?(?:slant)?{_END}|<=', r'\\le '),
-    (rf'\\geq?(?:slant)?{_END}|>=', r'\\ge '),
+    (rf'\\(?:[dtcs]|nice|flat|x)frac{_END}', r'\\frac'),
+    (
+      r'\{\s*([^{}]*?)\s*\\over(?![A-Za-z])\s*([^{}]*?)\s*\}',
+      r'\\frac{\1}{\2}',
+    ),
+    (
+      r'^\s*([^{}]*?)\s*\\over(?![A-Za-z])\s*([^{}]*?)\s*$',
+      r'\\frac{\1}{\2}',
+    ),
+    (
+      r'\{\s*(\d+)\s*\\choose(?![A-Za-z])\s*(\d+)\s*\}',
+      r'\\binom{\1}{\2}',
+    ),
+    (rf'\\leq?(?:slant|q)?{_END}|<=', r'\\le '),
+    (rf'\\geq?(?:slant|q)?{_END}|>=', r'\\ge '),
+    (rf'\\vee{_END}', r'\\lor '),
+    (rf'\\wedge{_END}', r'\\land '),
+    (rf'\\lbrace{_END}', r'\\{'),
+    (rf'\\rbrace{_END}', r'\\}'),
+    (rf'\\lbrack{_END}', '['),
+    (rf'\\rbrack{_END}', ']'),
+    (rf'\\varnothing{_END}|\\\{{\s*\\\}}', r'\\emptyset '),
+    (rf'\\(?:smallsetminus|backslash){_END}', r'\\setminus '),
+    (
+      r'\\(?:mathbb|Bbb)\s*(?:\{\s*R\s*\}|R(?![A-Za-z]))'
+      rf'|\\(?:R|[rR]eals){_END}',
+      r'\\mathbb{R}',
+    ),
+    (rf'\\pounds{_END}', '£'),
+    (rf'\\(?:euro|EUR){_END}(?:\{{\}})?', '€'),
+    (rf'\\(?:textcent|cent){_END}', '¢'),
     (rf'\\lt{_END}', '<'),
     (rf'\\gt{_END}', '>'),
     (rf'\\neq?{_END}|!=', r'\\ne '),
     (rf'\\(?:degree|deg){_END}', r'^\\circ '),
     (rf'\^\s*\{{\s*\\circ\s*\}}|\^\s*\\circ{_END}', r'^\\circ '),
+    (rf'(?<=\d)\s*\^\s*(?:\{{\s*o\s*\}}|o{_END})', r'^\\circ '),
     (rf'\\div{_END}', '/'),
     # Bold, and then the power of a programming language.
     (r'(?<![\w)}*])\*\*([^*\s][^*]*)\*\*(?![\w({*])', r'\1'),
     (r'\*\*', '^'),
-    (r'\{\s*,\s*\}', ','),
+    (r'(?<![A-Za-z\\])\{\s*([-+,=<>/.:])\s*\}', r'\1'),
     (r'\\([$%#&_])', r'\1'),
+    (r'\\text\s*\{\s*([$€£¥₹¢%-]?)\s*\}', r'\1'),
+    (
+      r'\s*\\text\s*\{\s*(hundred|thousand|million|billion|trillion|dozen)'
+      r'\s*([^{}]*)\}',
+      r' \1 \\text{\2}',
+    ),
+    (r'\\text\{\}', ''),
+    # A unit with a slash, however it is set.
+    (
+      r'\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}'
+      r'\s*\{\s*\\text\s*\{([^{}]*)\}(\^\{?\d\}?)?\s*\}',
+      r'\\text{\1/\2}\3',
+    ),
+    # Decimals that repeat: a bar, or the same digits three times and dots.
+    (r'(?<=[\d.])\\(?:bar|dot)\s*(?=\{)', r'\\overline'),
+    (r'(?<=[\d.])\\(?:overline|bar|dot)\s*(\d)', r'\\overline{\1}'),
+    (
+      r'(?<![\d.])(\d*\.\d*?)(\d{1,6}?)\2{2,}\s*'
+      rf'(?:\.\.\.|\\[lc]?dots{_END})(?!\s*[\d,])',
+      r'\1\\overline{\2}',
+    ),
+    (r'((?:^|[(\[{,])\s*)\+\s*(?=\\infty)', r'\1'),
+    (
+      r'(?i)(?<![\w.])(\d{1,2}(?::\d\d)?)\s*(?:\\text\s*\{\s*)?'
+      r'([ap])\.?\s?m(?![a-z])\.?(?:\s*\})?',
+      lambda m: f'{m[1]} {m[2].lower()}m',
+    ),
+    (
+      rf'_\s*\{{\s*\\text\s*\{{\s*({"|".join(_BASES)})\s*\}}\s*\}}',
+      lambda m: f'_{{{_BASES.index(m[1]) + 2}}}',
+    ),
     (rf'(?<![A-Za-z\\])[Ii]nf(?:inity)?{_END}', r'\\infty '),
     # A root that is typed takes the whole number after it.
     (r'(?<![A-Za-z\\])sqrt\s*(\d+(?:\.\d+)?)', r'\\sqrt{\1}'),
@@ -78,36 +162,38 @@ _RENAMED = tuple(
     (r'\s+', ' '),
   )
 )
+_LEADING = re.compile(
+  r'^(?:(?:=|\\(?:approx|therefore|implies|(?:Long)?[rR]ightarrow|to)'
+  r'(?![A-Za-z]))\s*)+(?=[^=\s])'
+)
 _PLAIN = re.compile(r'-?[0-9]+(?:\.[0-9]+)?(?: (?!sqrt|inf)[a-z]{4,})?')
 _CLOSING = {'(': ')', '[': ']', '{': '}'}
 _TOKEN = re.compile(r'\\(?:[A-Za-z]+|.)|\s+|.', re.S)
 
 
-def closing(text: str, start: int) -> int | None:
-  r"""Index of the bracket that closes the one at `start`, or None.
-
-  Escaped brackets count only if the first is escaped: \{ closes with \}.
-  """
-  left, depth = text[start], 0
-  is_escaped = text[start - 1 : start] == '\\'
-  for i in range(start, len(text)):
-    char = text[i]
-    if char in (left, _CLOSING[left]):
-      if (text[i - 1 : i] == '\\') == is_escaped:
-        depth += 1 if char == left else -1
-        if not depth:
-          return i
-  return None
-
-
 def boxes(text: str) -> list[tuple[int, int, str]]:
-  r"""Start, end and content of each outermost \boxed{} that is closed."""
+  r"""Start, end and content of each outermost \boxed{} that is closed.
+
+  Where there is none, of each \boxed without braces: it holds what follows.
+  """
+  starts = {box.end(): box.start() for box in _BOXED.finditer(text)}
   found, end = [], 0
-  for box in _BOXED.finditer(text):
-    if box.start() >= end and (last := closing(text, box.end())) is not None:
-      found.append((box.start(), last + 1, text[box.end() + 1 : last]))
-      end = last + 1
-  return found
+  for left, right in sorted(_braces(text).items()) if starts else ():
+    if left in starts and starts[left] >= end:
+      found.append((starts[left], right + 1, text[left + 1 : right]))
+      end = right + 1
+  return found or [(*m.span(), m[1]) for m in _UNBRACED.finditer(text)]
+
+
+def _braces(text: str) -> dict[int, int]:
+  """The closing brace of each one that is closed, by their places."""
+  pairs, opened = {}, []
+  for brace in re.finditer(r'(?<!\\)[{}]', text):
+    if brace[0] == '{':
+      opened.append(brace.start())
+    elif opened:
+      pairs[opened.pop()] = brace.start()
+  return pairs
 
 
 def depth(text: str) -> int:
@@ -126,19 +212,25 @@ def tidy(text: str) -> str:
   if _PLAIN.fullmatch(text):  # most answers; the rest is slower
     return text
   text = _latex_characters(text)
+  if '\\begin' not in text and '\\\\' in text:  # commands that were escaped
+    text = re.sub(r'\\\\(?=[A-Za-z])', r'\\', text)
   for _ in range(3):  # a box in bold in a box
     inner = boxes(text)
     if len(inner) == 1:
       text = inner[0][2]
     text = _BOLD.sub(r'\2\3', text.strip()).strip()
     text = text.strip('$') if text.count('$') == 2 else text
-  text = _SPACES.sub(' ', _LOOKS.sub('', text))
+  text = _ALIGNED.sub(lambda m: m[2].replace('&', ''), text)
+  text = re.sub(r',\s*\\!\s*', ',', text)
+  text = _LOOKS.sub('', _SWITCHED.sub(r'\\text{\1}', text))
+  text = _SPACES.sub(' ', text)
   for pattern, to in _RENAMED:
     text = pattern.sub(to, text)
   text = _without_twins(text)
   if depth(text) > MAX_DEPTH:
     return ''
-  return _without_twins(_with_braces(text)).strip().rstrip('. ')
+  text = _without_twins(_with_braces(text)).strip().rstrip('. ')
+  return _LEADING.sub('', text)
 
 
 def _latex_characters(text: str) -> str:

@@ -44,8 +44,10 @@ _NAMED = re.compile(
   r'^(?:(?!\\(?:cdot|times|frac|sqrt|pm|mp|div|sum|binom)(?![A-Za-z]))'
   r'[^=<>\d+*/^|-]|(?<=[A-Za-z]{2})-(?=[A-Za-z]{2}))*(?<![<>!:])=\s*'
 )
-_BEFORE = re.compile(r'(?:[A-Za-z\'",.:;()\s-]*[\s(:"])?')
-_AFTER = re.compile(r'(?:[\s.,;:)"?][A-Za-z\'",.:;()?\s-]*)?')
+_HYPHEN = '(?<=[A-Za-z])-(?=[A-Za-z])'
+_BEFORE = re.compile(rf'(?:(?:[A-Za-z\'",.:;()\s]|{_HYPHEN})*[\s(:"\'])?')
+_AFTER = re.compile(r'(?:[\s.,;:)"\'?][A-Za-z\'",.:;()?\s-]*)?')
+_ENCLOSED = re.compile(r'(?:\[\s*([^\[\]]+?)\s*\]|\\?\{\s*([^{}]+?)\s*\\?\})')
 _LETTER_ALONE = re.compile(r'(?<![A-Za-z\'])[B-HJ-Zb-z](?![A-Za-z\'.])')
 
 
@@ -80,6 +82,8 @@ def only_number(text: str) -> Fraction | None:
   if len(text) > MAX_CHARS:
     return None
   text = notation.tidy(text)
+  if enclosed := _ENCLOSED.fullmatch(text):
+    text = enclosed[1] or enclosed[2]
   if (value := exact(units.split(text)[0])) is not None:
     return value
   text = _NAMED.sub(_without_name, text)

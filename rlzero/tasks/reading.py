@@ -7,6 +7,7 @@ interval is no number, and a list of guesses is no answer.
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Union
@@ -15,7 +16,8 @@ from rlzero.tasks import numeric, units
 
 _MAX_ITEMS = 32
 _ENVIRONMENT = re.compile(
-  r'\(?\[?\\begin\{(?P<kind>[pbBvV]?(?:small)?matrix|array)\}'
+  r'(?P<factor>[^=,;]*?)(?:\\cdot|\\times)?\s*\(?\[?\\begin\{'
+  r'(?P<kind>[pbBvV]?(?:small)?matrix|array)\}'
   r'(?:\{[lcr|]*\})?(?P<body>.*)\\end\{(?P=kind)\}\]?\)?',
   re.S,
 )
@@ -24,11 +26,29 @@ _AND = re.compile(
   r'|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:land|lor)(?![A-Za-z]))\s*'
   r'|\s*;\s*'
 )
+_ALL_REAL = re.compile(
+  r'\\mathbb\{R\}|(?:all|any)\s+reals?(?:\s+numbers?)?', re.I
+)
+_WITHOUT = re.compile(
+  r'\\mathbb\{R\}\s*(?:\\setminus|-|\\)\s*\\?\{([^{}]*?)\\?\}'
+)
+_SUCH_THAT = re.compile(
+  r'([A-Za-z])(?:\s*\\in\s*\\mathbb\{R\})?\s*(?::|\\mid(?![A-Za-z])|\|)\s*(.+)'
+)
+# Open ends as some countries write them.
+_TURNED = re.compile(r'([\[\](])([^\[\]]+)([\[\])])')
 _UNION = re.compile(r'\s*\\cup(?![A-Za-z])\s*')
 _COMMA_SPACE = re.compile(r'\s*,\s+')
 _COMMA = re.compile(r'\s*,\s*')
+_SEMICOLON = re.compile(r'\s*;\s*')
 _RELATION = re.compile(r'\s*(=|<|>|\\(?:le|ge|ne|approx|in)(?![A-Za-z]))\s*')
-_VARIABLE = re.compile(r'(?:[A-Za-z]|\\[a-z]{2,7})(?:_\{\w+\})?')
+_VARIABLE = re.compile(r'(?:[A-Za-z]|\\[a-z]{2,7})(?:_\{\w+\})?(?:\([a-z]\))?')
+# A name with an accent, or in letters of its own.
+_DRESSED = re.compile(
+  r'\\(?:vec|bar|hat|overline|overrightarrow|widehat|mathbb|mathcal|text)'
+  r'\{([A-Za-z]{1,2})\}'
+)
+_RATIO = re.compile(r'\\frac\{[A-Za-z]{1,2}\}\{[A-Za-z]{1,2}\}')
 _FLIPPED = {'<': '>', '>': '<', '\\le': '\\ge', '\\ge': '\\le'}
 _PAIRS = {
   '(': ')]',
@@ -82,6 +102,8 @@ class Relation:
 
 Tree = Union[Leaf, Items, Matrix, Named, Relation]  # noqa: UP007
 
+_INFINITY, _MINUS_INFINITY = Leaf('\\infty', ''), Leaf('-\\infty', '')
+
 
 @functools.lru_cache(maxsize=8192)
 def read(text: str) -> Tree:
@@ -90,7 +112,8 @@ def read(text: str) -> Tree:
     text = inner[1].strip()
   if numeric.exact(units.split(text)[0]) is not None:
     return _leaf(text)
-  for split in (_matrix, _list, _relation, _brackets, _both_signs):
+  splits = (_matrix, _reals, _list, _relation, _brackets, _both_signs)
+  for split in splits:
     if (tree := split(text)) is not None:
       return tree
   return _leaf(text)
@@ -119,13 +142,36 @@ def _matrix(text: str) -> Matrix | None:
     return None
   rows = re.split(r'\\\\(?:\[[^\]]*\])?|\\cr', found['body'])
   rows = [row.replace('\\hline', '').strip() for row in rows]
+  factor = found['factor'].strip()
+  if factor and found['kind'][0] in 'vV':
+    return None
+
+  def entry(cell: str) -> Tree:
+    cell = cell.strip()
+    if not factor:
+      return read(cell)
+    return _leaf(f'-({cell})' if factor == '-' else f'({factor})({cell})')
+
   return Matrix(
-    tuple(
-      tuple(read(cell.strip()) for cell in row.split('&'))
-      for row in rows
-      if row
-    ),
+    tuple(tuple(map(entry, row.split('&'))) for row in rows if row),
     '|' if found['kind'][0] in 'vV' else '',
+  )
+
+
+def _reals(text: str) -> Tree | None:
+  """All real numbers, or all but some."""
+  if _ALL_REAL.fullmatch(text):
+    return _interval('-\\infty', '<', '<', '\\infty')
+  if not (found := _WITHOUT.fullmatch(text)):
+    return None
+  ends = [end.strip() for end in found[1].split(',')]
+  values = {end: numeric.exact(end) for end in ends}
+  if None in values.values() and len(ends) > 1:
+    return None
+  ends.sort(key=lambda end: values[end] or 0)
+  ends = ['-\\infty', *ends, '\\infty']
+  return Items(
+    tuple(_interval(a, '<', '<', b) for a, b in itertools.pairwise(ends))
   )
 
 
@@ -133,8 +179,52 @@ def _list(text: str) -> Tree | None:
   for pattern in (_AND, _UNION, _COMMA_SPACE, _COMMA):
     parts = _cut(text, pattern)
     if 1 < len(parts) <= _MAX_ITEMS and all(parts[:-1]):
-      return _flat([read(part) for part in parts if part])
+      items = [read(part) for part in parts if part]
+      if points := _points(items):
+        return points
+      return _overlap(items, text) if pattern is _AND else _flat(items)
   return None
+
+
+def _points(items: list[Tree]) -> Items | None:
+  """The points that x = 1, y = 2 and x = 3, y = 4 are."""
+  found = []
+  for item in items:
+    if not isinstance(item, Items) or item.brackets or len(item.items) < 2:
+      return None
+    values = {getattr(i, 'name', None): i for i in item.items}
+    if None in values or len(values) < len(item.items):
+      return None
+    found.append(values)
+  if any(values.keys() != found[0].keys() for values in found):
+    return None
+  return Items(
+    tuple(
+      Items(tuple(values[name].value for name in sorted(values)), '()')
+      for values in found
+    )
+  )
+
+
+def _overlap(items: list[Tree], text: str) -> Tree:
+  """The interval that x > 1 and x < 3 is; else the list of the items."""
+  ends = [
+    (item.value.items, item.value.brackets)
+    for item in items
+    if isinstance(item, Named) and isinstance(item.value, Items)
+  ]
+  is_both = len(items) == len(ends) == 2 and items[0].name == items[1].name
+  if not is_both or re.search(r'\bor\b|\\lor', text):
+    return _flat(items)
+  lows = [(e[0], b[0]) for e, b in ends if e[0] != _MINUS_INFINITY]
+  highs = [(e[1], b[1]) for e, b in ends if e[1] != _INFINITY]
+  if len(lows) != 1 or len(highs) != 1:
+    return _flat(items)
+  values = [numeric.exact(leaf.text) for ((leaf, _),) in (lows, highs)]
+  if None in values or values[0] >= values[1]:
+    return _flat(items)
+  (low, left), (high, right) = *lows, *highs
+  return Named(items[0].name, Items((low, high), left + right))
 
 
 def _flat(items: list[Tree]) -> Items:
@@ -175,7 +265,12 @@ def _relation(text: str) -> Tree | None:
 
 def is_name(text: str) -> bool:
   """Whether what stands before '=' is the name of a value: x, f(2), Area."""
-  bare = re.sub(r'_\{[^{}]*\}|\^\{-1\}|\\text\{[^{}]*\}', '', text)
+  bare = _DRESSED.sub(r'\1', text)
+  bare = re.sub(r'_\{[^{}]*\}|\^\{-1\}|\\text\{[^{}]*\}', '', bare)
+  if re.fullmatch(r'\\?\|\s*(?:[A-Z]{2}|[zw])?\s*\\?\|', bare):
+    return True  # a length; not |x|, which has two solutions
+  if _RATIO.fullmatch(bare):
+    return True
   if re.fullmatch(r"(?:[A-Za-z]|\\[a-z]+)'*\([^()]*\)", bare):
     return True
   if re.fullmatch(r'\([A-Za-z](?:\s*,\s*[A-Za-z])+\)', bare):
@@ -223,6 +318,11 @@ def _interval(low: str, left: str, right: str, high: str) -> Items:
 
 def _brackets(text: str) -> Tree | None:
   """A point, an interval, a vector or a set; brackets around one thing."""
+  if text.startswith(']') or text.endswith('['):
+    if turned := _TURNED.fullmatch(text):
+      left = '(' if turned[1] == ']' else turned[1]
+      right = ')' if turned[3] == '[' else turned[3]
+      text = left + turned[2] + right
   for left, rights in _PAIRS.items():
     for right in rights:
       if not text.startswith(left) or not text.endswith(right):
@@ -230,7 +330,9 @@ def _brackets(text: str) -> Tree | None:
       inner = text[len(left) : len(text) - len(right)].strip()
       if not inner or any(depth < 0 for _, depth in _depths(inner)):
         return None
-      parts = [p for p in _cut(inner, _COMMA)]
+      if '{' in left and (rule := _SUCH_THAT.fullmatch(inner)):
+        return read(rule[2].strip())
+      parts = _cut(inner, _COMMA if ',' in inner else _SEMICOLON)
       if not all(parts) or len(parts) > _MAX_ITEMS:
         return None
       items = tuple(map(read, parts))

@@ -50,6 +50,8 @@ _SPELLINGS = {
   'rad': 'rad radian',
   'dollar': 'dollar usd buck',
   'euro': 'euro eur',
+  'pound sterling': 'gbp',
+  'rupee': 'rupee inr',
   'cent': 'cent',
   '%': 'percent percentage pct',
   'unit': 'unit',
@@ -61,20 +63,38 @@ _MEANING = {
 }
 _BARE = re.compile(r'[\d.,/+\-()\s]*')  # without any unit
 _TURNED = re.compile(r'\\(?:sin|cos|tan|cot|sec|csc)')
-_CURRENCY = {'$': 'dollar', '€': 'euro', '£': 'pound sterling', '¥': 'yen'}
+_CURRENCY = {
+  '$': 'dollar',
+  '€': 'euro',
+  '£': 'pound sterling',
+  '¥': 'yen',
+  '₹': 'rupee',
+  '₩': 'won',
+  '₽': 'ruble',
+  '₪': 'shekel',
+  '₫': 'dong',
+  '₴': 'hryvnia',
+  '¢': 'cent',
+}
+_CODES = {'US': 'dollar', 'EU': 'euro', 'GB': 'pound sterling', 'IN': 'rupee'}
+_CODE = re.compile(r'(USD?|EUR|GBP|INR|Rs\.?)\s?(?=[\d.])')
 # One letter is a unit only behind a space: 5 m is a length, 5m a product.
 _LETTERS = 'mgshlLNJWV'
 _KNOWN = '|'.join(sorted(_MEANING, key=len, reverse=True))
 _POWER = r'(?:\^?\{?-?\d\}?)?'
 _ONE = rf'(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:{_KNOWN})(?:e?s)?\b{_POWER}'
 _KNOWN_UNIT = re.compile(
-  rf'(?<=[\d}})!])(?:\s+|(?![{_LETTERS}](?![A-Za-z])))'
+  rf'(?:(?<=[\d}})!])|(?<=\\pi))(?:\s+|(?![{_LETTERS}](?![A-Za-z])))'
   rf'((?:/\s*|per\s+)?{_ONE}(?:\s*(?:/|\\cdot|\*|\s|-?\s*per)\s*{_ONE})*)$'
 )
 _TEXT_UNIT = re.compile(
-  rf'((?:\s*(?:/|per)?\s*\\text\s*\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}\s*{_POWER})+)$'
+  r'((?:\s*(?:/|per)?\s*\\text\s*\{(?:[^{}]|\{[^{}]*\})*\}'
+  r'(?:\s*\^\{?-?\d\}?)?)+)$'
 )
 _DEGREES = re.compile(r'\s*\^\\circ\s*([CFK]|\\text\{\s*[CFK]\s*\})?$')
+_ORDINAL = re.compile(
+  r'(?<=\d)(?:st|nd|rd|th|\^\{(?:st|nd|rd|th|\\text\{(?:st|nd|rd|th)\})\})$'
+)
 # Words behind a number are what is counted: 5 red apples.
 _COUNTED = re.compile(r'(?<=[\d}])\s*([A-Za-z]{3,}(?:[\s-]+[A-Za-z]+)*)$')
 # Words that change the number they stand beside.
@@ -86,6 +106,12 @@ _CHANGING = frozenset(
   'billion trillion hundreds thousands millions billions trillions dozen '
   'dozens power log ln exp sin cos tan cot sec csc pi infinity divided '
   'multiplied mod modulo base'.split()
+)
+# 'Anything but 5' and '5 times x', not 'but 5 are left' and '5 times a day'.
+_PHRASE = re.compile(
+  r'\b(?:all|any|every|no|any-?thing|every-?thing)\s+but\b'
+  r'|\btimes\s+(?:(?!a\b)[a-z]\b|the\b|\d)',
+  re.I,
 )
 # Words that state another number or a condition, if they stand in an answer.
 _OTHER = frozenset(
@@ -106,6 +132,10 @@ def split(text: str) -> tuple[str, str]:
       return text.replace(sign, '', 1).strip(), meaning
     if text.endswith(sign):
       return text[:-1].strip(), meaning
+  if code := _CODE.match(text):
+    return text[code.end() :], _CODES.get(code[1][:2], '?')
+  if ordinal := _ORDINAL.search(text):
+    return text[: ordinal.start()], '?'
   if text.endswith('%'):
     return text[:-1].strip(), '%'
   has_command = '\\' in text
@@ -131,6 +161,8 @@ def is_harmless(words: str, in_prose: bool = False) -> bool:
   """
   if not words or words.isspace():
     return True
+  if _PHRASE.search(words):
+    return False
   found = {w.lower() for w in re.findall(r'[A-Za-z]+', words)}
   # 'square' changes a number before it only if no unit follows.
   if re.search(r'\bsquare\s+[a-z]', words, re.IGNORECASE):

@@ -8,9 +8,10 @@ and why.
 
 import functools
 import re
+import string
 from collections.abc import Sequence
 
-from rlzero.tasks import answers, notation, numeric, reading, units
+from rlzero.tasks import answers, letters, notation, numeric, reading, units
 from rlzero.tasks.answers import count_results, last_answer, last_number
 from rlzero.tasks.numeric import MAX_CHARS, number, only_number
 
@@ -27,6 +28,10 @@ __all__ = [
   'warm_up',
 ]
 
+_CHOICE = re.compile(r'(?:\\text\{)?\s*\(?([A-J])\)?\s*\}?')
+_DECIMAL = re.compile(r'-?[\d.,\s]+')
+_APPROXIMATELY = re.compile(r'\\approx(?![A-Za-z])')
+_MAX_SIDES = 6  # of an equation
 _WORDS = re.compile(r"[A-Za-z][A-Za-z\s'.:-]*[A-Za-z]")
 
 
@@ -60,10 +65,10 @@ def _same(first: reading.Tree, second: reading.Tree) -> bool:
     case reading.Leaf(), reading.Leaf():
       return _same_leaf(first, second)
     case reading.Items(), reading.Items():
+      if first.brackets == second.brackets != '':
+        return _same_each(first.items, second.items)
       if first.brackets or second.brackets:
-        return first.brackets == second.brackets and _same_each(
-          first.items, second.items
-        )
+        return _same_named(first, second) or _same_named(second, first)
       return _same_list(first.items, second.items)
     case reading.Matrix(), reading.Matrix():
       return (
@@ -76,6 +81,10 @@ def _same(first: reading.Tree, second: reading.Tree) -> bool:
         if _same(first.value, second.value):
           return True
       return _same_relation(first, second)
+    case reading.Matrix(), reading.Items():
+      return _same_point(second, first)
+    case reading.Items(), reading.Matrix():
+      return _same_point(first, second)
     case reading.Items(brackets=''), reading.Leaf():
       other = reading.as_list(second)
       return other is not None and _same(first, other)
@@ -92,6 +101,32 @@ def _same(first: reading.Tree, second: reading.Tree) -> bool:
   return False
 
 
+def _same_point(point: reading.Items, vector: reading.Matrix) -> bool:
+  """Whether (1, 2) is the vector of a matrix with one row or one column."""
+  if point.brackets not in ('()', '[]') or vector.kind:
+    return False
+  rows = vector.rows
+  entries = rows[0] if len(rows) == 1 else [row[0] for row in rows]
+  return sum(map(len, rows)) == len(entries) and _same_each(
+    point.items, entries
+  )
+
+
+def _same_named(named: reading.Items, point: reading.Items) -> bool:
+  """Whether x = 1, y = 2 is the point (1, 2)."""
+  if point.brackets != '()' or named.brackets:
+    return False
+  values = {
+    item.name: item.value
+    for item in named.items
+    if isinstance(item, reading.Named)
+  }
+  if len(values) != len(named.items):
+    return False
+  names = sorted(values) if values.keys() <= {'x', 'y', 'z'} else values
+  return _same_each([values[name] for name in names], point.items)
+
+
 def _same_each(
   first: Sequence[reading.Tree], second: Sequence[reading.Tree]
 ) -> bool:
@@ -105,9 +140,7 @@ def _same_list(
 
   It does where one gives names that the other does not: 1, 2 for x = 1, y = 2.
   """
-  names = [
-    {getattr(item, 'name', None) for item in items} for items in (first, second)
-  ]
+  names = [set(map(_root_name, items)) for items in (first, second)]
   if {None} in names and any(len(n - {None}) > 1 for n in names):
     return _same_each(first, second)
   left = list(second)
@@ -117,6 +150,12 @@ def _same_list(
       return False
     del left[found]
   return not left
+
+
+def _root_name(item: reading.Tree) -> str | None:
+  """The name of a value; x for x_1 and x_2, whose numbers say nothing."""
+  name = getattr(item, 'name', None)
+  return name and re.sub(r'^([xz]|\\lambda ?)_\{\d\}$', r'\1', name)
 
 
 def _same_leaf(first: reading.Leaf, second: reading.Leaf) -> bool:
@@ -175,6 +214,36 @@ def _same_relation(first: reading.Tree, second: reading.Tree) -> bool:
   return one.sign == '=' or (factor.imag == 0 and factor.real > 0)
 
 
+def _results(answer: str) -> list[str]:
+  """The values that working ends in, if it agrees: 5/2 of 10/4 = 5/2.
+
+  Where it ends in a rounded number, that one and the exact one. None for an
+  equation with unknowns, or with one number twice.
+  """
+  exact, *rounded = _APPROXIMATELY.split(notation.tidy(answer))
+  sides = [side.strip() for side in exact.split('=')]
+  if len(sides) > 1 and reading.is_name(sides[0]):
+    del sides[0]
+  bare = [units.split(side.strip())[0] for side in [*sides, *rounded]]
+  if not 1 < len(set(bare)) == len(bare) <= _MAX_SIDES or len(rounded) > 1:
+    return []
+  if sum(bool(_DECIMAL.fullmatch(side)) for side in bare[: len(sides)]) > 1:
+    return []
+  from rlzero.tasks import formulas
+
+  found = [_values(side) for side in bare]
+  if None in found or any(len(set(values)) > 1 for values in found):
+    return []
+  *same, last = found[: len(sides)]
+  if not all(formulas.same(values, last) for values in same):
+    return []
+  if not rounded:
+    return [sides[-1]]
+  if not formulas.rounds_to(last[0], bare[-1]):
+    return []
+  return [sides[-1], rounded[0]]
+
+
 @functools.lru_cache(maxsize=8192)
 def _literal(text: str) -> str:
   """A text by which words are compared: no case, no spaces but between words.
@@ -183,7 +252,9 @@ def _literal(text: str) -> str:
   """
   text = re.sub(r'\\text\{([^{}]*)\}', r'\1', text)
   text = re.sub(r'(?<![A-Za-z\d]) | (?![A-Za-z\d])', '', text).strip()
-  text = text.rstrip('.')
+  text = re.sub(
+    r'^(?:an?|the)\s+(?=[a-z]{2})', '', text.rstrip('.'), flags=re.I
+  )
   return text.casefold() if _WORDS.fullmatch(text) or len(text) == 1 else text
 
 
@@ -194,7 +265,11 @@ class Formulas:
     return answers.last_answer(text, numeric=False)
 
   def verify(self, answer: str, target: str) -> bool:
-    return equal(answer, target)
+    if equal(answer, target):
+      return True
+    if letter := _CHOICE.fullmatch(notation.tidy(target)):
+      return letters.choice(answer, string.ascii_uppercase[:10]) == letter[1]
+    return any(equal(result, target) for result in _results(answer))
 
   def same(self, first: str, second: str) -> bool:
     return equal(first, second)
