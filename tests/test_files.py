@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and JSON that is JSON."""
 
+import ast
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import pytest
 
 import rlzero
 from rlzero.runtime import files
+from rlzero.tasks import procedural
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -81,3 +83,36 @@ def test_nothing_else_renames_a_file_into_its_place():
   ]
   # A folder of weights takes its place file by file, each checked before.
   assert sorted(found) == ['runtime/files.py', 'weights/hf.py']
+
+
+# Where JSON is written otherwise, and why.
+_OTHER_WRITERS = {
+  'runtime/files.py': 'the one way',
+  'tasks/harness.py': 'a program of the sandbox, which stands alone',
+  'tasks/execute.py': 'calls of a function, whose arguments stay as they are',
+  'tasks/procedural.py': 'a value that JSON cannot keep is an error there',
+  'text/chat.py': 'what a chat template writes is a prompt',
+  'text/files.py': 'looks for halves of characters; nothing is written',
+}
+
+
+def test_json_has_one_writer():
+  root = pathlib.Path(rlzero.__file__).parent
+  found = set()
+  for path in root.rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Attribute) and node.attr in ('dump', 'dumps'):
+        if ast.unparse(node.value) == 'json':
+          found.add(str(path.relative_to(root)))
+  assert found == set(_OTHER_WRITERS)
+
+
+def test_options_of_a_generator_are_finite():
+  with pytest.raises(ValueError, match='use finite numbers'):
+    procedural.ReasoningGym(
+      dataset='chain_sum',
+      num_train=1,
+      num_validation=0,
+      num_test=0,
+      options={'min_terms': math.inf},
+    )

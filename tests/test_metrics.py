@@ -18,8 +18,15 @@ def test_mean_of_parts_is_the_mean_of_the_whole():
 
 
 def test_mean_of_nothing_is_nan():
-  for zero in (0, 0.0, np.float32(0), np.int64(0), jnp.zeros(())):
+  zeros = (0, 0.0, np.float32(0), np.int64(0), np.zeros(()), jnp.zeros(()))
+  for zero in zeros:
     assert math.isnan(Mean(0.0, zero).value)
+
+
+def test_an_interval_that_is_not_known():
+  assert metrics.interval_text([0.25, 0.5]) == '[0.250, 0.500]'
+  assert metrics.interval_text([math.nan, None]) == '[–, –]'
+  assert metrics.interval_text([0.1, 0.2], '.1%') == '[10.0%, 20.0%]'
 
 
 def test_mean_is_a_pytree():

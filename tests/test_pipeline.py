@@ -243,6 +243,9 @@ def test_results_are_the_evaluations_and_how_readable_they_are(tmp_path):
   assert metrics['paragraph'] == 2.5 and metrics['strict'] == 0.5
   assert 'pass@1_by_problem' not in metrics
   assert '| `one` | 0.500 [0.250, 0.750] |' in results.table(found)
+  # One problem has no interval.
+  metrics['pass@1_interval'] = [None, None]
+  assert '| `one` | 0.500 [–, –] |' in results.table(found)
 
 
 def test_an_orphan_finishes_before_the_next_pipeline_begins(tmp_path):

@@ -135,7 +135,7 @@ def test_a_problem_that_nothing_could_judge():
 def test_bad_fields():
   with pytest.raises(ValueError, match='num_test is -1'):
     make(sizes=(1, 1, -1))
-  with pytest.raises(ValueError, match='use numbers, strings'):
+  with pytest.raises(ValueError, match='use finite numbers, strings'):
     make(options={'a': object()})
   with pytest.raises(ValueError, match="no split 'dev'"):
     make().examples('dev')

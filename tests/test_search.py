@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -112,6 +113,24 @@ def test_first_moves_are_the_policys_by_enumeration():
   assert (
     found['gain'][0] <= found['right'] - found['chance'] <= found['gain'][1]
   )
+
+
+def test_one_problem_has_no_interval():
+  one = {
+    'pass@1': 1.0,
+    'pass@1_interval': [math.nan, math.nan],
+    'pass@1_by_problem': {'a': 1.0},
+    'says_ok': 1.0,
+    'tokens_a_problem': 3.0,
+    'prompt_tokens_a_problem': 4.0,
+  }
+  one |= tree_search.against(one, {'1': one, '2': one})
+  moves = {'right': 0.5, 'chance': 0.5}
+  metrics = {'budgets': {'1': one}, 'first_moves': moves}
+  assert 'pass@1 1.000 [–, –]' in tree_search.describe('tree', metrics)
+  loaded = folders.load_model(folders.embedded('tiny_base'))
+  chosen = measure.examples(countdown.Countdown(), 'test', 1)
+  assert tree_search.first_moves(loaded, chosen)['gain'] is None
 
 
 @pytest.mark.parametrize('budgets', [(), (0, 2)])

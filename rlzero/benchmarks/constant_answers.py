@@ -8,10 +8,10 @@ those alone.
 """
 
 import importlib.metadata
-import json
 import signal
 import sys
 
+from rlzero.runtime import files
 from rlzero.tasks import constants, procedural
 
 NUM_PROBLEMS = 50
@@ -41,12 +41,12 @@ def main(names: list[str]) -> None:
       signal.alarm(0)
     print(name, found[name], file=sys.stderr, flush=True)
   version = importlib.metadata.version('reasoning-gym')
-  json.dump(
-    {'reasoning_gym': version, 'problems': NUM_PROBLEMS, 'generators': found},
-    sys.stdout,
-    indent=1,
-  )
-  print()
+  table = {
+    'reasoning_gym': version,
+    'problems': NUM_PROBLEMS,
+    'generators': found,
+  }
+  print(files.to_json(table, indent=1))
 
 
 if __name__ == '__main__':

@@ -15,7 +15,6 @@ itself noted last (`instrumented_run.py`).
 
 import argparse
 import collections
-import json
 import pathlib
 import random
 import signal
@@ -28,7 +27,7 @@ import jax
 import numpy as np
 
 from rlzero.benchmarks import instrumented_run
-from rlzero.runtime import metrics, provenance
+from rlzero.runtime import files, metrics, provenance
 from rlzero.train import folders
 
 _STEPS = 40
@@ -79,7 +78,7 @@ def main() -> None:
   flags = parser.parse_args()
   flags.folder.mkdir(exist_ok=True)
   measured = series(flags.folder, flags.kills)
-  text = json.dumps(measured, indent=2)
+  text = files.to_json(measured, indent=2)
   print(text)
   if flags.out:
     flags.out.write_text(text + '\n')
@@ -98,12 +97,12 @@ def series(folder: pathlib.Path, kills: int) -> dict:
     kill = _kill(killed, whole, before, kills - len(before))
     print(f'kill {len(before) + 1}: {kill}', flush=True)
     with open(done, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(kill) + '\n')
+      file.write(files.to_json(kill) + '\n')
   _finish(killed)
   equal = {'after_kills': _same(whole, killed)}
   newest = max((killed / 'checkpoints').glob('[0-9]*'), key=_number)
-  files = [path for path in newest.rglob('*') if path.is_file()]
-  largest = max(files, key=lambda path: path.stat().st_size)
+  saved = [path for path in newest.rglob('*') if path.is_file()]
+  largest = max(saved, key=lambda path: path.stat().st_size)
   largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
   _finish(killed)
   equal['after_damage'] = _same(whole, killed)

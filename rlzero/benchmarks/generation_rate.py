@@ -10,7 +10,6 @@ line is JSON: tokens a second and mean length of each, and the ratio.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import transformers
 from rlzero import weights
 from rlzero.rollout import encoding, programs, scheduler
 from rlzero.rollout.sampling import Sampling, StopCriteria
-from rlzero.runtime import lifecycle
+from rlzero.runtime import files, lifecycle
 from rlzero.tasks import procedural
 from rlzero.text.template import Template
 
@@ -146,7 +145,7 @@ def main() -> None:
   metrics['ratio'] = (
     metrics['ours_tokens_per_s'] / metrics['theirs_tokens_per_s']
   )
-  print(json.dumps(metrics))
+  print(files.to_json(metrics))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ small; JSON on stdout. Linux alone: it looks into /proc.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import subprocess
@@ -25,7 +24,7 @@ from jax import numpy as jnp
 
 from rlzero import weights
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import fields, sharding
+from rlzero.runtime import fields, files, sharding
 from rlzero.runtime.fields import above
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import folders
@@ -51,7 +50,7 @@ def run(cfg: Config) -> None:
   """Reads, or writes and has another process read; prints JSON."""
   if cfg.checkpoint:
     with sharding.use(sharding.Mesh(fsdp=cfg.fsdp)):
-      print(json.dumps(measure(cfg.checkpoint, cfg.dtype)))
+      print(files.to_json(measure(cfg.checkpoint, cfg.dtype)))
     return
   with tempfile.TemporaryDirectory(prefix='rlzero-import-') as folder:
     write(folder, cfg.gb)

@@ -8,12 +8,12 @@ by one test; a worker is a thread that waits for its process.
 
 import argparse
 import concurrent.futures
-import json
 import os
 import resource
 import statistics
 import time
 
+from rlzero.runtime import files
 from rlzero.tasks import execute, isolation
 from rlzero.tasks.execute import Test
 
@@ -73,7 +73,7 @@ def main() -> None:
     # Bubblewrap's children are not waited for, so they do not count.
     if name == 'landlock':
       found[name]['cpu_s'] = used_s / (_ROUNDS * args.programs + 1)
-  print(json.dumps(found, indent=2))
+  print(files.to_json(found, indent=2))
 
 
 if __name__ == '__main__':

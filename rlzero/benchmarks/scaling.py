@@ -17,7 +17,7 @@ import sys
 
 from rlzero import bench
 from rlzero.planner import flops
-from rlzero.runtime import config, provenance
+from rlzero.runtime import config, files, provenance
 
 POINTS = {
   'group_size': (16, 32),
@@ -55,9 +55,9 @@ def main() -> None:
     point['per_base'] = round(point['step_s'] / base['step_s'], 2)
     work, of_base = (p['tokens'] * p['matmul_weights'] for p in (point, base))
     point['work_per_base'] = round(work / of_base, 2)
-    print(json.dumps(point), flush=True)
+    print(files.to_json(point), flush=True)
     if args.out:
-      args.out.write_text(json.dumps(result, indent=1) + '\n')
+      files.write_json(args.out, result, indent=1)
 
 
 if __name__ == '__main__':

@@ -9,13 +9,13 @@ of the workers, so `per_cpu_second` is what one core judges alone. Linux only.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rlzero.runtime import files
 from rlzero.scoring import reward_pool
 from rlzero.tasks.datasets import benchmarks, gsm8k
 
@@ -29,7 +29,7 @@ def main() -> None:
   parser.add_argument('--workers', type=int, default=2)
   parser.add_argument('--number', type=int, default=10_000)
   flags = parser.parse_args()
-  print(json.dumps(measure(flags.workers, flags.number), indent=1))
+  print(files.to_json(measure(flags.workers, flags.number), indent=1))
 
 
 def measure(workers: int, number: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rlzero.evaluation import statistics
 from rlzero.rollout.sampling import Sampling
+from rlzero.runtime.metrics import interval_text
 
 # What makes two results incomparable, or at least another question.
 _SETTINGS = ('template', 'split', *Sampling().about())
@@ -47,13 +48,13 @@ def text(result: dict[str, Any]) -> str:
   """The comparison in sentences."""
   lines = []
   for name, found in result.items():
-    low, high = found['interval']
+    interval = interval_text(found['interval'], '+.3f')
     verdict = (
       'no larger than its noise' if found['is_noise'] else 'larger than noise'
     )
     lines.append(
       f'{name}: pass@1 {found["first"]:.3f} -> {found["second"]:.3f}, '
-      f'difference {found["difference"]:+.3f} [{low:+.3f}, {high:+.3f}], '
+      f'difference {found["difference"]:+.3f} {interval}, '
       f'p = {found["p_value"]:.3f}, {verdict} '
       f'({found["num_problems"]} problems in common)'
     )

@@ -14,6 +14,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import files, hosts
+from rlzero.runtime.metrics import interval_text
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, execute
 from rlzero.text import language
@@ -211,7 +212,7 @@ def file_of(workdir: str, name: str) -> str:
 
 def summary(metrics: dict[str, Any]) -> str:
   """The metrics in a line."""
-  low, high = metrics['pass@1_interval']
+  interval = interval_text(metrics['pass@1_interval'])
   votes = ', '.join(
     f'cons@{k} {value:.3f}' for k, value in metrics['cons@k'].items()
   )
@@ -220,7 +221,7 @@ def summary(metrics: dict[str, Any]) -> str:
     for verdict, count in metrics.get('outcomes', {}).items()
   )
   return (
-    f'pass@1 {metrics["pass@1"]:.3f} [{low:.3f}, {high:.3f}], {votes}, '
+    f'pass@1 {metrics["pass@1"]:.3f} {interval}, {votes}, '
     f'strict {metrics["strict"]:.3f}, format {metrics["format"]:.3f}, '
     f'length {metrics["completion_len"]:.1f}, tries {metrics["tries"]:.2f}, '
     f'truncated {metrics["truncated"]:.3f}, '

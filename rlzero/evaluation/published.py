@@ -10,6 +10,8 @@ one by one. Accuracies in percent; Codeforces is a rating.
 from html import escape
 from typing import Any
 
+from rlzero.runtime.metrics import interval_text
+
 # A column: heading, benchmark, figure of ours.
 _COLUMNS = {
   'AIME 2024 pass@1': ('aime2024', 'pass@1'),
@@ -44,13 +46,13 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
   found = [['measured here', 'pass@1 [95%]', 'cons@k (ties)', 'truncated']]
   found[0] += ['unparsable', 'problems x k', 'rating']
   for name, metrics in benchmarks.items():
-    low, high = metrics['pass@1_interval']
+    interval = interval_text(metrics['pass@1_interval'], '.1%')
     ((k, cons),) = metrics['cons@k'].items()
     rating = metrics.get('rating')
     found.append(
       [
         name,
-        f'{metrics["pass@1"]:.1%} [{low:.1%}, {high:.1%}]',
+        f'{metrics["pass@1"]:.1%} {interval}',
         f'@{k} {cons:.1%} ({metrics["cons@k_ties"]:.0%})',
         f'{metrics["truncated"]:.1%}',
         f'{metrics["unparsable"]:.1%}',

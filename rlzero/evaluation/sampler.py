@@ -158,7 +158,7 @@ class Endpoint:
     return {'endpoint': self._base, 'model': self._model}
 
   def fingerprint(self, template: Template, question: str) -> str:
-    return journal.digest(template.render(question, json.dumps))[:16]
+    return journal.digest(template.render(question, files.to_json))[:16]
 
   def sample(
     self,
@@ -195,7 +195,7 @@ class Endpoint:
 
   def _request(self, job: Job, index: int) -> tuple[str, dict[str, Any]]:
     question = job.questions[index // job.num_samples]
-    prompt = job.template.render(question, json.dumps)
+    prompt = job.template.render(question, files.to_json)
     body = {
       'model': self._model,
       # Servers have the same names; one that lacks any refuses it.
@@ -212,9 +212,10 @@ class Endpoint:
     url = f'{self._base.rstrip("/")}/{path}'
     headers = {'Content-Type': 'application/json', **keys.headers(url, _KEY)}
     opener = keys.opener(url)
+    data = files.to_json(body).encode()
     wait_s = self._first_wait_s
     for tries_left in reversed(range(self._max_tries)):
-      request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+      request = urllib.request.Request(url, data, headers)
       try:
         with opener.open(request, timeout=3600) as response:
           return _read_reply(url, response.read(_MAX_REPLY))
@@ -269,7 +270,7 @@ class SampleLog:
     prompts: Mapping[str, str] | None = None,
   ):
     self.samples: dict[tuple[str, int], encoding.Sample] = {}
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(files.to_json(settings))
     prompts = dict(prompts or {})
     lines = metrics.read_lines(path)
     if lines:
@@ -313,7 +314,13 @@ class SampleLog:
 
 
 def _line(uid: str, index: int, sample: encoding.Sample) -> str:
-  return json.dumps({'uid': uid, 'sample': index, **sample._asdict()}) + '\n'
+  row = {'uid': uid, 'sample': index, **sample._asdict()}
+  return files.to_json(row) + '\n'
+
+
+def is_url(path: str) -> bool:
+  """Whether a model is behind a URL, and not a checkpoint."""
+  return path.startswith(('http://', 'https://'))
 
 
 def load(path: str) -> Sampler:
@@ -322,7 +329,7 @@ def load(path: str) -> Sampler:
   Raises:
     FileNotFoundError, ValueError: nothing usable there; one sentence.
   """
-  if path.startswith(('http://', 'https://')):
+  if is_url(path):
     return Endpoint(path)
   loaded = folders.load_model(path)
   return Local(loaded.config, loaded.params, loaded.tokenizer, path)

@@ -18,6 +18,7 @@ from rlzero.rollout import encoding, sampling, scheduler
 from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.runtime import fields
 from rlzero.runtime.fields import at_least
+from rlzero.runtime.metrics import interval_text
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
 from rlzero.types import Tokens
@@ -166,7 +167,9 @@ def first_moves(
   return {
     'right': float(np.mean(right)),
     'chance': float(np.mean(alike)),
-    'gain': list(statistics.paired_difference(alike, right).interval),
+    'gain': list(statistics.paired_difference(alike, right).interval)
+    if len(chosen) > 1
+    else None,
     'likeliest': float(np.mean([w[c.argmax()] for c, w in of])),
     'legal': float(np.mean([c.sum() for c, _ in of])),
   }
@@ -182,8 +185,10 @@ def compare(
 
   Returns:
     `comparison`: {'pass@1', 'difference', 'interval', 'p_value'}, or None where
-    the other has no budget on one of the sides.
+    the other has no budget on one of the sides, or there is one problem.
   """
+  if len(one['pass@1_by_problem']) < 2:
+    return {'comparison': None}
   tokens = one['tokens_a_problem']
   rows = sorted(other.values(), key=lambda row: row['tokens_a_problem'])
   for low, high in itertools.pairwise(rows):
@@ -235,17 +240,17 @@ def describe(method: str, metrics: dict[str, Any]) -> str:
   """A line for each budget: accuracy, interval and cost."""
   lines = []
   for budget, one in metrics['budgets'].items():
-    low, high = one['pass@1_interval']
+    interval = interval_text(one['pass@1_interval'])
     lines.append(
-      f'{method} {budget}: pass@1 {one["pass@1"]:.3f} [{low:.3f}, {high:.3f}], '
+      f'{method} {budget}: pass@1 {one["pass@1"]:.3f} {interval}, '
       f'{one["tokens_a_problem"]:.0f} tokens a problem (prompts read: '
       f'{one["prompt_tokens_a_problem"]:.0f}), says ok {one["says_ok"]:.3f}'
     )
     if beside := one.get('comparison'):
-      low, high = beside['interval']
+      interval = interval_text(beside['interval'], '+.3f')
       lines.append(
         f'  the other at as many tokens: {beside["pass@1"]:.3f}, difference '
-        f'{beside["difference"]:+.3f} [{low:+.3f}, {high:+.3f}]'
+        f'{beside["difference"]:+.3f} {interval}'
       )
   moves = metrics['first_moves']
   lines.append(

@@ -3,12 +3,11 @@
 import dataclasses
 import hashlib
 import importlib
-import json
 import os
 import shlex
 from typing import Any, ClassVar
 
-from rlzero.runtime import config
+from rlzero.runtime import config, files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Command:
       raise config.UserError(
         f'Stage {stage.name!r} cannot be configured: {error}'
       ) from error
-    text = json.dumps(chosen(built)).replace(os.path.join(workdir, ''), '')
+    text = files.to_json(chosen(built)).replace(os.path.join(workdir, ''), '')
     self.digest = hashlib.sha256(text.encode()).hexdigest()
 
 

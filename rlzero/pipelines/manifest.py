@@ -61,7 +61,7 @@ class Manifest:
         f'{source!r} is wanted, but stage {name!r} left only '
         f'{", ".join(outputs) or "nothing"}; correct the input.'
       )
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return hashlib.sha256(files.to_json(found).encode()).hexdigest()
 
 
 def hashes(folder: str) -> dict[str, str]:

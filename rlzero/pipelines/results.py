@@ -84,11 +84,11 @@ def table(found: Mapping[str, Any]) -> str:
     '|---|---|---|---|---|---|---|---|',
   ]
   for name, measured in found['evaluations'].items():
-    low, high = measured['pass@1_interval']
+    interval = metrics.interval_text(measured['pass@1_interval'])
     language = measured['language']
     cells = [
       f'`{name.removesuffix("_evaluation")}`',
-      f'{measured["pass@1"]:.3f} [{low:.3f}, {high:.3f}]',
+      f'{measured["pass@1"]:.3f} {interval}',
       f'{measured["strict"]:.3f}',
       f'{measured["format"]:.3f}',
       '-' if language is None else f'{language:.3f}',

@@ -92,7 +92,7 @@ class Journal:
 
   def _append(self, line):
     self._write(line)
-    self._replay(json.loads(json.dumps(line)))  # as a later process reads it
+    self._replay(json.loads(files.to_json(line)))  # as a later process reads it
 
   def _replay(self, line):
     if 'scores' in line:
@@ -111,7 +111,7 @@ class Journal:
   def _write(self, line):
     if not self._file:
       return
-    text = json.dumps(line).encode()
+    text = files.to_json(line).encode()
     self._file.write(b'%08x %s\n' % (zlib.crc32(text), text))
     self._file.flush()  # a killed process loses nothing; a machine, a second
     if time.monotonic() - self._synced > _SYNC_S:
@@ -132,7 +132,7 @@ def _encode_mask(mask: np.ndarray | None) -> dict[str, Any]:
 
 def digest(value: Any) -> str:
   """SHA-256 of a value, of anything that JSON can hold."""
-  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+  return hashlib.sha256(files.to_json(value).encode()).hexdigest()
 
 
 def path_of(workdir: str, step: int) -> str:

@@ -71,7 +71,10 @@ def to_json(value: Any, **options: Any) -> str:
     value: dictionaries, lists, strings and numbers.
     **options: of `json.dumps`.
   """
-  return json.dumps(_finite(value), allow_nan=False, **options)
+  try:
+    return json.dumps(value, allow_nan=False, **options)
+  except ValueError:  # rarely, so that the copy is rarely made
+    return json.dumps(_finite(value), allow_nan=False, **options)
 
 
 def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rlzero.runtime import failures
+from rlzero.runtime import failures, files
 
 
 def count() -> int:
@@ -112,7 +112,7 @@ def fetch_first(tree: Any) -> Any:
 
 def _everyones(value: Any) -> list[Any]:
   """The values of all hosts, in their order."""
-  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  data = np.frombuffer(files.to_json(value).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(data.size))
   padded = np.zeros(sizes.max(), np.uint8)
   padded[: data.size] = data

@@ -6,9 +6,10 @@ import numbers
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import rich.progress
 import tensorboardX
 
@@ -33,9 +34,24 @@ class Mean(NamedTuple):
   @property
   def value(self) -> Any:
     """total / count; NaN where nothing was counted."""
-    if isinstance(self.count, numbers.Number) and not self.count:
-      return math.nan  # Python would raise, numpy warn; JAX gives NaN
+    known = isinstance(self.count, (numbers.Number, np.ndarray))
+    if known and not self.count:
+      return math.nan  # Python would raise, NumPy warn; JAX gives NaN
     return self.total / self.count
+
+
+def interval_text(ends: Sequence[float | None], style: str = '.3f') -> str:
+  """An interval in square brackets; '[–, –]' where it is not known.
+
+  Args:
+    ends: two numbers, NaN or None.
+    style: of a number, as `format` takes it.
+  """
+  shown = (
+    '–' if end is None or math.isnan(end) else format(end, style)
+    for end in ends
+  )
+  return f'[{", ".join(shown)}]'
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
@@ -113,7 +129,7 @@ class MetricsWriter:
       self._board.add_scalar(f'alert/{name}', float(rings), step)
       if rings:
         row.setdefault('alerts', []).append(name)
-    self._file.write(json.dumps(row, allow_nan=False) + '\n')
+    self._file.write(files.to_json(row) + '\n')
     self._file.flush()
 
   def close(self) -> None:

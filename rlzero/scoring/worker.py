@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import json
 import math
 import os
 import pickle
@@ -13,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+from rlzero.runtime import files
 from rlzero.scoring import frames
 from rlzero.tasks import base
 from rlzero.text import language, template
@@ -166,7 +166,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _encode(serial: int, status: str, reply: Any) -> bytes:
-  return json.dumps([serial, status, reply]).encode()
+  return files.to_json([serial, status, reply]).encode()
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rlzero.runtime import fields
+from rlzero.runtime import fields, files
 from rlzero.runtime.fields import at_least
 from rlzero.tasks import base, constants, generators, verify
 
@@ -50,11 +50,11 @@ class ReasoningGym:
       seed=fields.SEED,
     )
     try:
-      json.dumps(dict(self.options))
-    except TypeError as error:
+      json.dumps(dict(self.options), allow_nan=False)
+    except (TypeError, ValueError) as error:
       raise ValueError(
-        f'ReasoningGym.options is {self.options!r}; use numbers, strings, '
-        'lists and dicts only.'
+        f'ReasoningGym.options is {self.options!r}; use finite numbers, '
+        'strings, lists and dicts only.'
       ) from error
 
   @property
@@ -78,7 +78,7 @@ class ReasoningGym:
         f'{self.dataset} has no split {split!r}; choose one of '
         f'{", ".join(sizes)}.'
       )
-    order = json.dumps(
+    order = files.to_json(
       [self.dataset, dict(self.options), self.seed, sizes], sort_keys=True
     )
     return [base.Example(*fields) for fields in _generate(order)[split]]
@@ -106,7 +106,7 @@ class ReasoningGym:
 
   @property
   def _key(self) -> tuple[str, str, int]:
-    return self.dataset, json.dumps(dict(self.options)), self.seed
+    return self.dataset, files.to_json(dict(self.options)), self.seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class InOrder(ReasoningGym):
     """The first `num_train` problems, as split 'train'."""
     if split != 'train':
       raise ValueError(f'InOrder has the split train alone, not {split!r}.')
-    order = json.dumps(
+    order = files.to_json(
       [self.dataset, dict(self.options), self.seed, self.num_train]
     )
     return [base.Example(*fields) for fields in _generate(order)]
@@ -179,7 +179,7 @@ def _main() -> None:
       reply = _fill(name, options, seed, sizes)
   except ValueError as error:
     reply = str(error)
-  print(_MARK + json.dumps(reply))
+  print(_MARK + files.to_json(reply))
 
 
 def _fill(
@@ -250,8 +250,8 @@ def _target(name: str, generator: Any, entry: dict) -> str:
   fields = ('question', 'answer', 'metadata')
   answer = entry['answer']
   try:
-    target = json.dumps({field: entry[field] for field in fields})
-  except TypeError:
+    target = json.dumps({f: entry[f] for f in fields}, allow_nan=False)
+  except (TypeError, ValueError):
     if answer is None:
       raise ValueError(
         f'reasoning-gym {name!r} has a problem without an answer, whose facts '
@@ -262,7 +262,7 @@ def _target(name: str, generator: Any, entry: dict) -> str:
       generator.score_answer(answer, json.loads(target)) >= generators.RIGHT
     ):
       return target
-  return json.dumps({'answer': answer})
+  return files.to_json({'answer': answer})
 
 
 def make_generator(

@@ -9,7 +9,6 @@ what the model has written, become the ids of control tokens.
 
 import datetime
 import functools
-import json
 import os
 import pathlib
 import re
@@ -19,7 +18,9 @@ from typing import Any
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from rlzero.text import chat, files, model_files, warn
+from rlzero.runtime import files
+from rlzero.text import chat, model_files, warn
+from rlzero.text import files as text_files
 
 # Cuts a control token that is meant as text. It is no character: no text that
 # is valid Unicode for interchange holds it.
@@ -176,7 +177,7 @@ class Tokenizer:
         f'{folder} holds no tokenizer.json; save the tokenizer of the model '
         'there.'
       )
-    files.check_size(path)
+    text_files.check_size(path)
     try:
       backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -343,7 +344,7 @@ class Tokenizer:
     return self._encode('\n' + piece, False).ids[len(newline) :]
 
   def _encode(self, text: str, add_special: bool) -> tokenizers.Encoding:
-    files.check_text(text, f'A text for {self._source}')
+    text_files.check_text(text, f'A text for {self._source}')
     try:
       return self._backend.encode(text, add_special_tokens=add_special)
     except Exception as error:  # the library raises nothing narrower
@@ -443,6 +444,4 @@ class Tokenizer:
 
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-  path.write_text(
-    json.dumps(value, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
-  )
+  files.write_json(path, value, indent=2, ensure_ascii=False)

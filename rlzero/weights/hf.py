@@ -1,6 +1,5 @@
 """Hugging Face folders: config.json, safetensors and a tokenizer, both ways."""
 
-import json
 import math
 import os
 import pathlib
@@ -14,6 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from rlzero.models.config import ModelConfig
+from rlzero.runtime import files
 from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Params
@@ -49,16 +49,16 @@ def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
   metadata = Metadata(_read_json(described), str(described))
   config = mapping.model_config_from_hf(metadata.values, metadata.source)
   if (folder / _SINGLE).is_file():
-    files = [_SINGLE]
+    names = [_SINGLE]
   elif (folder / _INDEX).is_file():
-    files = _shards(folder / _INDEX)
+    names = _shards(folder / _INDEX)
   else:
     raise FileNotFoundError(
       f'{folder} holds neither {_SINGLE} nor {_INDEX}; put the weights there '
       'as safetensors.'
     )
   quantised = fp8.quantised(metadata)
-  tensors = _tensors(folder, files, quantised)
+  tensors = _tensors(folder, names, quantised)
   if quantised:
     tensors = fp8.dequantised(tensors, str(folder))
   return mapping.params_from_tensors(config, tensors, 'hf', str(folder))
@@ -102,15 +102,13 @@ def write_folder(
     draft = pathlib.Path(draft)
     tokenizer.save(draft)
     _save(draft, tensors, dtype, shard_bytes, on_progress)
-    (draft / 'config.json').write_text(
-      json.dumps(description, indent=2) + '\n', encoding='utf-8'
-    )
-    files = sorted(draft.iterdir(), key=lambda f: f.name == 'config.json')
+    files.write_json(draft / 'config.json', description, indent=2)
+    written = sorted(draft.iterdir(), key=lambda f: f.name == 'config.json')
     for old in folder.glob('model*.safetensors*'):
       if not (draft / old.name).exists():
         (folder / 'config.json').unlink(missing_ok=True)  # not complete now
         old.unlink()
-    for file in files:
+    for file in written:
       os.replace(file, folder / file.name)
 
 
@@ -148,9 +146,7 @@ def _save(
       on_progress(done, total)
   if len(shards) > 1:
     index = {'metadata': {'total_size': total}, 'weight_map': places}
-    (folder / _INDEX).write_text(
-      json.dumps(index, indent=2) + '\n', encoding='utf-8'
-    )
+    files.write_json(folder / _INDEX, index, indent=2)
 
 
 def _shards(index: pathlib.Path) -> list[str]:
@@ -176,9 +172,9 @@ def _shards(index: pathlib.Path) -> list[str]:
 
 
 def _tensors(
-  folder: pathlib.Path, files: Sequence[str], quantised: bool
+  folder: pathlib.Path, names: Sequence[str], quantised: bool
 ) -> Iterator[tuple[str, Stored]]:
-  for file in files:
+  for file in names:
     path = folder / file
     if not path.is_file():
       raise FileNotFoundError(

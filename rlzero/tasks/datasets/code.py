@@ -10,6 +10,7 @@ import pickletools
 import zlib
 from collections.abc import Iterable, Iterator
 
+from rlzero.runtime import files
 from rlzero.tasks import base, execute, fences, isolation
 from rlzero.tasks.datasets import hub
 
@@ -145,7 +146,7 @@ class LiveCodeBench(_Programs):
       yield base.Example(
         str(hub.column(row, 'question_id')),
         f'{hub.column(row, "question_content")}\n\n{ask}',
-        json.dumps(
+        files.to_json(
           {
             'tests': _tests(hub.column(row, 'public_test_cases')),
             # As it comes, packed: unpacked it is many times as large.
@@ -210,7 +211,7 @@ class Codeforces(_Programs):
       yield base.Example(
         str(hub.column(row, 'id')),
         '\n\n'.join([*parts, _ask(self.language)]),
-        json.dumps(
+        files.to_json(
           {
             'tests': [(test['input'], test['output']) for test in tests],
             'function': '',
