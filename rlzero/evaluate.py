@@ -44,6 +44,7 @@ from rlzero.runtime.fields import at_least
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
+from rlzero.train import folders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,7 @@ def run(cfg: Config) -> None:
       contamination.read(cfg.contamination), sets, cfg.num_words
     )
     if cfg.workdir:
+      _claim(cfg)
       files.write_json(
         measure.file_of(cfg.workdir, 'contamination.json'), result
       )
@@ -145,6 +147,8 @@ def run(cfg: Config) -> None:
   chosen = [
     measure.examples(b.task, b.split, b.num_problems) for b in cfg.measured
   ]
+  if cfg.checkpoint and not sampler.is_url(cfg.checkpoint):
+    _check_lengths(cfg, chosen)
   is_suite = bool(cfg.suite or cfg.benchmarks)
   with sharding.use(cfg.mesh):
     model = sampler.load(cfg.checkpoint) if cfg.checkpoint else None
@@ -152,8 +156,8 @@ def run(cfg: Config) -> None:
       'model': model.about() if model else {'samples': cfg.workdir},
       **provenance.metadata(),
     }
-    if cfg.workdir:  # a run may be at work beside its evaluations
-      workdir.claim(os.path.dirname(measure.file_of(cfg.workdir, '')))
+    if cfg.workdir:
+      _claim(cfg)
     metrics = {
       benchmark.name: _measure_benchmark(cfg, benchmark, problems, model, about)
       for benchmark, problems in zip(cfg.measured, chosen, strict=True)
@@ -169,6 +173,23 @@ def run(cfg: Config) -> None:
     name = 'suite' if is_suite else 'evaluation'
     files.write_json(measure.file_of(cfg.workdir, f'{name}.json'), result)
   print(files.to_json(result) if cfg.json else printed)
+
+
+def _claim(cfg: Config) -> None:
+  """Takes the folder of evaluations; a run may be at work beside them."""
+  workdir.claim(os.path.dirname(measure.file_of(cfg.workdir, '')))
+
+
+def _check_lengths(cfg: Config, chosen: Sequence[list[base.Example]]) -> None:
+  """Checks the prompts of all benchmarks before weights are read."""
+  tokenizer = folders.load_tokenizer(cfg.checkpoint)
+  for benchmark, problems in zip(cfg.measured, chosen, strict=True):
+    encoding.check_lengths(
+      tokenizer,
+      benchmark.template,
+      problems,
+      benchmark.sampling.max_prompt_len,
+    )
 
 
 def _measure_benchmark(

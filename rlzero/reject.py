@@ -47,6 +47,10 @@ def run(cfg: Config) -> None:
       f'{cfg.task.name!r} share {cfg.num_words} words with an evaluation set; '
       'choose another split or task.'
     )
+  problems = {'found': len(found), 'contaminated': len(found) - len(examples)}
+  num_clean = len(examples)
+  examples = rejection.leave_out_long(cfg, examples)
+  problems['too_long'] = num_clean - len(examples)
   saved_config.save(cfg, cfg.workdir)
   source = rejection.sample(cfg, examples)
   records = [
@@ -62,9 +66,7 @@ def run(cfg: Config) -> None:
       'reject.Config.limits.'
     )
   lines = [rejection.line(record, source) for record in kept]
-  statistics = rejection.describe(
-    cfg, records, kept, reasons, len(found), source
-  )
+  statistics = rejection.describe(cfg, records, kept, reasons, problems, source)
   for name, text in {
     'samples.jsonl': ''.join(map(rejection.to_json, lines)),
     'statistics.json': files.to_json(statistics, indent=2) + '\n',

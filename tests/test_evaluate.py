@@ -329,6 +329,28 @@ def test_report_shows_the_suite(suite):
   assert '<h2>Benchmarks</h2>' in page and '<td>second</td>' in page
 
 
+def test_one_problem_has_no_interval(suite):
+  result = _suite(suite)
+  for measured in result['benchmarks'].values():
+    measured['pass@1_interval'] = [None, None]
+  assert '[–, –]' in published.table(result)
+  assert '[–, –]' in published.html(result)
+
+
+def test_prompts_of_all_benchmarks_are_checked_before_a_model_is_loaded(
+  monkeypatch, tmp_path
+):
+  def load(path):
+    raise AssertionError('read')
+
+  monkeypatch.setattr(sampler, 'load', load)
+  short = dataclasses.replace(_SUITE[1].sampling, max_prompt_len=4)
+  benchmarks = (_SUITE[0], dataclasses.replace(_SUITE[1], sampling=short))
+  with pytest.raises(ValueError, match='3 of 3 problems to evaluate on are'):
+    evaluate.run(_config(workdir=str(tmp_path / 'a'), benchmarks=benchmarks))
+  assert not (tmp_path / 'a').exists()
+
+
 def test_samples_of_other_settings_are_not_mixed(suite):
   cfg = _config(workdir=str(suite), benchmarks=_SUITE, seed=1)
   with pytest.raises(ValueError, match='samples with seed 0, and now it is 1'):

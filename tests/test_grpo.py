@@ -280,6 +280,29 @@ def test_a_training_prompt_above_the_limit_is_left_out(tmp_path, capsys):
     )
 
 
+def test_the_limit_of_prompts_may_be_raised(tmp_path, monkeypatch):
+  settings = dict(task=_SomeLong(), save_every=1, steps_per_rollout=2)
+  settings |= dict(num_steps=4, reference_every=4, kl_coef=0.0)
+  step = update.Trainer.update
+
+  def stop_after_one(self, experience):
+    if self.step:
+      raise KeyboardInterrupt
+    return step(self, experience)
+
+  monkeypatch.setattr(update.Trainer, 'update', stop_after_one)
+  with pytest.raises(KeyboardInterrupt):
+    grpo.run(grpo_config(tmp_path, max_prompt_len=16, **settings))
+  monkeypatch.undo()
+  # The rollout that has begun keeps its problems; the next one has all.
+  grpo.run(grpo_config(tmp_path, max_prompt_len=128, **settings))
+  left_out = [row['prompts/too_long'] for row in _rows(tmp_path)]
+  assert len(left_out) == 4 and left_out[0] == left_out[1] > 0
+  assert left_out[2:] == [0, 0]
+  with pytest.raises(config.UserError, match='max_prompt_len is 16 now'):
+    grpo.run(grpo_config(tmp_path, max_prompt_len=16, **settings))
+
+
 def test_completion_longer_than_the_model(tmp_path):
   with pytest.raises(ValueError, match='the model takes 256'):
     grpo.run(grpo_config(tmp_path, max_len=1000))

@@ -1,5 +1,6 @@
 """What is kept of a model's completions, and that a kill changes nothing."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from rlzero.evaluation import contamination, measure, rejection
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics
 from rlzero.scoring import grade
-from rlzero.tasks import countdown
+from rlzero.tasks import base, countdown
 from rlzero.text import readability
 from rlzero.text.template import Template
 from rlzero.train import demonstrations, folders
@@ -175,6 +176,31 @@ def test_problems_of_evaluation_sets_are_not_drawn(tmp_path):
   )
   with pytest.raises(ValueError, match='All 2 problems'):
     reject.run(cfg)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SomeLong(base.Wrapper):
+  """Four problems, of which `long` have 40 words more."""
+
+  task: base.Task = countdown.Countdown()
+  long: int = 1
+
+  def examples(self, split):
+    return [
+      dataclasses.replace(e, question='9 ' * 40 * (i < self.long) + e.question)
+      for i, e in enumerate(list(self.task.examples(split))[:4])
+    ]
+
+
+def test_a_prompt_above_the_limit_is_left_out(tmp_path, capsys):
+  short = Sampling(max_len=48, max_prompt_len=16, num_slots=24)
+  cfg = _config(tmp_path, task=_SomeLong(), sampling=short)
+  chosen = rejection.leave_out_long(cfg, cfg.task.examples('train'))
+  assert len(chosen) == 3
+  assert '1 of 4 problems are too long' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='4 of 4 problems are too long'):
+    reject.run(_config(tmp_path, task=_SomeLong(long=4), sampling=short))
+  assert not list(tmp_path.iterdir())
 
 
 def test_nothing_to_keep(finished, tmp_path):

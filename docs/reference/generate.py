@@ -150,8 +150,9 @@ def _declared(stage: types.ModuleType, key: str) -> str:
   """The fields that are declared so; not again what is nested in them."""
   found: list[tuple[str, ...]] = []
   for path, (_, field, _) in cli_help.nested_fields(stage.Config):
-    if field.metadata.get(key) and path[:1] not in found:
-      found.append(path)
+    inner = field.metadata.get(key)
+    if inner and path[:1] not in found:
+      found += [path] if inner is True else [(*path, name) for name in inner]
   return ', '.join(f'`{".".join(path)}`' for path in found)
 
 

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,6 +72,33 @@ class Settings:
       deadline_s=above(0),
       seed=fields.SEED,
     )
+
+
+def leave_out_long(
+  cfg: Settings, examples: Sequence[base.Example]
+) -> list[base.Example]:
+  """The problems that are short enough as prompts; says how many are not.
+
+  Raises:
+    ValueError: none is.
+  """
+  tokenizer = folders.load_tokenizer(cfg.checkpoint)
+  limit = cfg.sampling.max_prompt_len
+  lengths = [
+    len(encoding.encode_prompt(tokenizer, cfg.template, e.question))
+    for e in examples
+  ]
+  fitting = [e for e, n in zip(examples, lengths, strict=True) if n <= limit]
+  told = (
+    f'{len(examples) - len(fitting)} of {len(examples)} problems are too long: '
+    f'the longest has {max(lengths)} tokens as a prompt, and '
+    f'Sampling.max_prompt_len is {limit}'
+  )
+  if not fitting:
+    raise ValueError(f'{told}; raise the limit or choose other problems.')
+  if len(fitting) < len(examples):
+    print(f'warning: {told}; they are left out.', flush=True)
+  return fitting
 
 
 def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
@@ -195,11 +222,19 @@ def describe(
   records: Sequence[dict[str, Any]],
   kept: Sequence[dict[str, Any]],
   reasons: dict[str, int],
-  num_found: int,
+  problems: Mapping[str, int],
   source: dict[str, Any],
 ) -> dict[str, Any]:
-  """Counts the samples drawn, the kept ones, and why others were not."""
-  drawn = len({r['uid'] for r in records})
+  """Counts the samples drawn, the kept ones, and why others were not.
+
+  Args:
+    cfg: of the run.
+    records: of all samples.
+    kept: those that are kept.
+    reasons: how many were not, by why.
+    problems: how many there were before any was asked, and were left out.
+    source: of the samples.
+  """
 
   def means(some):
     return {
@@ -212,9 +247,8 @@ def describe(
     'task': cfg.task.name,
     'split': cfg.split,
     'problems': {
-      'found': num_found,
-      'contaminated': num_found - drawn,
-      'drawn': drawn,
+      **problems,
+      'drawn': len({r['uid'] for r in records}),
       'kept': len({r['uid'] for r in kept}),
     },
     'completions': {'drawn': len(records), 'kept': len(kept)},

@@ -75,6 +75,7 @@ class TrainingLoop:
     # Of the current rollout.
     self.cursor = prompt_stream.get_state()  # where its problems begin
     self.header: dict[str, Any] = {}  # of its journal
+    self.max_prompt_len = cfg.sampling.max_prompt_len  # when it began
     self.asked: dict[str, str] | None = None  # a question and its prompt
     self.experience: Experience | None = None
     self.unwritten: dict[str, Any] | None = None  # metrics of the last step
@@ -169,6 +170,8 @@ class TrainingLoop:
     cfg, trainer = self.cfg, self.trainer
     used = trainer.step % cfg.steps_per_rollout
     first = trainer.step - used
+    if not used:
+      self.max_prompt_len = cfg.sampling.max_prompt_len
     sampled, too_long = self._draw(cfg.num_prompts * cfg.steps_per_rollout)
     prompts = encoding.encode_examples(self.tokenizer, cfg.template, sampled)
     tokens = journal.digest([prompt.tokens for prompt in prompts])
@@ -207,7 +210,7 @@ class TrainingLoop:
 
   def _draw(self, count: int) -> tuple[list[tuple[int, base.Example]], int]:
     """The next problems that fit, and how many were too long and left out."""
-    limit = self.cfg.sampling.max_prompt_len
+    limit = self.max_prompt_len
     sampled, left_out = encoding.draw_fitting(
       self.stream, count, self.tokenizer, self.cfg.template, limit
     )
@@ -375,6 +378,7 @@ class TrainingLoop:
         'metrics': self.experience.metrics if self.experience and used else {},
         'unwritten': self.unwritten,
         'asked': self.asked,
+        'max_prompt_len': self.max_prompt_len,
       },
     )
     self.saved_step = trainer.step
@@ -401,6 +405,7 @@ class TrainingLoop:
     trainer.reference = saved.state['reference']
     trainer.step = self.saved_step = saved.step
     self.wall_s, self.unwritten = metadata['wall_s'], metadata['unwritten']
+    self.max_prompt_len = metadata.get('max_prompt_len', self.max_prompt_len)
     self.cursor = metadata['stream']
     self.stream.set_state(self.cursor)
     if metadata['journal']:

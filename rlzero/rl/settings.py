@@ -54,7 +54,9 @@ class Config:
   num_prompts: int = 32  # prompts a step
   group_size: int = 16  # G, completions a prompt
   steps_per_rollout: int = 16  # minibatches, each one policy update
-  sampling: Sampling = Sampling(max_len=32_768, max_prompt_len=1024)
+  sampling: Sampling = grows_on_resume(
+    Sampling(max_len=32_768, max_prompt_len=1024), 'max_prompt_len'
+  )
   # Reward
   accuracy_reward: float = 1.0  # weight
   format_reward: float = 1.0  # weight

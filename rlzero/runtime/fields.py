@@ -23,9 +23,16 @@ def mutable_on_resume(default: Any = dataclasses.MISSING) -> Any:
   )
 
 
-def grows_on_resume(default: Any = dataclasses.MISSING) -> Any:
-  """Declares a number that may be larger when a run resumes."""
-  return dataclasses.field(default=default, metadata={'grows_on_resume': True})
+def grows_on_resume(default: Any = dataclasses.MISSING, *inner: str) -> Any:
+  """Declares a number that may be larger when a run resumes.
+
+  Args:
+    default: of the field.
+    *inner: the fields that may grow, where the default is an object.
+  """
+  return dataclasses.field(
+    default=default, metadata={'grows_on_resume': inner or True}
+  )
 
 
 class Range(NamedTuple):

@@ -99,13 +99,16 @@ def check_resume_compatible(cfg: Any, workdir: str) -> None:
 
 
 def _growing(cfg: Any) -> list[str]:
-  """The bindings of a Config's own fields that may grow."""
-  name = naming.full_name(type(cfg))
-  return [
-    f'{name}.{f.name}'
-    for f in dataclasses.fields(cfg)
-    if f.metadata.get('grows_on_resume')
-  ]
+  """The bindings of a Config that may grow."""
+  found = []
+  for f in dataclasses.fields(cfg):
+    inner = f.metadata.get('grows_on_resume')
+    if inner is True:
+      found.append(f'{naming.full_name(type(cfg))}.{f.name}')
+    elif inner:
+      owner = naming.full_name(type(getattr(cfg, f.name)))
+      found += [f'{f.name}/{owner}.{name}' for name in inner]
+  return found
 
 
 def _grows(before: str | None, now: str) -> bool:
@@ -117,7 +120,8 @@ def _tell_of_schedule(cfg: Any, growing: dict[str, tuple[str, str]]) -> None:
   """Says where a longer run changes the learning rate of its steps."""
   schedule = getattr(getattr(cfg, 'optimizer', None), 'schedule', 'constant')
   for key, (before, now) in growing.items():
-    if schedule != 'constant':
+    # What is nested is no number of steps.
+    if schedule != 'constant' and '/' not in key:
       print(
         f'{key} grows from {before} to {now}: the steps that are left follow '
         f'the {schedule} schedule to its new end, so their learning rate is '

@@ -98,6 +98,21 @@ def load_model(path: str, dtype: str = 'float32') -> weights.Loaded:
   return dataclasses.replace(opened, params=params)
 
 
+def load_tokenizer(path: str) -> Tokenizer:
+  """The tokenizer of a model, whose weights are not read.
+
+  Args:
+    path: as of `open_model`.
+
+  Raises:
+    FileNotFoundError, ValueError: nothing usable there; one sentence.
+  """
+  folder = pathlib.Path(path)
+  if (folder / 'checkpoints').is_dir():
+    return Tokenizer.load(folder / 'model')
+  return weights.open_model(path).tokenizer
+
+
 def open_model(path: str) -> weights.Loaded:
   """A model from any kind of checkpoint, its weights not read yet.
 
