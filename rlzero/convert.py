@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from rlzero import weights
+from rlzero.runtime import workdir
 from rlzero.train import conversion, folders
 
 
@@ -52,6 +53,7 @@ def run(cfg: Config) -> None:
     f'{sum(np.prod(s, dtype=np.int64) for s in sizes):,} parameters',
     flush=True,
   )
+  workdir.claim(cfg.output)
   if cfg.kind == 'run':
     conversion.write_run(cfg, before)
   else:
@@ -72,6 +74,7 @@ def run(cfg: Config) -> None:
       - conversion.some_logprobs(after.config, after.params)
     )
     said += f'; log-probs differ by {difference.max():.2g} at most'
+  workdir.hand_on(cfg.output)
   print(said)
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import os
 
 from rlzero.reporting import figures, recorded, web_page
-from rlzero.runtime import files
+from rlzero.runtime import files, workdir
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ def run(cfg: Config) -> None:
   if cfg.compare:
     workdirs = [name for name in cfg.compare.split(',') if name]
     result, names = web_page.table(workdirs), 'curves.png and table.json'
+    workdir.claim(cfg.workdir)
     os.makedirs(cfg.workdir, exist_ok=True)
     files.write_json(os.path.join(cfg.workdir, 'table.json'), result, indent=2)
     runs = map(recorded.load, workdirs)

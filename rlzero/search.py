@@ -20,12 +20,13 @@ rollouts come to say so.
 """
 
 import dataclasses
+import os
 from typing import Any
 
 import numpy as np
 
 from rlzero.evaluation import measure, statistics, tree_search
-from rlzero.runtime import files, provenance
+from rlzero.runtime import files, provenance, workdir
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import countdown
 from rlzero.train import folders
@@ -44,6 +45,8 @@ def run(cfg: Config) -> None:
   other = {}
   if cfg.compare_with:
     other = tree_search.read_results(cfg.compare_with, chosen)
+  if cfg.workdir:
+    workdir.claim(os.path.dirname(measure.file_of(cfg.workdir, '')))
   found: dict[str, dict[str, Any]] = {}
   with reward_pool.RewardPool({task.name: task}, 'short') as pool:
     for budget, samples, cost in tree_search.Search(cfg, loaded, chosen).run():

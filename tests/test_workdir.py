@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import importlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from rlzero.pipelines import manifest
 from rlzero.runtime import config, failures, hosts, workdir
+from rlzero.train import folders
 
 _HOLDER = """
 import sys, time
@@ -75,6 +77,74 @@ def test_a_file_system_without_locks_is_told_once(
 def test_called_as_a_function_a_stage_takes_nothing(tmp_path):
   workdir.claim(str(tmp_path))
   assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_is_removed_locks_the_next_one(tmp_path):
+  with workdir.claims():
+    workdir.claim(str(tmp_path))
+    workdir.hand_on(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+  with workdir.claims():
+    workdir.claim(str(tmp_path))
+    # Removed between opening and locking: another file is locked then.
+    opened = workdir._flock
+
+    def remove_first(file, path, *rest):
+      if os.path.exists(path) and not (tmp_path / 'once').exists():
+        (tmp_path / 'once').touch()
+        os.unlink(path)
+      opened(file, path, *rest)
+
+    workdir.hand_on(str(tmp_path))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(workdir, '_flock', remove_first)
+    held = workdir.lock(str(tmp_path))
+  assert os.path.samestat(os.fstat(held), os.stat(tmp_path / 'lock'))
+  workdir.hand_on(str(tmp_path))  # of others: nothing is claimed here
+  assert (tmp_path / 'lock').exists()
+  workdir.release(held)
+
+
+@pytest.mark.parametrize(
+  ('stage', 'flags', 'folder'),
+  [
+    ('search', ['--workdir=OUT'], 'evaluations'),
+    ('convert', ['--checkpoint=TINY', '--output=OUT'], ''),
+    ('report', ['--workdir=OUT', '--compare=RUN'], ''),
+    ('evaluate', ['--checkpoint=TINY', '--workdir=OUT'], 'evaluations'),
+    (
+      'evaluate',
+      ['--workdir=OUT', '--contamination=TEXT', '--num_problems=1'],
+      'evaluations',
+    ),
+  ],
+)
+def test_a_stage_that_writes_takes_the_folder(
+  stage, flags, folder, tmp_path, capsys
+):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'metrics.jsonl').write_text('{"step": 0}\n')
+  (tmp_path / 'text.jsonl').write_text('{"text": "a"}\n')
+  taken = tmp_path / 'out' / folder
+  taken.mkdir(parents=True)
+  named = {
+    'OUT': tmp_path / 'out',
+    'RUN': tmp_path / 'run',
+    'TINY': folders.embedded('tiny_base'),
+    'TEXT': tmp_path / 'text.jsonl',
+  }
+  for name, path in named.items():
+    flags = [flag.replace(name, str(path)) for flag in flags]
+  lock = workdir.lock(str(taken))
+  try:
+    with pytest.raises(SystemExit) as ended:
+      config.main(importlib.import_module(f'rlzero.{stage}'), flags)
+  finally:
+    workdir.release(lock)
+  told = capsys.readouterr().err
+  assert ended.value.code == failures.TRY_AGAIN
+  assert told.startswith('error: ') and 'is in use by process' in told
+  assert [path.name for path in taken.iterdir()] == ['lock']
 
 
 def test_the_lock_is_not_handed_on(tmp_path):

@@ -93,20 +93,24 @@ def lock(workdir: str, wait: bool = False) -> int | None:
     failures.Unavailable: another process has it, and `wait` is false.
   """
   path = os.path.join(workdir, LOCK)
-  file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-  try:
-    _flock(file, path, workdir, wait)
-  except OSError as error:
-    os.close(file)
-    if error.errno not in _NO_LOCKS:
-      raise
-    print(
-      f'warning: {workdir} is on a file system without locks; take care that '
-      'no second process works there.',
-      file=sys.stderr,
-      flush=True,
-    )
-    return None
+  file = None
+  while file is None or _is_gone(file, path):
+    if file is not None:
+      os.close(file)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+      _flock(file, path, workdir, wait)
+    except OSError as error:
+      os.close(file)
+      if error.errno not in _NO_LOCKS:
+        raise
+      print(
+        f'warning: {workdir} is on a file system without locks; take care '
+        'that no second process works there.',
+        file=sys.stderr,
+        flush=True,
+      )
+      return None
   since = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
   os.ftruncate(file, 0)
   holder = f'process {os.getpid()} on {socket.gethostname()} since {since}'
@@ -119,6 +123,24 @@ def release(file: int) -> None:
   with contextlib.suppress(OSError):  # a full disk: the text says too much
     os.ftruncate(file, 0)
   os.close(file)
+
+
+def hand_on(workdir: str) -> None:
+  """Removes the lock file of a folder, if this process has claimed it.
+
+  For a folder that is copied elsewhere next: nothing is written after this.
+  """
+  if _held is not None and os.path.realpath(workdir) in _held:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(os.path.join(workdir, LOCK))
+
+
+def _is_gone(file: int, path: str) -> bool:
+  """Whether the file that was locked has been removed, or replaced, since."""
+  try:
+    return not os.path.samestat(os.fstat(file), os.stat(path))
+  except FileNotFoundError:
+    return True
 
 
 def _flock(file: int, path: str, workdir: str, wait: bool) -> None:
