@@ -2,6 +2,8 @@
 
   python -m rlzero.grpo --gin_file=configs/runs/r1_zero_tiny.gin --workdir=DIR
 
+`--describe` prints the objective that the settings select, and nothing runs.
+
 One rollout: draw prompts, complete each G times, score, subtract the group's
 mean; then one policy update for each minibatch of whole groups. A step is a
 policy update, as in the paper. A run resumes from its last checkpoint.
@@ -9,9 +11,9 @@ policy update, as in the paper. A run resumes from its last checkpoint.
 Differences from the paper:
 - Minibatches hold whole groups, so that a prompt is computed once for its
   group; the paper does not say whether rows or prompts are split.
-- old_logprobs are the sampler's. Sampler and learner are one forward function
-  and agree to rounding, which is logged; a separate pass would cost a third of
-  the update.
+- pi_old is what the sampler says. Sampler and learner are one forward function
+  and agree to rounding, which is logged; a separate pass, which
+  `old_logprobs = 'recomputed'` makes, costs a third of the update.
 - The accuracy reward needs the format: exactly one well-formed answer.
 
 The settings are in `rl/settings.py`; `rl/collect.py` and `rl/update.py` are the
@@ -20,12 +22,18 @@ step, `rl/loop.py` the run around it.
 
 from rlzero.reporting import web_page
 from rlzero.rl import loop, settings
+from rlzero.rl.objectives import describe as objectives
 from rlzero.rl.settings import Config
 from rlzero.runtime import config, hosts, saved_config, sharding
 from rlzero.tasks.datasets import stream
 from rlzero.train import folders
 
 SEVERAL_HOSTS = True  # may run it together
+
+
+def describe(cfg: Config) -> str:
+  """The objective that the settings select, as a formula and a table."""
+  return objectives.describe(cfg.objective)
 
 
 def run(cfg: Config) -> None:

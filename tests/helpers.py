@@ -21,8 +21,8 @@ from rlzero.models.config import (
   RopeScaling,
   Yarn,
 )
-from rlzero.rl import losses
 from rlzero.rl.objective import Objective
+from rlzero.rl.objectives import advantages
 from rlzero.runtime import fields
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
@@ -146,7 +146,9 @@ def make_rows(objective, seed=0, shortest=1, longest=9, shared_prefix=()):
     old_logprobs=old,
     ref_logprobs=ref if objective.kl_coef else None,
     advantages=np.asarray(
-      losses.group_advantages(jnp.asarray(rewards), objective.normalize_std)
+      advantages.of_rewards(
+        jnp.asarray(rewards), objective.baseline, objective.scale
+      )
     ).reshape(-1),
   )
 

@@ -130,6 +130,10 @@ def _check_stage(module: str, flags: list[str]) -> None:
     return
   of_process = ('--distributed', '--coordinator', '--num_processes')
   flags = [flag for flag in flags if not flag.startswith(of_process)]
+  if '--describe' in flags:
+    assert hasattr(stage, 'describe'), module
+    flags.remove('--describe')
+    flags = ['--workdir=', *flags]
   # Two stages put flags of their own in front, or spell some differently.
   flags = getattr(stage, 'flags', list)(flags)
   config.build(stage, [*getattr(stage, 'DEFAULTS', ()), *flags])
@@ -266,7 +270,9 @@ def _generator():
   return module
 
 
-@pytest.mark.parametrize('name', ['cli.md', 'config.md', 'metrics.md'])
+@pytest.mark.parametrize(
+  'name', ['cli.md', 'config.md', 'metrics.md', 'objectives.md']
+)
 def test_reference_is_what_the_code_says(name):
   page = ROOT / 'docs/reference' / name
   assert page.read_text() == _generator().pages()[name], (

@@ -19,6 +19,7 @@ from rlzero import grpo
 from rlzero.evaluation import measure
 from rlzero.reporting import metric_names
 from rlzero.rl import collect, learner, loop, settings, update
+from rlzero.rl.objective import Objective
 from rlzero.rollout import journal, scheduler
 from rlzero.runtime import config, lifecycle, metrics, sharding
 from rlzero.tasks import base, countdown
@@ -184,14 +185,14 @@ def test_parts_of_the_verdict_can_be_rewarded(tmp_path):
 def test_dr_grpo_runs(tmp_path):
   cfg = grpo_config(
     tmp_path,
-    normalize_std=False,
+    scale='none',
     aggregation='constant',
     num_steps=1,
     save_every=1,
     reference_every=1,
     final_problems=1,
   )
-  assert not cfg.objective.normalize_std
+  assert cfg.objective.scale == 'none'
   assert cfg.objective.aggregation == 'constant'
   grpo.run(cfg)
   assert len(metrics.read_metrics(str(tmp_path))) == 1
@@ -219,6 +220,10 @@ def test_nan_stops_the_run_at_the_last_good_checkpoint(tmp_path, monkeypatch):
   [
     ({'group_size': 1}, 'group_size is 1; it must be at least 2'),
     ({'num_steps': 10, 'steps_per_rollout': 4}, 'num_steps is 10, which'),
+    (
+      {'num_steps': 6, 'steps_per_rollout': 2, 'epochs_per_rollout': 2},
+      'steps_per_rollout = 2, epochs_per_rollout = 2 times, does not divide',
+    ),
     ({'temperature': 0.0}, 'temperature is 0; it must be above 0'),
     ({'template': Template('chat')}, "template 'chat' has no format"),
     ({'learning_rate': -1.0}, 'learning_rate is -1.0'),
@@ -352,6 +357,19 @@ def test_table_says_what_the_settings_amount_to(tmp_path):
   assert '3 x 4 = 12 rows' in text
   assert '4 x 24' in text
   assert '24 (2.00 epochs of 12)' in text
+  text = settings.table(
+    grpo_config(
+      tmp_path,
+      steps_per_rollout=2,
+      epochs_per_rollout=2,
+      num_steps=8,
+      save_every=4,
+      reference_every=4,
+    ),
+    12,
+  )
+  assert '2 x 2 = 4' in text
+  assert '12 (1.00 epochs of 12)' in text
 
 
 @pytest.fixture(scope='module')
@@ -470,6 +488,61 @@ def test_killed_in_every_part_of_a_step(whole_of_two, tmp_path, monkeypatch):
   grpo.run(cfg)
   assert not drawn  # the last rollout was whole, and none of it is lost
   _assert_same_folder(whole_of_two, tmp_path)
+
+
+@pytest.mark.slow
+def test_epochs_with_recomputed_logprobs_resume_to_the_bit(
+  tmp_path, monkeypatch
+):
+  changes = {
+    'steps_per_rollout': 2,
+    'epochs_per_rollout': 2,
+    'num_prompts': 1,
+    'num_steps': 4,
+    'reference_every': 4,
+    'save_every': 1,
+    'final_problems': 1,
+    'keep_completions_every': 4,
+    'objective': Objective(
+      old_logprobs='recomputed',
+      behaviour='truncated',
+      kl_coef=0.01,
+      kl_estimator='k1',
+      kl_in='reward',
+    ),
+  }
+  seen = []
+  follow = learner.Learner.update
+
+  def noted(self, state, rows):
+    seen.append(rows)
+    return follow(self, state, rows)
+
+  monkeypatch.setattr(learner.Learner, 'update', noted)
+  grpo.run(grpo_config(tmp_path / 'whole', **changes))
+  monkeypatch.undo()
+  # Two minibatches of a group each, twice; every update learns something.
+  groups = [tuple(rows.prompts[0]) for rows in seen]
+  assert len({*groups[:2]}) == 2 and {*groups[:2]} == {*groups[2:]}
+  rows = _rows(tmp_path / 'whole')
+  assert all(row['policy/sampler_learner_max'] <= 3e-5 for row in rows)
+  assert all(0 <= row['policy/sampler_learner_kl'] < 1e-8 for row in rows)
+  assert all(row['policy/behaviour_limited'] == 0 for row in rows)
+  assert (
+    rows[0]['policy/log_ratio_max'] < 1e-4 < rows[3]['policy/log_ratio_max']
+  )
+  cfg = grpo_config(tmp_path / 'killed', **changes)
+  for owner, name, call in (
+    (journal.Journal, 'add_logprobs', 3),  # of 8
+    (update.Trainer, 'update', 3),  # after which the policy is another
+  ):
+    _killed_at(monkeypatch, owner, name, call)
+    with pytest.raises(_Killed):
+      grpo.run(cfg)
+    monkeypatch.undo()
+  _killed_at(monkeypatch, journal.Journal, 'add_logprobs', 0)
+  grpo.run(cfg)  # and they are not made again
+  _assert_same_folder(tmp_path / 'whole', tmp_path / 'killed')
 
 
 @mostly_slow('call', {'first': 5, 'second': 21}, quick=('second',))

@@ -1,321 +1,364 @@
-"""Each equation against numbers worked out by hand."""
+"""Every published objective against its formula, written from the paper.
 
+The formulas are NumPy in float64, over whole completions and groups, without
+packing: `log_pi[i]` are the log-probs of completion i. `at` is the policy at
+which a stop-gradient stands still; slopes are finite differences.
+"""
+
+import dataclasses
 import functools
 import math
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from rlzero.models import vocab_head
+from rlzero import grpo
 from rlzero.rl import losses
+from rlzero.rl.objective import Objective
+from rlzero.rl.objectives import advantages, aggregation, behaviour, kl
+from rlzero.runtime import config
+from rlzero.train import packing
 
-pytestmark = pytest.mark.model
+pytestmark = [
+  pytest.mark.model,
+  pytest.mark.usefixtures('quick_compilation'),
+]
+
+_FOLDER = pathlib.Path(__file__).parent.parent / 'configs' / 'objectives'
+NAMES = sorted(path.stem for path in _FOLDER.glob('*.gin'))
+GROUPS, GROUP, MAX_LEN = 3, 4, 12
+REWARDS = np.array([[1.0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 2, 0]])
 
 
-def test_group_advantages_by_hand():
-  # Rewards 1, 0, 0, 1: mean 1/2, deviations +-1/2, standard deviation 1/2.
-  # Rewards 2, 0, 0, 0: mean 1/2, variance (9 + 3) / 16 = 3/4.
-  rewards = jnp.array([[1.0, 0, 0, 1], [2.0, 0, 0, 0]])
-  std = math.sqrt(3) / 2
+@functools.cache
+def objective_of(name: str) -> Objective:
+  flags = [f'--gin_file={_FOLDER}/{name}.gin', '--workdir=']
+  return config.build(grpo, flags).objective
+
+
+class Rollout:
+  """Log-probs of completions under four policies near each other."""
+
+  def __init__(self, spread: float):
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(1, 9, GROUPS * GROUP)
+
+    def near(values, scale):
+      return [x + rng.normal(0, scale, len(x)) for x in values]
+
+    self.old = [rng.normal(-2, 0.5, n) for n in lengths]
+    self.new = near(self.old, spread)
+    self.ref = near(self.old, 0.4)
+    self.sampler = near(self.old, 0.7)
+
+
+# The papers' formulas. R [P, G]; the policies' log-probs as lists of arrays.
+
+
+def per_group(values):
+  return np.asarray(values, float).reshape(GROUPS, GROUP)
+
+
+def a_grpo(R):
+  A = np.zeros_like(R)
+  for g, r in enumerate(R):
+    if r.std():
+      A[g] = (r - r.mean()) / r.std()
+  return A.ravel()
+
+
+def a_centred(R):
+  return (R - R.mean(axis=1, keepdims=True)).ravel()
+
+
+def a_batch_std(R):
+  A = a_centred(R)
+  return A / A.std()
+
+
+def ppo(rho, A, low, high):
+  return np.minimum(rho * A, np.clip(rho, 1 - low, 1 + high) * A)
+
+
+def k3(pi, ref):
+  return np.exp(ref - pi) - (ref - pi) - 1
+
+
+def sequence_mean(terms):
+  return np.mean([t.sum() / len(t) for t in terms])
+
+
+def prompt_mean(terms):
+  groups = [
+    np.concatenate(terms[g * GROUP : (g + 1) * GROUP]) for g in range(GROUPS)
+  ]
+  return np.mean([g.sum() / g.size for g in groups])
+
+
+def token_mean(terms):
+  return np.concatenate(terms).mean()
+
+
+def grpo_formula(data, pi, low=0.2, high=0.2, beta=0.001, weights=None):
+  A, terms = a_grpo(REWARDS), []
+  for i, p in enumerate(pi):
+    w = 1.0 if weights is None else weights[i]
+    gain = w * ppo(np.exp(p - data.old[i]), A[i], low, high)
+    terms.append(gain - beta * k3(p, data.ref[i]))
+  return sequence_mean(terms)
+
+
+def dr_grpo(data, pi):
+  A = a_centred(REWARDS)
+  return np.mean(
+    [
+      ppo(np.exp(p - old), a, 0.2, 0.2).sum() / MAX_LEN
+      for p, old, a in zip(pi, data.old, A, strict=True)
+    ]
+  )
+
+
+def dapo(data, pi):
+  A = a_grpo(REWARDS)
+  return prompt_mean(
+    [
+      ppo(np.exp(p - old), a, 0.2, 0.28)
+      for p, old, a in zip(pi, data.old, A, strict=True)
+    ]
+  )
+
+
+def gspo(data, pi, lengths=False):
+  A, gains = a_grpo(REWARDS), []
+  for p, old, a in zip(pi, data.old, A, strict=True):
+    s = math.exp((p.sum() - old.sum()) / len(p))
+    gains.append(ppo(s, a, 3e-4, 4e-4) * (len(p) if lengths else 1))
+  return np.mean(gains)
+
+
+def cispo(data, pi, at, A):
+  terms = []
+  for p, old, here, a in zip(pi, data.old, at, A, strict=True):
+    weight = np.minimum(np.exp(here - old), 5.0)
+    terms.append(weight * a * (p - old))
+  return prompt_mean(terms)
+
+
+def rloo(data, pi):
+  R = REWARDS.ravel() - 0.03 * np.array(
+    [old.sum() - ref.sum() for old, ref in zip(data.old, data.ref, strict=True)]
+  )
+  total = 0.0
+  for i, (p, old) in enumerate(zip(pi, data.old, strict=True)):
+    first = i - i % GROUP
+    others = [R[j] for j in range(first, first + GROUP) if j != i]
+    total += (R[i] - np.mean(others)) * (p.sum() - old.sum())
+  return total / len(pi)
+
+
+def reinforce_pp(data, pi, beta=0.001):
+  A, terms = a_batch_std(REWARDS), []
+  for i, p in enumerate(pi):
+    gain = ppo(np.exp(p - data.old[i]), A[i], 0.2, 0.2)
+    terms.append(gain - beta * (p - data.ref[i]) ** 2 / 2)
+  return token_mean(terms)
+
+
+def gpg(data, pi):
+  signal = np.ptp(REWARDS, axis=1) > 0
+  alpha = GROUPS / signal.sum()
+  A = alpha * a_centred(REWARDS)
+  return prompt_mean(
+    [a * (p - old) for p, old, a in zip(pi, data.old, A, strict=True)]
+  )
+
+
+def kimi(data, pi, tau=0.1):
+  # -(r - mean - tau log(pi/old))^2 / (2 tau), up to its constant.
+  A = a_centred(REWARDS)
+  return np.mean(
+    [
+      (a**2 - (a - tau * (p.sum() - old.sum())) ** 2) / (2 * tau)
+      for p, old, a in zip(pi, data.old, A, strict=True)
+    ]
+  )
+
+
+def maxrl(data, pi):
+  means = REWARDS.mean(axis=1, keepdims=True)
+  A = ((REWARDS - means) / means).ravel()
+  ways = [p.sum() - old.sum() for p, old in zip(pi, data.old, strict=True)]
+  return np.mean(A * ways)
+
+
+def sapo(data, pi):
+  A, terms = a_grpo(REWARDS), []
+  for p, old, a in zip(pi, data.old, A, strict=True):
+    tau = 1.0 if a > 0 else 1.05
+    gate = 4 / tau / (1 + np.exp(-tau * (np.exp(p - old) - 1)))
+    terms.append(gate * a)
+  return sequence_mean(terms)
+
+
+def unbiased_kl(data, pi):
+  A, terms = a_grpo(REWARDS), []
+  for i, p in enumerate(pi):
+    rho = np.exp(p - data.old[i])
+    terms.append(ppo(rho, A[i], 0.2, 0.2) - 0.001 * rho * k3(p, data.ref[i]))
+  return sequence_mean(terms)
+
+
+def tis(data, pi):
+  weights = [
+    np.minimum(np.exp(old - mu), 2.0)
+    for old, mu in zip(data.old, data.sampler, strict=True)
+  ]
+  return grpo_formula(data, pi, weights=weights)
+
+
+def icepop(data, pi):
+  ratios = [
+    np.exp(old - mu) for old, mu in zip(data.old, data.sampler, strict=True)
+  ]
+  weights = [np.where((k >= 0.5) & (k <= 5), k, 0) for k in ratios]
+  return grpo_formula(data, pi, weights=weights)
+
+
+# name: (formula of data, policy and where a stop-gradient stands; spread of
+# the policy about the old one).
+FORMULAS = {
+  'grpo': (lambda d, pi, at: grpo_formula(d, pi), 0.3),
+  'grpo_r1': (lambda d, pi, at: grpo_formula(d, pi, 10, 10), 2.0),
+  'grpo_deepseekmath': (lambda d, pi, at: grpo_formula(d, pi, beta=0.04), 0.3),
+  'dr_grpo': (lambda d, pi, at: dr_grpo(d, pi), 0.3),
+  'dapo': (lambda d, pi, at: dapo(d, pi), 0.3),
+  'gspo': (lambda d, pi, at: gspo(d, pi), 1e-3),
+  'luspo': (lambda d, pi, at: gspo(d, pi, lengths=True), 1e-3),
+  'cispo': (lambda d, pi, at: cispo(d, pi, at, a_grpo(REWARDS)), 1.5),
+  'scalerl': (lambda d, pi, at: cispo(d, pi, at, a_batch_std(REWARDS)), 1.5),
+  'rloo': (lambda d, pi, at: rloo(d, pi), 0.3),
+  'reinforce_pp_baseline': (lambda d, pi, at: reinforce_pp(d, pi), 0.3),
+  'lite_ppo': (lambda d, pi, at: reinforce_pp(d, pi, beta=0), 0.3),
+  'gpg': (lambda d, pi, at: gpg(d, pi), 0.3),
+  'kimi_k1p5': (lambda d, pi, at: kimi(d, pi), 0.3),
+  'maxrl': (lambda d, pi, at: maxrl(d, pi), 0.3),
+  'sapo': (lambda d, pi, at: sapo(d, pi), 0.3),
+  'unbiased_kl': (lambda d, pi, at: unbiased_kl(d, pi), 0.3),
+  'tis': (lambda d, pi, at: tis(d, pi), 0.3),
+  'icepop': (lambda d, pi, at: icepop(d, pi), 0.3),
+}
+
+
+def rollout_batch(objective: Objective, data: Rollout) -> packing.RolloutBatch:
+  """The batch that a collector would make of it."""
+
+  def floats(values):
+    return [np.float32(x) for x in values]
+
+  old = data.old if objective.old_logprobs == 'sampler' else data.sampler
+  batch = packing.RolloutBatch(
+    prompts=[[2, 3]] * GROUPS,
+    prompt_index=np.repeat(np.arange(GROUPS), GROUP),
+    completions=[np.full(len(x), 5) for x in data.new],
+    old_logprobs=floats(old),
+    ref_logprobs=floats(data.ref) if objective.kl_coef else None,
+    advantages=np.zeros(GROUPS * GROUP, np.float32),
+  )
+  if objective.old_logprobs == 'recomputed':
+    batch, _ = behaviour.corrected(objective, batch, floats(data.old))
+  rewards = np.float32(REWARDS)
+  if objective.kl_coef and objective.kl_in == 'reward':
+    penalty = objective.kl_coef * kl.of_completions(objective, batch)
+    rewards = rewards - penalty.reshape(rewards.shape)
+  found = advantages.of_rewards(rewards, objective.baseline, objective.scale)
+  counts, _ = aggregation.divisors(objective, batch, MAX_LEN)
+  return batch._replace(advantages=np.asarray(found).reshape(-1), counts=counts)
+
+
+def value_and_slopes(objective: Objective, data: Rollout):
+  """J and dJ / d log pi of every token, through packed rows."""
+  batch = rollout_batch(objective, data)
+  _, divisor = aggregation.divisors(objective, batch, MAX_LEN)
+  total, slopes = 0.0, [None] * len(data.new)
+  every = np.arange(len(data.new))
+  for places, micro in packing.microbatches(batch, every, 1000, MAX_LEN):
+    packed = np.zeros(micro.mask.shape, np.float32)
+    for i, row, start in places:
+      packed[row, start : start + len(data.new[i])] = data.new[i]
+    inputs = jax.tree.map(jnp.asarray, losses.inputs(objective, micro))
+
+    def value(x, inputs=inputs):
+      return losses.terms(objective, x, jnp.zeros_like(x), inputs)[0]
+
+    part, slope = jax.jit(jax.value_and_grad(value))(jnp.asarray(packed))
+    total += float(part)
+    for i, row, start in places:
+      slopes[i] = slope[row, start : start + len(data.new[i])] / divisor
+    outside = np.asarray(slope)[~micro.mask]
+    np.testing.assert_array_equal(outside, np.zeros_like(outside))
+  return total / divisor, np.concatenate(slopes)
+
+
+def differences(formula, data):
+  step, out = 1e-6, []
+  for i, values in enumerate(data.new):
+    for t in range(len(values)):
+      sides = []
+      for sign in (1, -1):
+        moved = [x.copy() for x in data.new]
+        moved[i][t] += sign * step
+        sides.append(formula(data, moved, data.new))
+      out.append((sides[0] - sides[1]) / (2 * step))
+  return np.array(out)
+
+
+def test_every_config_has_a_formula():
+  assert NAMES == sorted(FORMULAS)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_published_formula(name):
+  formula, spread = FORMULAS[name]
+  data = Rollout(spread)
+  value, slopes = value_and_slopes(objective_of(name), data)
+  expected = formula(data, data.new, data.new)
+  assert value == pytest.approx(expected, rel=1e-5, abs=1e-6)
   np.testing.assert_allclose(
-    losses.group_advantages(rewards),
-    [[1, -1, -1, 1], [1.5 / std, -0.5 / std, -0.5 / std, -0.5 / std]],
-    rtol=1e-6,
+    slopes, differences(formula, data), rtol=1e-5, atol=1e-6
   )
-  np.testing.assert_allclose(
-    losses.group_advantages(rewards, normalize_std=False),
-    [[0.5, -0.5, -0.5, 0.5], [1.5, -0.5, -0.5, -0.5]],
-    rtol=1e-6,
+  assert np.abs(slopes).max() > 0.01
+
+
+def test_an_objective_undoes_what_the_run_has_set(tmp_path):
+  run = tmp_path / 'run.gin'
+  run.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from rlzero.rl import objective\n'
+    "objective.Objective.gate = 'soft'\n"
+    'objective.Objective.constant = 3\n'
+    'objective.Objective.kl_coef = 0.3\n'
   )
+  flags = [f'--gin_file={run}', f'--gin_file={_FOLDER}/gpg.gin', '--workdir=']
+  assert config.build(grpo, flags).objective == objective_of('gpg')
+  text = (_FOLDER / 'grpo.gin').read_text()
+  for field in dataclasses.fields(Objective):
+    assert f'objective.Objective.{field.name} = ' in text, field.name
+  assert objective_of('grpo') == Objective()
 
 
-@pytest.mark.parametrize('normalize_std', [True, False])
-def test_equal_rewards_are_no_signal(normalize_std):
-  # The float32 mean of equal rewards is not always that reward.
-  values = np.float32([0, 1, 0.1, 0.3, 1.1, 2.7, -0.7, 1e6 / 3, 1e-7])
-  for size in (2, 3, 7, 11, 16):
-    rewards = jnp.asarray(np.repeat(values[:, None], size, axis=1))
-    advantages = losses.group_advantages(rewards, normalize_std)
-    np.testing.assert_array_equal(advantages, np.zeros_like(rewards))
+def test_entropy_bonus():
+  objective = Objective(entropy_coef=0.5, aggregation='token_mean', kl_coef=0)
+  batch = rollout_batch(objective, Rollout(0.3))
+  every = np.arange(len(batch.completions))
+  (_, micro), *_ = packing.microbatches(batch, every, 1000, MAX_LEN)
+  inputs = jax.tree.map(jnp.asarray, losses.inputs(objective, micro))
+  logprobs = jnp.asarray(micro.old_logprobs)
 
+  def value(entropy):
+    return losses.terms(objective, logprobs, entropy, inputs)[0]
 
-@pytest.mark.parametrize('unit', [1e-7, 1.0, 1e6])
-def test_a_signal_is_one_whatever_its_unit(unit):
-  rewards = np.float32(unit) * np.float32([[1, 0, 0, 1], [3, 3, 3, 3]])
-  np.testing.assert_allclose(
-    losses.group_advantages(rewards), [[1, -1, -1, 1], [0, 0, 0, 0]], rtol=1e-5
-  )
-  # A sum in another order differs in its last bit: not a signal.
-  rewards[1, 0] = np.nextafter(rewards[1, 0], np.float32(np.inf))
-  np.testing.assert_array_equal(losses.group_advantages(rewards)[1], 0)
-
-
-@pytest.mark.parametrize(
-  'ratio, advantage, gain, slope',
-  [
-    (1.1, 2.0, 2.2, 2.0),  # inside
-    (1.5, 2.0, 2.6, 0.0),  # good and already likelier: 1.3 * 2, no push
-    (1.5, -2.0, -3.0, -2.0),  # bad and likelier: not clipped
-    (0.5, 2.0, 1.0, 2.0),  # good and less likely: not clipped
-    (0.5, -2.0, -1.8, 0.0),  # bad and less likely already: 0.9 * -2
-  ],
-)
-def test_clipped_surrogate_by_hand(ratio, advantage, gain, slope):
-  def surrogate(ratio):
-    return losses.clipped_surrogate(
-      ratio, jnp.float32(advantage), clip_low=0.1, clip_high=0.3
-    )
-
-  value, gradient = jax.value_and_grad(surrogate)(jnp.float32(ratio))
-  np.testing.assert_allclose(value, gain, rtol=1e-6)
-  np.testing.assert_allclose(gradient, slope, rtol=1e-6)
-
-
-def test_kl_k3_by_hand():
-  # ref/pi = 2: 2 - log 2 - 1; ref/pi = 1/2: 1/2 + log 2 - 1; equal: 0.
-  kl = losses.kl_k3(
-    jnp.log(jnp.array([0.2, 0.4, 0.3])), jnp.log(jnp.array([0.4, 0.2, 0.3]))
-  )
-  np.testing.assert_allclose(
-    kl, [1 - math.log(2), math.log(2) - 0.5, 0], rtol=1e-6, atol=1e-7
-  )
-  rng = np.random.default_rng(0)
-  kl = losses.kl_k3(*jnp.asarray(rng.normal(-2, 2, (2, 500)), jnp.float32))
-  assert kl.min() >= 0
-
-
-def test_gradient_of_k3_pulls_to_the_reference_and_that_of_k1_does_not():
-  # Tokens are drawn from pi, so the expected gradient of a loss taken on the
-  # drawn tokens is sum_a pi(a) d/dtheta loss(a): all four tokens counted.
-  logits = jnp.array([1.0, -0.5, 0.3, 0.0])
-  reference = jax.nn.log_softmax(jnp.array([0.2, 0.4, -1.0, 0.6]))
-  drawn = jax.nn.softmax(logits)
-
-  def expected(loss):
-    return jax.grad(
-      lambda x: jnp.sum(drawn * loss(jax.nn.log_softmax(x), reference))
-    )(logits)
-
-  k1 = expected(lambda logprobs, ref: logprobs - ref)
-  np.testing.assert_allclose(k1, np.zeros(4), atol=1e-6)
-  # That of k3 is the gradient of the KL from the reference to the policy.
-  forward_kl = jax.grad(
-    lambda x: -jnp.sum(jnp.exp(reference) * jax.nn.log_softmax(x))
-  )(logits)
-  k3 = expected(losses.kl_k3)
-  np.testing.assert_allclose(k3, forward_kl, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(
-    k3, drawn - jnp.exp(reference), rtol=1e-5, atol=1e-6
-  )
-
-
-def test_token_weights_by_hand():
-  mask = jnp.array([[1.0, 1, 0, 0], [1.0, 1, 1, 1], [0.0, 0, 0, 0]])
-  lengths = mask * jnp.array([[2.0], [4.0], [0.0]])
-  np.testing.assert_allclose(
-    losses.token_weights(mask, lengths, 'sequence_mean', 8),
-    [[0.5, 0.5, 0, 0], [0.25] * 4, [0] * 4],
-  )
-  np.testing.assert_allclose(
-    losses.token_weights(mask, lengths, 'constant', 8),
-    [[0.125, 0.125, 0, 0], [0.125] * 4, [0] * 4],
-  )
-
-
-# One piece; pieces that fit; a ragged last piece.
-@pytest.mark.parametrize('chunk', [64, 5, 4])
-def test_chunked_logprobs_equal_log_softmax(chunk):
-  rng = np.random.default_rng(1)
-  hidden = jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)
-  head = jnp.asarray(rng.normal(size=(6, 11)), jnp.float32)
-  targets = jnp.asarray(rng.integers(0, 11, (3, 5)))
-  weights = jnp.asarray(rng.normal(size=(2, 3, 5)), jnp.float32)
-  temperature = 0.7
-
-  def chunked(hidden, head):
-    out = vocab_head.logprobs_and_entropy(
-      hidden, head, targets, temperature, chunk
-    )
-    return jnp.sum(jnp.stack(out) * weights), out
-
-  def plain(hidden, head):
-    logprobs = jax.nn.log_softmax(hidden @ head / temperature)
-    chosen = jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0]
-    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-    out = chosen, entropy
-    return jnp.sum(jnp.stack(out) * weights), out
-
-  first, second = (
-    jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(hidden, head)
-    for f in (chunked, plain)
-  )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    first,
-    second,
-  )
-
-
-@pytest.mark.parametrize(('chunk', 'shape'), [(64, (1, 2, 8)), (1, (3, 2, 4))])
-def test_chunks_divide_where_a_mesh_shards_the_sequence(
-  chunk, shape, monkeypatch
-):
-  shards = {'B': 1, 'T': 4}
-  monkeypatch.setattr(vocab_head.sharding, 'axis_size', shards.get)
-  rows = jnp.arange(10.0).reshape(2, 5)
-  chunks = vocab_head.split_chunks(rows, chunk)
-  assert chunks.shape == shape
-  np.testing.assert_array_equal(vocab_head.merge_chunks(chunks, rows), rows)
-
-
-@pytest.mark.parametrize('chunk', [64, 5, 4])
-def test_one_pass_equals_the_plain_gradient(chunk):
-  rng = np.random.default_rng(4)
-  hidden = jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)
-  head = jnp.asarray(rng.normal(size=(6, 11)), jnp.float32)
-  targets = jnp.asarray(rng.integers(0, 11, (3, 5)))
-  weights = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
-
-  def terms(logprobs, entropy, weights):
-    value = jnp.sum(weights * jnp.exp(logprobs))
-    return value, jnp.sum(jnp.where(weights != 0, logprobs + entropy, 0.0))
-
-  def plain(hidden, head):
-    logprobs = jax.nn.log_softmax(hidden @ head / 0.7)
-    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-    return terms(
-      jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0],
-      entropy,
-      weights,
-    )
-
-  def one_pass(hidden, head):
-    return vocab_head.fused_logprob_loss(
-      terms, 0.7, chunk, hidden, head, targets, weights
-    )
-
-  # The gradient of a multiple of the sum.
-  first, second = (
-    jax.jit(
-      jax.value_and_grad(
-        lambda h, w, f=f: jax.tree.map(lambda x: -2 * x, f(h, w)),
-        argnums=(0, 1),
-        has_aux=True,
-      )
-    )(hidden, head)
-    for f in (one_pass, plain)
-  )
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-  jax.tree.map(close, first, second)
-  jax.tree.map(close, one_pass(hidden, head), plain(hidden, head))
-
-
-def test_one_pass_has_three_products_with_the_head():
-  hidden, head = jnp.zeros((2, 4, 4)), jnp.zeros((4, 512))
-  targets = jnp.zeros((2, 4), jnp.int32)
-
-  def terms(logprobs, entropy, _):
-    return jnp.sum(logprobs), jnp.sum(entropy)
-
-  def loss(hidden, head):
-    return vocab_head.fused_logprob_loss(
-      terms, 1.0, 8, hidden, head, targets, ()
-    )[0]
-
-  text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).as_text()
-  assert text.count('dot_general') == 3
-
-
-def test_logits_of_all_tokens_are_never_held():
-  hidden, head = jnp.zeros((2, 32, 4)), jnp.zeros((4, 512))
-  targets = jnp.zeros((2, 32), jnp.int32)
-
-  def loss(hidden):
-    logprobs, _ = vocab_head.logprobs_and_entropy(
-      hidden, head, targets, chunk=8
-    )
-    return jnp.sum(logprobs)
-
-  text = jax.jit(jax.grad(loss)).lower(hidden).as_text()
-  assert '8x512xf32' in text
-  for whole in ('64x512xf32', '2x32x512xf32', '8x8x512xf32', '8x2x4x512xf32'):
-    assert whole not in text
-
-
-def log_odds(*probabilities):
-  """Hidden states whose logits, with the identity as head, are log p."""
-  return jnp.log(jnp.asarray(probabilities, jnp.float32))[None, None]
-
-
-@pytest.mark.parametrize(
-  ('direction', 'kl', 'slopes'),
-  [
-    # Teacher p = (1/4, 3/4), student q = (1/2, 1/2).
-    # KL(p||q) = 1/4 ln(1/2) + 3/4 ln(3/2); its slope in the logits is q - p.
-    ('forward', 0.25 * np.log(0.5) + 0.75 * np.log(1.5), (0.25, -0.25)),
-    # KL(q||p) = 1/2 ln 2 + 1/2 ln(2/3); slope q (log(q/p) - KL).
-    (
-      'reverse',
-      0.5 * np.log(2) + 0.5 * np.log(2 / 3),
-      (0.25 * np.log(3), -0.25 * np.log(3)),
-    ),
-  ],
-)
-def test_distillation_kl_by_hand(direction, kl, slopes):
-  identity, teacher = jnp.eye(2), log_odds(0.25, 0.75)
-
-  def loss(hidden):
-    return vocab_head.distillation_kl(
-      hidden, identity, teacher, identity, direction
-    )[0, 0]
-
-  value, gradient = jax.value_and_grad(loss)(log_odds(0.5, 0.5))
-  assert value == pytest.approx(kl, abs=1e-6)
-  np.testing.assert_allclose(gradient[0, 0], slopes, atol=1e-6)
-  assert loss(teacher) == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize('direction', ['forward', 'reverse'])
-@pytest.mark.parametrize('chunk', [7, 512])
-def test_chunked_kl_equals_the_plain_one(direction, chunk):
-  keys = jax.random.split(jax.random.key(0), 4)
-  hidden, other = (jax.random.normal(k, (2, 5, 3)) for k in keys[:2])
-  head, other_head = (jax.random.normal(k, (3, 11)) for k in keys[2:])
-
-  def plain(hidden, head):
-    q = jax.nn.log_softmax(hidden @ head)
-    p = jax.nn.log_softmax(other @ other_head)
-    a, b = (p, q) if direction == 'forward' else (q, p)
-    return jnp.sum(jnp.exp(a) * (a - b), axis=-1)
-
-  def chunked(hidden, head):
-    return vocab_head.distillation_kl(
-      hidden, head, other, other_head, direction, chunk
-    )
-
-  np.testing.assert_allclose(
-    chunked(hidden, head), plain(hidden, head), atol=1e-5
-  )
-  first, second = (
-    jax.grad(lambda h, w, f=f: jnp.sum(f(h, w) ** 2), argnums=(0, 1))(
-      hidden, head
-    )
-    for f in (chunked, plain)
-  )
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-  jax.tree.map(close, first, second)
-
-
-def test_kl_never_holds_the_logits_of_all_tokens():
-  hidden, head = jnp.zeros((2, 32, 4)), jnp.zeros((4, 512))
-
-  def loss(hidden):
-    kl = vocab_head.distillation_kl(hidden, head, hidden, head, 'forward', 8)
-    return jnp.sum(kl)
-
-  text = jax.jit(jax.grad(loss)).lower(hidden).as_text()
-  assert '8x512xf32' in text
-  for whole in ('64x512xf32', '2x32x512xf32', '8x8x512xf32', '8x2x4x512xf32'):
-    assert whole not in text
+  slope = jax.grad(value)(jnp.ones(micro.mask.shape))
+  np.testing.assert_allclose(slope, 0.5 * micro.mask)

@@ -16,13 +16,24 @@ import re
 import types
 
 import rlzero
-from rlzero import tasks
+from rlzero import grpo, tasks
 from rlzero.evaluation import contamination
 from rlzero.models.config import ModelConfig
 from rlzero.reporting import metric_names
+from rlzero.rl.objectives import (
+  advantages,
+  aggregation,
+  behaviour,
+  describe,
+  gates,
+  kl,
+  ratios,
+)
 from rlzero.runtime import cli_help, lifecycle, naming
+from rlzero.runtime import config as settings
 
 FOLDER = pathlib.Path(__file__).parent
+_OBJECTIVES = FOLDER.parent.parent / 'configs' / 'objectives'
 _NOTE = '<!-- Written by docs/reference/generate.py; do not edit. -->'
 
 
@@ -41,7 +52,12 @@ def stages() -> dict[str, types.ModuleType]:
 
 def pages() -> dict[str, str]:
   """The text of each page, by the name of its file."""
-  return {'cli.md': cli(), 'config.md': config(), 'metrics.md': metrics()}
+  return {
+    'cli.md': cli(),
+    'config.md': config(),
+    'metrics.md': metrics(),
+    'objectives.md': objectives(),
+  }
 
 
 def cli() -> str:
@@ -129,6 +145,66 @@ def metrics() -> str:
     '`rlzero/reporting/metric_names.py` holds this list.',
   ]
   return '\n\n'.join(parts) + '\n'
+
+
+def objectives() -> str:
+  """Every choice of an objective, and the published ones."""
+  parts = [
+    '# Objectives',
+    _NOTE,
+    'An objective is a choice from each table. '
+    '[Change the objective](../howto/change_the_objective.md) says how to '
+    'choose; all fields are those of `objective.Objective` '
+    '([flags](cli.md#grpo)).',
+    '## Published ones',
+    'Each file sets every field, so it can follow any run: '
+    '`--gin_file=configs/runs/r1_zero_tiny.gin '
+    '--gin_file=configs/objectives/gspo.gin`. Its head says where the numbers '
+    'are from.',
+    _table(
+      ('file in `configs/objectives`', 'maximises', 'advantage'),
+      [_published(path) for path in sorted(_OBJECTIVES.glob('*.gin'))],
+    ),
+  ]
+  for field, what, table in (
+    ('baseline', 'A = (r - b) / s: what b is.', advantages.BASELINES),
+    ('scale', 'A = (r - b) / s: what s is.', advantages.SCALES),
+    ('ratio', 'What ρ is.', ratios.RATIOS),
+    ('gate', 'How far ρ may move a token; sg stops a gradient.', gates.GATES),
+    ('behaviour', 'Weight between sampler and learner.', behaviour.BEHAVIOUR),
+    ('kl_estimator', 'Estimate of the KL to the reference.', kl.KL),
+    ('aggregation', 'What is averaged.', aggregation.AGGREGATIONS),
+  ):
+    parts += [
+      f'## {field}',
+      what,
+      _table(
+        ('value', 'formula', 'takes', 'source'),
+        [
+          (
+            f'`{name}`',
+            _escape(re.sub(r':g\}', '}', piece.formula)),
+            ', '.join(f'`{number}`' for number in piece.numbers),
+            piece.source,
+          )
+          for name, piece in table.items()
+        ],
+      ),
+    ]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _published(path: pathlib.Path) -> tuple[str, str, str]:
+  flags = [f'--gin_file={path}', '--workdir=']
+  text = describe.describe(settings.build(grpo, flags).objective)
+  formula, symbols, *_ = text.split('\n\n')
+  named = dict(line.strip().split(' = ', 1) for line in symbols.splitlines())
+  reward = named['A'].rpartition('R = ')[2]
+  advantage = f'({reward} − {named["b"]}) / {named["s"]}'
+  formula = _escape(formula.removeprefix('J = '))
+  if 'L' in named:
+    formula += f', L = {named["L"]}'
+  return f'`{path.stem}.gin`', formula, advantage
 
 
 def _settings_table(stage: types.ModuleType, flags: bool) -> str:

@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 
-from rlzero.rl import learner, losses, objective
+from rlzero.rl import learner, objective
+from rlzero.rl.objectives import advantages
 from rlzero.rollout import encoding, sampling, scheduler
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import countdown
@@ -49,7 +50,7 @@ def main(num_steps: int, num_prompts: int = 8, group_size: int = 8) -> None:
       )
       rewards = np.float32([g['accuracy'] + g['format'] for g in graded])
       # 3. Compare each completion with the others of its group.
-      advantages = losses.group_advantages(rewards.reshape(-1, group_size))
+      advantage = advantages.of_rewards(rewards.reshape(-1, group_size))
       # 4. Update the policy once.
       batch = packing.RolloutBatch(
         prompts=[p.tokens for p in prompts],
@@ -57,7 +58,7 @@ def main(num_steps: int, num_prompts: int = 8, group_size: int = 8) -> None:
         completions=[c.tokens for c in completions],
         old_logprobs=[c.logprobs for c in completions],
         ref_logprobs=None,
-        advantages=np.asarray(advantages).reshape(-1),
+        advantages=np.asarray(advantage).reshape(-1),
       )
       state, metrics = update.update(state, batch)
       print(

@@ -39,11 +39,12 @@ def logprobs_and_entropy(
   return merge_chunks(logprobs, targets), merge_chunks(entropy, targets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def fused_logprob_loss(
   terms: Callable[..., tuple[Float[Array, ''], Any]],
   temperature: float,
   chunk: int,
+  of_entropy: bool,
   hidden: Float[Array, 'B T D'],
   head: Float[Array, 'D V'],
   targets: Int[Array, 'B T'],
@@ -57,10 +58,11 @@ def fused_logprob_loss(
 
   Args:
     terms: (log-probs, entropies, extras), [B, C] each, of a chunk -> (their
-      summed value, totals that can be added). The value may not depend on the
-      entropies. Padding has extras of zero.
+      summed value, totals that can be added). Padding has extras of zero.
     temperature: T of softmax(logits / T).
     chunk: tokens a device, at most.
+    of_entropy: whether the value depends on the entropies; else their gradient
+      is not computed.
     hidden: that predict the targets.
     head: to the logits.
     targets: token ids.
@@ -80,18 +82,20 @@ def fused_logprob_loss(
 
 
 def _fused_logprob_loss_forward(
-  terms, temperature, chunk, hidden, head, targets, extras
+  terms, temperature, chunk, of_entropy, hidden, head, targets, extras
 ):
   def of_chunk(part):
     h, t, extra = part
-    shares, logprobs, entropy = _softmax(head, temperature, h, t)
-    (value, totals), slope = jax.value_and_grad(terms, has_aux=True)(
-      logprobs, entropy, extra
-    )
+    shares, logprobs, entropy, surprise = _softmax(head, temperature, h, t)
+    (value, totals), slopes = jax.value_and_grad(
+      terms, argnums=(0, 1) if of_entropy else (0,), has_aux=True
+    )(logprobs, entropy, extra)
     # d log p(t) / d logits = (1 at t) - softmax, over T.
     chosen = jnp.arange(head.shape[1])[None, None] == t[..., None]
-    slope = slope[..., None] / temperature
+    slope, *rest = (s[..., None] / temperature for s in slopes)
     dlogits = jnp.where(chosen, slope, 0.0) - slope * shares
+    for slope in rest:  # d H / d logits = softmax * (-log softmax - H), over T
+      dlogits += slope * shares * surprise
     dlogits = sharding.constrain(dlogits.astype(head.dtype), 'BTV')
     flat = dlogits.reshape(-1, head.shape[1])
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
@@ -106,7 +110,7 @@ def _fused_logprob_loss_forward(
 
 
 def _fused_logprob_loss_backward(
-  terms, temperature, chunk, gradients, cotangents
+  terms, temperature, chunk, of_entropy, gradients, cotangents
 ):
   scale = cotangents[0]  # of the sum; the totals have no gradient
   dhidden, dhead = (g * scale.astype(g.dtype) for g in gradients)
@@ -181,11 +185,11 @@ def _logits(head, hidden):
 
 
 def _logprobs_and_entropy(head, temperature, hidden, targets):
-  return _softmax(head, temperature, hidden, targets)[1:]
+  return _softmax(head, temperature, hidden, targets)[1:3]
 
 
 def _softmax(head, temperature, hidden, targets):
-  """softmax(logits / T), the targets' log-probs, and the entropies.
+  """softmax(logits / T), targets' log-probs, entropies H, -log softmax - H.
 
   The exponentials, which take longer than the sums, are made once for all.
   """
@@ -196,7 +200,8 @@ def _softmax(head, temperature, hidden, targets):
   log_z = (top + jnp.log(total))[..., 0]
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   mean = jnp.sum(powers * logits, axis=-1) / total[..., 0]
-  return powers / total, chosen - log_z, log_z - mean
+  surprise = mean[..., None] - logits
+  return powers / total, chosen - log_z, log_z - mean, surprise
 
 
 def split_chunks(tree: Any, chunk: int) -> Any:

@@ -123,6 +123,10 @@ class _Plan:
     )
     self.num_shards = sharding.axis_size('B')
     self.width = self.run.widest
+    # Forward passes of a rollout that only look: under the reference, and
+    # under the policy that sampled.
+    goal = cfg.run.objective
+    self.passes = (goal.kl_coef > 0) + (goal.old_logprobs == 'recomputed')
     self.found: dict[tuple[str, int], Program] = {}
 
   def report(self) -> dict[str, Any]:
@@ -136,7 +140,7 @@ class _Plan:
     most_rows = max(per_step // self.num_shards, 1)
     most_slots = max(per_step * run.steps_per_rollout // self.num_shards, 1)
     names = ['prefill', 'decode', 'reference', 'update', 'apply']
-    if not run.objective.kl_coef:
+    if not self.passes:
       names.remove('reference')
     sizes = {
       name: slots if name in ('prefill', 'decode') else rows for name in names
@@ -274,7 +278,7 @@ class _Plan:
         block = buckets.prefill_batch(self.run.num_prompts)
         tokens = block * prompt_len
         work = forward(tokens, 0, tokens * prompt_len)
-        calls = {1.0: run.num_prompts / block}
+        calls = {1.0: run.num_prompts / block / run.epochs_per_rollout}
       case 'decode':
         rows, steps = size * self.num_shards, run.sampling.decode_steps
         cache = self.run.slots(rows).cache
@@ -302,6 +306,9 @@ class _Plan:
         calls = collections.Counter(
           of_micro(micro) / work for micro in self._micros(micro_tokens)
         )
+        if name == 'reference':
+          often = self.passes / run.epochs_per_rollout
+          calls = {share: number * often for share, number in calls.items()}
     return work / self.num_devices, dict(calls)
 
   def _micros(self, micro_tokens: int):
@@ -331,7 +338,7 @@ class _Plan:
       heapq.heapreplace(
         ends, ends[0] + -(-int(length) // run.sampling.decode_steps)
       )
-    return max(ends) / run.steps_per_rollout
+    return max(ends) / run.updates_per_rollout
 
   def _largest(self, name: str, size: int, most: int, unit: int):
     """The largest size that fits: a line through two, and a third to confirm.

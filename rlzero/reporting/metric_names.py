@@ -53,6 +53,9 @@ METRICS = {
   'reward/rule': Metric(
     'grpo', '0 to 1', 'Share of the same completions that is right.'
   ),
+  'reward/kl_penalty': Metric(
+    'grpo', 'reward', "Mean KL that was taken off, with `kl_in='reward'`."
+  ),
   'reward/gap': Metric(
     'grpo', '-1 to 1', '`reward/model` minus `reward/rule`; rises if gamed.'
   ),
@@ -106,12 +109,16 @@ METRICS = {
     'grpo', '0 to 1', 'Share of groups whose rewards are all equal.'
   ),
   # Policy
-  'policy/loss': Metric('grpo', 'loss', 'The GRPO loss, KL term included.'),
+  'policy/loss': Metric(
+    'grpo', 'loss', 'Minus the objective, KL term included.'
+  ),
   'policy/grad_norm': Metric(
     'grpo', 'norm', "The gradient's norm before clipping."
   ),
   'policy/kl': Metric(
-    'grpo', 'nats per token', 'KL to the reference (k3); 0 without a KL term.'
+    'grpo',
+    'nats per token',
+    'KL to the reference by `kl_estimator`; without a KL term, to pi_old.',
   ),
   'policy/entropy': Metric(
     'grpo',
@@ -119,7 +126,7 @@ METRICS = {
     'Mean entropy of the next token; null where no row had an advantage.',
   ),
   'policy/clip_fraction': Metric(
-    'grpo', '0 to 1', 'Share of tokens whose ratio is clipped.'
+    'grpo', '0 to 1', 'Share of tokens whose gradient the gate limits.'
   ),
   'policy/log_ratio_mean': Metric(
     'grpo', 'nats', 'Mean absolute log of the ratio of pi to pi_old.'
@@ -130,11 +137,19 @@ METRICS = {
   'policy/sampler_learner_mean': Metric(
     'grpo',
     'nats',
-    'Mean absolute difference of log-probs between sampler and learner, in '
-    'the first update of a rollout.',
+    'Mean absolute difference of log-probs between sampler and learner: in '
+    'the first update of a rollout, or of recomputed ones.',
   ),
   'policy/sampler_learner_max': Metric(
     'grpo', 'nats', 'The same, at the worst token.'
+  ),
+  'policy/sampler_learner_kl': Metric(
+    'grpo', 'nats per token', 'Estimated KL from the sampler to the learner.'
+  ),
+  'policy/behaviour_limited': Metric(
+    'grpo',
+    '0 to 1',
+    'Share of tokens whose weight between sampler and learner is cut or 0.',
   ),
   'experts/load_max_over_mean': Metric(
     'grpo',
@@ -182,7 +197,7 @@ METRICS = {
     'grpo', 's per rollout', 'Waiting for scores after the last sample.'
   ),
   'time/reference_s': Metric(
-    'grpo', 's per rollout', "The reference's log-probs."
+    'grpo', 's per rollout', "The reference's log-probs, and recomputed ones."
   ),
   'time/update_s': Metric('grpo', 's', 'The update.'),
   'time/step_s': Metric(

@@ -5,7 +5,6 @@ compares its rewards, and takes the reference's log-probs. The policy stays as
 it is; `rl/update.py` changes it.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +15,17 @@ import numpy as np
 
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
-from rlzero.rl import losses, metrics, programs
+from rlzero.rl import metrics, programs
 from rlzero.rl.learner import Learner
+from rlzero.rl.objectives import advantages, behaviour, kl
 from rlzero.rl.settings import Config
 from rlzero.rollout import encoding, journal, scheduler
-from rlzero.runtime import hosts, sharding
-from rlzero.scoring import grade, reward_pool, rewards
+from rlzero.runtime import sharding
+from rlzero.scoring import grade, group_scoring, reward_pool, rewards
 from rlzero.tasks import base
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import packing
 from rlzero.types import Params
-
-_SCORED = 256  # completions a host scores between two lines of the journal
 
 
 class Policy(NamedTuple):
@@ -92,7 +90,9 @@ class Collector:
       (example, prompt)
       for (_, example), prompt in zip(sampled, prompts, strict=True)
     ]
-    with _Scoring(self._grade, problems, cfg.group_size, log) as scoring:
+    with group_scoring.GroupScoring(
+      self._grade, problems, cfg.group_size, log
+    ) as scoring:
       completions, usage, resharded_bytes = self._complete(
         policy.params, prompts, scoring.add, log, poll, clock
       )
@@ -105,13 +105,16 @@ class Collector:
     clock.lap('score')
     groups = np.array([r['reward'] for r in records], np.float32)
     groups = groups.reshape(-1, cfg.group_size)
-    batch = self._batch(policy, prompts, completions, groups)
+    batch, measured = self._batch(policy, prompts, completions, log)
+    batch, penalty = self._with_advantages(batch, groups)
     clock.lap('reference')
     return Experience(
       minibatches=self._minibatches(batch, policy.step),
       metrics=metrics.of_rollout(
         records, groups, usage, clock.laps, resharded_bytes, cfg.language
-      ),
+      )
+      | measured
+      | penalty,
       records=records,
     )
 
@@ -150,8 +153,8 @@ class Collector:
       completions,
     )
 
-  def _batch(self, policy, prompts, completions, groups):
-    """Adds advantages, and the log-probs of the reference if there is one."""
+  def _batch(self, policy, prompts, completions, log):
+    """Makes the batch without advantages, and metrics of the sampler."""
     cfg = self._cfg
     batch = packing.RolloutBatch(
       prompts=[p.tokens for p in prompts],
@@ -159,31 +162,56 @@ class Collector:
       completions=[c.tokens for c in completions],
       old_logprobs=[c.logprobs for c in completions],
       ref_logprobs=None,
-      advantages=np.asarray(
-        losses.group_advantages(groups, cfg.objective.normalize_std)
-      ).reshape(-1),
+      advantages=np.zeros(len(completions), np.float32),
       routes=[c.routes for c in completions] if cfg.replay_routes else None,
       masks=[c.mask for c in completions],
     )
-    if not policy.reference:
-      return batch
-    free = batch._replace(routes=None)  # the reference has its own routers
-    self._ahead.reference(policy.reference, free)
-    return batch._replace(
-      ref_logprobs=self._learner.logprobs(policy.reference, free)
+    if policy.reference:
+      free = batch._replace(routes=None)  # the reference has its own routers
+      self._ahead.reference(policy.reference, free)
+      batch = batch._replace(
+        ref_logprobs=self._learner.logprobs(policy.reference, free)
+      )
+    if cfg.objective.old_logprobs == 'sampler':
+      return batch, {}
+    return behaviour.corrected(
+      cfg.objective, batch, self._recomputed(policy, batch, log)
     )
+
+  def _recomputed(self, policy, batch, log):
+    """The learner's log-probs of the policy that sampled.
+
+    They are written down: a run that resumes between two updates of a rollout
+    has no longer that policy.
+    """
+    count = len(batch.completions)
+    if len(log.logprobs) < count:
+      self._ahead.reference(policy.params, batch)
+      for i, own in enumerate(self._learner.logprobs(policy.params, batch)):
+        log.add_logprobs(i, own)
+      log.sync()
+    return [log.logprobs[i] for i in range(count)]
+
+  def _with_advantages(self, batch, rewards):
+    """Adds advantages: of the rewards, [P, G], minus a KL where it is there."""
+    goal, measured = self._cfg.objective, {}
+    if goal.kl_coef and goal.kl_in == 'reward':
+      penalty = goal.kl_coef * kl.of_completions(goal, batch)
+      measured = {'reward/kl_penalty': float(penalty.mean())}
+      rewards = rewards - penalty.reshape(rewards.shape)
+    found = advantages.of_rewards(rewards, goal.baseline, goal.scale)
+    return batch._replace(advantages=np.asarray(found).reshape(-1)), measured
 
   def _minibatches(self, batch, step):
     """Cuts a rollout; the order is a function of seed and step alone."""
     cfg = self._cfg
-    used = step % cfg.steps_per_rollout
-    order = np.random.default_rng((cfg.seed, step - used)).permutation(
-      len(batch.prompts)
-    )
-    return [
-      _subset(batch, chosen, cfg.group_size)
-      for chosen in np.split(order, cfg.steps_per_rollout)[used:]
-    ]
+    used = step % cfg.updates_per_rollout
+    parts: list[np.ndarray] = []
+    for epoch in range(cfg.epochs_per_rollout):
+      seeds = cfg.seed, step - used, *([epoch] if epoch else [])
+      order = np.random.default_rng(seeds).permutation(len(batch.prompts))
+      parts += np.split(order, cfg.steps_per_rollout)
+    return [_subset(batch, chosen, cfg.group_size) for chosen in parts[used:]]
 
 
 @contextlib.contextmanager
@@ -206,73 +234,6 @@ def resharded(
     yield moved, sharding.moved_bytes(narrow, moved)
 
 
-class _Scoring:
-  """Scores each group as it ends, in a thread, while others are decoded.
-
-  A group's scores depend on its completions alone, and go into the journal in
-  the order of the groups; so it makes no difference which group ends first.
-
-  Args:
-    score: a group's records, from its problem, its prompt and its completions;
-      called by the thread alone.
-    problems: each with its prompt.
-    group_size: G.
-    log: where completions and scores are written; what it has scored already
-      is not scored again.
-  """
-
-  def __init__(self, score, problems, group_size, log):
-    self._score, self._problems, self._log = score, problems, log
-    self._size = group_size
-    self._thread = concurrent.futures.ThreadPoolExecutor(1)
-    self._records: dict[int, concurrent.futures.Future] = {}
-    # Groups that are written down together, and those of this host.
-    chunk = max(_SCORED // group_size, 1) * hosts.count()
-    first = len(log.scores) // group_size
-    self._chunks = [
-      range(start, min(start + chunk, len(problems)))
-      for start in range(first, len(problems), chunk)
-    ]
-    self._own = {g for part in self._chunks for g in hosts.local_shard(part)}
-    for group in sorted(self._own):
-      self._begin(group)
-
-  def __enter__(self) -> '_Scoring':
-    return self
-
-  def __exit__(self, *error) -> None:
-    self._thread.shutdown(cancel_futures=True)
-
-  def add(self, index: int, completion: scheduler.Completion) -> None:
-    """Writes a completion down; scores its group if it was the last one."""
-    self._log.add_completion(index, completion)
-    self._begin(index // self._size)
-
-  def finish(self, poll: Callable[[], None] | None) -> None:
-    """Writes down what has been scored, in its order, until all of it has.
-
-    Args:
-      poll: called now and then; what it raises ends the scoring.
-    """
-    for groups in self._chunks:
-      if poll:
-        poll()
-      self._log.add_scores(
-        hosts.map_over_hosts(
-          groups, lambda own: sum((self._records[g].result() for g in own), [])
-        )
-      )
-
-  def _begin(self, group):
-    first = group * self._size
-    places = range(first, first + self._size)
-    if group in self._own and all(p in self._log.completions for p in places):
-      completions = [self._log.completions[p] for p in places]
-      self._records[group] = self._thread.submit(
-        self._score, *self._problems[group], completions
-      )
-
-
 def _subset(
   batch: packing.RolloutBatch, chosen, group_size: int
 ) -> packing.RolloutBatch:
@@ -291,4 +252,5 @@ def _subset(
     advantages=batch.advantages[places],
     routes=pick(batch.routes),
     masks=pick(batch.masks),
+    weights=pick(batch.weights),
   )

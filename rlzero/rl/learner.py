@@ -2,8 +2,8 @@
 
 A minibatch is cut into packed microbatches of few shapes
 (`train/packing.py`), each with its prompts. Every term of the loss is a sum;
-the division by the number of rows of the whole minibatch happens once, after
-the last microbatch, so that packing cannot change the result.
+the division by the whole minibatch's rows, or tokens, happens once, after the
+last microbatch, so that packing cannot change the result.
 """
 
 import functools
@@ -15,12 +15,13 @@ import jax
 import numpy as np
 import optax
 from jax import numpy as jnp
-from jaxtyping import Array, Float
 
 from rlzero.models import moe, parameters, transformer, vocab_head
 from rlzero.models.config import ModelConfig
 from rlzero.rl import losses, metrics, pmap
+from rlzero.rl.losses import Totals
 from rlzero.rl.objective import Objective
+from rlzero.rl.objectives import aggregation
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import hosts, sharding
 from rlzero.train import packing
@@ -37,38 +38,12 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
-class Totals(NamedTuple):
-  """Sums over the tokens that count in the microbatches so far."""
-
-  objective: Float[Array, '']
-  kl: Float[Array, '']
-  entropy: Float[Array, '']
-  clipped: Float[Array, '']
-  tokens: Float[Array, '']  # how many count in the loss
-  padded_tokens: Float[Array, '']  # tokens of any kind, padding included
-  mismatch: Float[Array, '']  # sum of |learner - old| log-prob
-  mismatch_max: Float[Array, '']
-  # Tokens, of prompts too, that each expert got; () in a model without.
-  loads: Float[Array, 'L E'] | tuple[()] = ()
-
-  def __add__(self, other: 'Totals') -> 'Totals':
-    sums = jax.tree.map(jnp.add, self, other)
-    largest = jnp.maximum(self.mismatch_max, other.mismatch_max)
-    return sums._replace(mismatch_max=largest)
-
-  def psum(self, axis_name: str) -> 'Totals':
-    """Adds up the totals of all devices."""
-    sums = jax.tree.map(lambda x: jax.lax.psum(x, axis_name), self)
-    largest = jax.lax.pmax(self.mismatch_max, axis_name)
-    return sums._replace(mismatch_max=largest)
-
-
 class Programs(NamedTuple):
   """The compiled functions of a learner."""
 
   logprobs: Any  # (parameters, microbatch) -> [B, T]
   accumulate: Any  # (parameters, carry, microbatch) -> carry; donates the old
-  apply: Any  # (state, gradient, totals, rows) -> state, loss, norm; donates
+  apply: Any  # (state, gradient, totals, divisor) -> state, loss, norm; donates
 
 
 class Learner:
@@ -77,10 +52,11 @@ class Learner:
   Args:
     config: of the model.
     objective: what to maximise.
-    transform: optax chain; it sees the gradient of the loss per row.
+    transform: optax chain; it sees the gradient of the loss, a mean.
     micro_tokens: about how many completion tokens a microbatch may hold.
     skip_constant: whether rows without advantage are left out where nothing
-      but time depends on them: without a KL term and without `balance_speed`.
+      but time depends on them (`Objective.only_advantages`, and without
+      `balance_speed`).
       `policy/*` metrics are then means over the other rows.
     pmapped: whether each device takes whole microbatches and the sums meet at
       the end (`rl/pmap.py`), instead of every microbatch being sharded over the
@@ -100,12 +76,13 @@ class Learner:
     balance_speed: float = 0.0,
     sampling: Sampling = _SAMPLING,
   ):
-    self.config = config
+    self.config, self.objective = config, objective
     self.transform = transform
     self.micro_tokens, self.max_len = micro_tokens, sampling.max_len
-    # Without a KL term the objective of a row without advantage is constant;
-    # its tokens count in the load of the experts all the same.
-    self._skips = skip_constant and not (objective.kl_coef or balance_speed)
+    # The tokens of a row without advantage count in the load of the experts.
+    self._skips = (
+      skip_constant and objective.only_advantages and not balance_speed
+    )
     accumulate = functools.partial(_accumulate, config, objective, sampling)
     self.programs = Programs(
       jax.jit(functools.partial(_logprobs, config, sampling.temperature)),
@@ -136,8 +113,9 @@ class Learner:
       state is the old one and `loss` says so.
     """
     grads, totals = self.gradient(state.params, batch)
+    _, divisor = aggregation.divisors(self.objective, batch, self.max_len)
     state, loss, norm = self.programs.apply(
-      state, grads, totals, jnp.float32(len(batch.completions))
+      state, grads, totals, jnp.float32(divisor)
     )
     totals, loss, norm = jax.device_get((totals, loss, norm))
     # Means over nothing, where no row has an advantage, are NaN.
@@ -151,6 +129,7 @@ class Learner:
       'policy/clip_fraction': float(totals.clipped) / tokens,
       'policy/old_mismatch_mean': float(totals.mismatch) / tokens,
       'policy/old_mismatch_max': float(totals.mismatch_max),
+      'policy/old_mismatch_kl': float(totals.mismatch_kl) / tokens,
       'update/useful_over_computed': useful
       / max(float(totals.padded_tokens), 1.0),
       **metrics.expert_balance(totals.loads),
@@ -160,7 +139,8 @@ class Learner:
     self, params: Params, batch: packing.RolloutBatch
   ) -> tuple[Params, Totals]:
     """Sums the gradient of the loss over the rows; does not divide it."""
-    chosen = self.chosen(batch)
+    counts, _ = aggregation.divisors(self.objective, batch, self.max_len)
+    batch, chosen = batch._replace(counts=counts), self.chosen(batch)
     if self._device_sums:
       found = packing.microbatches(
         batch, chosen, self.micro_tokens, self.max_len
@@ -241,6 +221,7 @@ def put(
     old_logprobs=place(micro.old_logprobs, 'BT'),
     ref_logprobs=place(micro.ref_logprobs, 'BT'),
     advantages=place(micro.advantages, 'BT'),
+    weights=None if micro.weights is None else place(micro.weights, 'BT'),
     routes=None if micro.routes is None else place(micro.routes, 'LBT_'),
   )
 
@@ -265,24 +246,30 @@ def _logprobs(config, temperature, params, micro):
 
 
 def _loss(config, objective, sampling, params, micro):
-  """Computes minus the rows' summed objective (arXiv 2501.12948, eq. 1)."""
-  before, head_weight, routing = _predicted(config, params, micro)
-  extras = (
-    micro.mask,
-    micro.counts,
-    micro.old_logprobs,
-    micro.ref_logprobs,
-    micro.advantages,
-  )
-  value, totals = vocab_head.fused_logprob_loss(
-    functools.partial(_terms, objective, sampling.max_len),
-    sampling.temperature,
-    CHUNK,
-    before,
-    head_weight,
-    micro.tokens.ids,
-    extras,
-  )
+  """Computes minus the rows' summed objective (`losses.terms`)."""
+  before, head, routing = _predicted(config, params, micro)
+  terms = functools.partial(losses.terms, objective)
+  inputs, ids = losses.inputs(objective, micro), micro.tokens.ids
+  if objective.takes_whole_completions:
+    # Chunks of tokens would part them, so the log-probs come first, of all
+    # tokens; going back computes the logits again.
+    value, totals = terms(
+      *vocab_head.logprobs_and_entropy(
+        before, head, ids, sampling.temperature, CHUNK
+      ),
+      inputs,
+    )
+  else:
+    value, totals = vocab_head.fused_logprob_loss(
+      terms,
+      sampling.temperature,
+      CHUNK,
+      objective.entropy_coef > 0,
+      before,
+      head,
+      ids,
+      inputs,
+    )
   padded_tokens = sum(
     tokens.ids.size
     for tokens in (
@@ -295,37 +282,6 @@ def _loss(config, objective, sampling, params, micro):
   return -value, totals._replace(
     padded_tokens=jnp.float32(padded_tokens),
     loads=routing.loads if routing else (),
-  )
-
-
-def _terms(objective, max_len, logprobs, entropy, extras):
-  """Sums the objective over some tokens, [B, C], and counts their totals."""
-  mask, counts, old_logprobs, ref_logprobs, advantages = extras
-  mask = mask.astype(jnp.float32)
-  # What does not count has old log-probs of 0; 0 here keeps exp() finite.
-  logprobs = jnp.where(mask > 0, logprobs, 0.0)
-  ratio = jnp.exp(logprobs - old_logprobs)
-  gain = losses.clipped_surrogate(
-    ratio, advantages, objective.clip_low, objective.clip_high
-  )
-  kl = losses.kl_k3(logprobs, ref_logprobs)
-  weights = losses.token_weights(
-    mask,
-    counts.astype(jnp.float32),
-    objective.aggregation,
-    max_len,
-  )
-  value = jnp.sum(weights * (gain - objective.kl_coef * kl))
-  mismatch = jnp.abs(logprobs - old_logprobs)
-  return value, Totals(
-    objective=value,
-    kl=jnp.sum(mask * kl),
-    entropy=jnp.sum(mask * entropy),
-    clipped=jnp.sum(mask * (gain < ratio * advantages)),
-    tokens=jnp.sum(mask),
-    padded_tokens=jnp.zeros(()),  # of the whole microbatch
-    mismatch=jnp.sum(mask * mismatch),
-    mismatch_max=jnp.max(mismatch),
   )
 
 
@@ -345,9 +301,9 @@ def _accumulate(config, objective, sampling, params, carry, micro):
 _as_params = functools.partial(sharding.constrain_params, parameters.AXES)
 
 
-def _apply(transform, balance_speed, state, grads, totals, num_rows):
-  grads = jax.tree.map(lambda g: g / num_rows, grads)
-  loss = -totals.objective / num_rows
+def _apply(transform, balance_speed, state, grads, totals, divisor):
+  grads = jax.tree.map(lambda g: g / divisor, grads)
+  loss = -totals.objective / divisor
   norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)

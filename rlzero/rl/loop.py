@@ -168,7 +168,7 @@ class TrainingLoop:
   def _collect(self) -> None:
     """Makes the next rollout, or what is left of an interrupted one."""
     cfg, trainer = self.cfg, self.trainer
-    used = trainer.step % cfg.steps_per_rollout
+    used = trainer.step % cfg.updates_per_rollout
     first = trainer.step - used
     if not used:
       self.max_prompt_len = cfg.sampling.max_prompt_len
@@ -205,7 +205,7 @@ class TrainingLoop:
     self.experience.metrics['prompts/too_long'] = too_long
     self.experience.metrics |= measured
     every = cfg.keep_completions_every
-    if -first % every < cfg.steps_per_rollout and hosts.is_first():
+    if -first % every < cfg.updates_per_rollout and hosts.is_first():
       self._write_samples(first, self.experience.records)
 
   def _draw(self, count: int) -> tuple[list[tuple[int, base.Example]], int]:
@@ -363,8 +363,7 @@ class TrainingLoop:
     cfg, trainer = self.cfg, self.trainer
     if self.saved_step == trainer.step:
       return
-    size = cfg.steps_per_rollout
-    used = trainer.step % size
+    used = trainer.step % cfg.updates_per_rollout
     if hosts.is_first():
       self._prune()
     self.store.save(
@@ -388,7 +387,7 @@ class TrainingLoop:
     """Leaves the journals that a checkpoint may need: its own, later ones."""
     oldest = min([self.trainer.step, *self.store.steps()])
     journal.prune(
-      self.cfg.workdir, oldest - oldest % self.cfg.steps_per_rollout
+      self.cfg.workdir, oldest - oldest % self.cfg.updates_per_rollout
     )
 
   def _restore(self) -> None:
@@ -422,7 +421,8 @@ class TrainingLoop:
       return ''
     path = journal.path_of(cfg.workdir, header['step'])
     rows = cfg.num_prompts * cfg.group_size * cfg.steps_per_rollout
-    if hosts.broadcast(journal.is_complete(path, header, rows)):
+    recomputed = cfg.objective.old_logprobs == 'recomputed'
+    if hosts.broadcast(journal.is_complete(path, header, rows, recomputed)):
       return ''
     return f'its journal {path} is missing or damaged'
 

@@ -1,81 +1,120 @@
-"""The equations, each in one function with the paper's symbols.
+"""The objective, put together from its pieces (`rl/objectives`).
 
-Arrays only: no model and no text is known here. A loss is a sum of terms and
-a count, divided once when every microbatch has been added.
+Arrays only: no model and no text is known here. An objective is a sum of terms
+of tokens, divided once when every microbatch has been added.
 """
 
-import numpy as np
+from typing import NamedTuple
+
+import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from rlzero.rl.objective import Objective
+from rlzero.rl.objectives import aggregation, gates, kl, ratios
+from rlzero.train.packing import Microbatch
+
+Values = Float[Array, 'B T']
 
 
-def group_advantages(
-  rewards: Float[Array | np.ndarray, 'P G'], normalize_std: bool = True
-) -> Float[Array, 'P G']:
-  """A_i = (r_i - mean(r)) / std(r) over each group; unitless.
+class TokenInputs(NamedTuple):
+  """All that the objective knows of each token; zeros on padding."""
 
-  DeepSeekMath, arXiv 2402.03300, section 4.1.2. Without the division by the
-  standard deviation it is Dr. GRPO's (arXiv 2503.20783, section 3.2). A group
-  whose rewards are all equal has advantage 0.
+  mask: Bool[Array, 'B T']  # whether the token counts in the loss
+  counts: Int[Array, 'B T']  # by what its term is divided
+  old_logprobs: Values
+  ref_logprobs: Values
+  advantages: Values
+  weights: Values | None  # between sampler and learner; None is 1
+  completions: Int[Array, 'B T'] | None  # ids within a row; None: not needed
+
+
+class Totals(NamedTuple):
+  """Sums over the tokens that count in the microbatches so far."""
+
+  objective: Float[Array, '']
+  kl: Float[Array, '']
+  entropy: Float[Array, '']
+  clipped: Float[Array, '']
+  tokens: Float[Array, '']  # how many count in the loss
+  padded_tokens: Float[Array, '']  # tokens of any kind, padding included
+  mismatch: Float[Array, '']  # sum of |learner - old| log-prob
+  mismatch_kl: Float[Array, '']  # sum of pi/old - log(pi/old) - 1
+  mismatch_max: Float[Array, '']
+  # Tokens, of prompts too, that each expert got; () in a model without.
+  loads: Float[Array, 'L E'] | tuple[()] = ()
+
+  def __add__(self, other: 'Totals') -> 'Totals':
+    sums = jax.tree.map(jnp.add, self, other)
+    largest = jnp.maximum(self.mismatch_max, other.mismatch_max)
+    return sums._replace(mismatch_max=largest)
+
+  def psum(self, axis_name: str) -> 'Totals':
+    """Adds up the totals of all devices."""
+    sums = jax.tree.map(lambda x: jax.lax.psum(x, axis_name), self)
+    largest = jax.lax.pmax(self.mismatch_max, axis_name)
+    return sums._replace(mismatch_max=largest)
+
+
+def inputs(objective: Objective, micro: Microbatch) -> TokenInputs:
+  """Picks from a microbatch what `terms` takes."""
+  whole = objective.takes_whole_completions
+  return TokenInputs(
+    micro.mask,
+    micro.counts,
+    micro.old_logprobs,
+    micro.ref_logprobs,
+    micro.advantages,
+    micro.weights,
+    micro.tokens.segments if whole else None,
+  )
+
+
+def terms(
+  objective: Objective, logprobs: Values, entropy: Values, of: TokenInputs
+) -> tuple[Float[Array, ''], Totals]:
+  """Sums the objective over tokens, and counts their totals.
+
+  weight * (behaviour weight * gate(ratio, A) - beta KL + entropy bonus); GRPO
+  by default (arXiv 2501.12948, eq. 1).
 
   Args:
-    rewards: of G completions of each of P prompts.
-    normalize_std: whether to divide by the population standard deviation.
+    objective: the settings.
+    logprobs: of the policy that is updated.
+    entropy: of its next tokens, in nats.
+    of: the tokens. Rows hold whole completions if the objective takes them.
   """
-  centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
-  std = jnp.std(rewards, axis=1, keepdims=True)
-  # Rewards that differ by rounding alone are equal, whatever their size. Their
-  # rounded mean leaves a spread that is no signal.
-  largest = jnp.max(jnp.abs(rewards), axis=1, keepdims=True)
-  spread = jnp.ptp(rewards, axis=1, keepdims=True)
-  flat = (spread <= 4 * jnp.finfo(rewards.dtype).eps * largest) | (std == 0)
-  if normalize_std:
-    centred = centred / jnp.where(flat, 1.0, std)
-  return jnp.where(flat, 0.0, centred)
-
-
-def clipped_surrogate(
-  ratio: Float[Array, '*B'],
-  advantage: Float[Array, '*B'],
-  clip_low: float,
-  clip_high: float,
-) -> Float[Array, '*B']:
-  """min(rho A, clip(rho, 1 - eps, 1 + eps) A), to be maximised.
-
-  arXiv 2501.12948, eq. 1; with two epsilons, DAPO's clip-higher (arXiv
-  2503.14476, eq. 8).
-  """
-  clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-  return jnp.minimum(ratio * advantage, clipped * advantage)
-
-
-def kl_k3(
-  logprobs: Float[Array, '*B'], ref_logprobs: Float[Array, '*B']
-) -> Float[Array, '*B']:
-  """D_KL(pi || ref) = ref/pi - log(ref/pi) - 1 per token, nats, >= 0.
-
-  arXiv 2501.12948, eq. 2. Unlike log(pi/ref) its gradient, taken inside the
-  loss, pulls the policy to the reference.
-  """
-  difference = ref_logprobs - logprobs
-  return jnp.exp(difference) - difference - 1
-
-
-def token_weights(
-  mask: Float[Array, '*B'],
-  counts: Float[Array, '*B'],
-  aggregation: str,
-  max_len: int,
-) -> Float[Array, '*B']:
-  """Weight of a token in the sum over its completion.
-
-  Args:
-    mask: 1 on the tokens that count in the loss, EOS included, else 0.
-    counts: |o|, how many tokens count in the completion that a token is of.
-    aggregation: 'sequence_mean' is GRPO's 1 / |o| (arXiv 2402.03300, eq. 3);
-      'constant' is Dr. GRPO's 1 / max_len (arXiv 2503.20783).
-    max_len: the longest a completion may be.
-  """
-  if aggregation == 'sequence_mean':
-    return mask / jnp.maximum(counts, 1)
-  return mask / max_len
+  mask = of.mask.astype(jnp.float32)
+  # What does not count has old log-probs of 0; 0 here keeps exp() finite.
+  logprobs = jnp.where(mask > 0, logprobs, 0.0)
+  of_token = logprobs - of.old_logprobs
+  log_ratio = ratios.RATIOS[objective.ratio](
+    objective, of_token, mask, of.completions
+  )
+  gain, clipped = gates.gain(objective, log_ratio, of.advantages)
+  if of.weights is not None:
+    gain = of.weights * gain
+  divergence = kl.KL[objective.kl_estimator](
+    objective, logprobs, of.ref_logprobs
+  )
+  each = gain
+  if objective.kl_in == 'loss':
+    each = gain - objective.kl_coef * divergence
+  elif objective.kl_in == 'weighted_loss':
+    each = gain - objective.kl_coef * jnp.exp(of_token) * divergence
+  if objective.entropy_coef:
+    each += objective.entropy_coef * entropy
+  weights = aggregation.token_weights(mask, of.counts.astype(jnp.float32))
+  value = jnp.sum(weights * each)
+  mismatch = jnp.abs(of_token)
+  return value, Totals(
+    objective=value,
+    kl=jnp.sum(mask * divergence),
+    entropy=jnp.sum(mask * entropy),
+    clipped=jnp.sum(mask * clipped),
+    tokens=jnp.sum(mask),
+    padded_tokens=jnp.zeros(()),  # of the whole microbatch
+    mismatch=jnp.sum(mask * mismatch),
+    mismatch_kl=jnp.sum(mask * (jnp.exp(of_token) - of_token - 1)),
+    mismatch_max=jnp.max(mismatch),
+  )

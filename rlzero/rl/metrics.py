@@ -63,8 +63,8 @@ def of_step(
   of_rollout: Mapping[str, float],
   of_update: Mapping[str, float],
   update_s: float,
-  steps_per_rollout: int,
-  num_completions: int,
+  updates_per_rollout: int,
+  num_completions: float,
 ) -> dict[str, float]:
   """Joins a rollout's metrics and an update's to those of a step.
 
@@ -75,11 +75,11 @@ def of_step(
     of_rollout: metrics of the rollout.
     of_update: metrics of the update.
     update_s: seconds that the update took.
-    steps_per_rollout: updates that share the rollout.
-    num_completions: of a step.
+    updates_per_rollout: updates that share the rollout.
+    num_completions: sampled for each of them.
   """
   shared_s = sum(of_rollout.get(f'time/{p}_s', 0.0) for p in _SHARED_PARTS)
-  step_s = shared_s / steps_per_rollout + update_s
+  step_s = shared_s / updates_per_rollout + update_s
   tokens = of_rollout['completion/len_mean'] * num_completions
   return {
     'step': step,

@@ -54,6 +54,8 @@ class Config:
   num_prompts: int = 32  # prompts a step
   group_size: int = 16  # G, completions a prompt
   steps_per_rollout: int = 16  # minibatches, each one policy update
+  # Times that each of them is learned from, in another order each time.
+  epochs_per_rollout: int = 1
   sampling: Sampling = grows_on_resume(
     Sampling(max_len=32_768, max_prompt_len=1024), 'max_prompt_len'
   )
@@ -119,6 +121,7 @@ class Config:
         'a group of one has no one to be compared with'
       ),
       steps_per_rollout=at_least(1),
+      epochs_per_rollout=at_least(1),
       num_workers=at_least(1),
       deadline_s=above(0),
       preference_from_step=at_least(0),
@@ -162,11 +165,12 @@ class Config:
       'reference_every',
       'preference_from_step',
     ):
-      if getattr(self, name) % self.steps_per_rollout:
+      if getattr(self, name) % self.updates_per_rollout:
         raise ValueError(
           f'grpo.Config.{name} is {getattr(self, name)}, which '
-          f'steps_per_rollout = {self.steps_per_rollout} does not divide; '
-          'these things happen between rollouts, so choose a multiple.'
+          f'steps_per_rollout = {self.steps_per_rollout}, '
+          f'epochs_per_rollout = {self.epochs_per_rollout} times, does not '
+          'divide; these things happen between rollouts, so choose a multiple.'
         )
 
   def _check_meshes(self) -> None:
@@ -211,10 +215,19 @@ class Config:
     return own, *self.others
 
   @property
+  def updates_per_rollout(self) -> int:
+    """Policy updates before the next rollout."""
+    return self.steps_per_rollout * self.epochs_per_rollout
+
+  @property
   def leaves_out_constant_groups(self) -> bool:
     """Whether groups of equal rewards cost an update nothing."""
-    needed = self.objective.kl_coef or self.balance_speed
-    return self.skip_constant_groups and not needed
+    skips = self.objective.only_advantages and not self.balance_speed
+    # Other baselines, and a KL, give them advantages.
+    flat = self.objective.baseline in ('group_mean', 'leave_one_out') and not (
+      self.objective.kl_coef
+    )
+    return self.skip_constant_groups and skips and flat
 
   def with_runtime_options(self, model: ModelConfig) -> ModelConfig:
     """A model as the run computes it: dtype, remat and kernels."""
@@ -254,8 +267,8 @@ class Config:
 def table(cfg: Config, num_examples: int) -> str:
   """Derives the numbers of a run from its settings: rows, updates, tokens."""
   rows = cfg.num_prompts * cfg.group_size
-  rollouts = cfg.num_steps // cfg.steps_per_rollout
-  prompts = cfg.num_prompts * cfg.num_steps
+  rollouts = cfg.num_steps // cfg.updates_per_rollout
+  prompts = cfg.num_prompts * cfg.steps_per_rollout * rollouts
   devices = 1 if cfg.mesh == sharding.Mesh() else jax.device_count()
   lines = {
     'devices': f'{devices} of {jax.device_count()}'
@@ -265,7 +278,10 @@ def table(cfg: Config, num_examples: int) -> str:
     'prompts a step x completions a prompt': (
       f'{cfg.num_prompts} x {cfg.group_size} = {rows} rows'
     ),
-    'minibatches (policy updates) a rollout': cfg.steps_per_rollout,
+    'minibatches x epochs (policy updates) a rollout': (
+      f'{cfg.steps_per_rollout} x {cfg.epochs_per_rollout} = '
+      f'{cfg.updates_per_rollout}'
+    ),
     'rollouts x rows a rollout': (
       f'{rollouts} x {rows * cfg.steps_per_rollout}'
     ),
@@ -274,7 +290,7 @@ def table(cfg: Config, num_examples: int) -> str:
       f'{prompts} ({prompts / num_examples:.2f} epochs of {num_examples})'
     ),
     'completion tokens in the run, at most': (
-      f'{rows * cfg.num_steps * cfg.sampling.max_len:,}'
+      f'{prompts * cfg.group_size * cfg.sampling.max_len:,}'
     ),
   }
   width = max(map(len, lines))

@@ -56,10 +56,13 @@ class Trainer:
     of_update['policy/log_ratio_mean'] = of_update['policy/old_mismatch_mean']
     of_update['policy/log_ratio_max'] = of_update['policy/old_mismatch_max']
     mismatch = {
-      'policy/sampler_learner_mean': of_update.pop('policy/old_mismatch_mean'),
-      'policy/sampler_learner_max': of_update.pop('policy/old_mismatch_max'),
+      f'policy/sampler_learner_{name}': of_update.pop(
+        f'policy/old_mismatch_{name}'
+      )
+      for name in ('mean', 'max', 'kl')
     }
-    if self.step % cfg.steps_per_rollout == 0:
+    first = self.step % cfg.updates_per_rollout == 0
+    if first and cfg.objective.old_logprobs == 'sampler':
       # That of later ones would hold the updates in between as well.
       experience.metrics |= mismatch
     step_metrics = metrics.of_step(
@@ -67,8 +70,8 @@ class Trainer:
       experience.metrics,
       of_update,
       clock.laps['update'],
-      cfg.steps_per_rollout,
-      cfg.num_prompts * cfg.group_size,
+      cfg.updates_per_rollout,
+      cfg.num_prompts * cfg.group_size / cfg.epochs_per_rollout,
     )
     self.step += 1
     if self.step % cfg.reference_every == 0:

@@ -1,10 +1,11 @@
 """A rollout's journal: completions and scores, appended as they finish.
 
 A rollout may take hours and be killed at any moment. The journal is a file of
-lines, each a checksum and a JSON object: a completion, or the scores of some
-groups. A kill tears at most the last line, which is skipped. The first line,
-the header, names the rollout: step, configuration, fingerprint of the policy,
-prompts. A journal with another header is never read; it is started anew.
+lines, each a checksum and a JSON object: a completion, the scores of some
+groups, or what the learner says of a completion. A kill tears at most the last
+line, which is skipped. The first line, the header, names the rollout: step,
+configuration, fingerprint of the policy, prompts. A journal with another header
+is never read; it is started anew.
 """
 
 import base64
@@ -32,6 +33,7 @@ class Journal:
   Attributes:
     completions: those in the journal, by their index in the rollout.
     scores: of the first completions, in their order.
+    logprobs: the learner's, by completion, where a run wants them.
 
   Args:
     path: the file; with None the journal is in memory alone.
@@ -41,6 +43,7 @@ class Journal:
   def __init__(self, path: str | None, header: dict[str, Any]):
     self.completions: dict[int, Completion] = {}
     self.scores: list[dict[str, Any]] = []
+    self.logprobs: dict[int, np.ndarray] = {}
     self._file, self._synced = None, time.monotonic()
     if path is None:
       return
@@ -78,6 +81,10 @@ class Journal:
     """
     self._append({'scores': list(records)})
 
+  def add_logprobs(self, index: int, logprobs: np.ndarray) -> None:
+    """Appends the learner's log-probs of a completion, by its index."""
+    self._append({'learner': index, 'logprobs': _encode(logprobs, np.float32)})
+
   def sync(self) -> None:
     """Waits until everything is on disk."""
     if self._file:
@@ -97,6 +104,9 @@ class Journal:
   def _replay(self, line):
     if 'scores' in line:
       self.scores += line['scores']
+      return
+    if 'learner' in line:
+      self.logprobs[line['learner']] = _decode(line['logprobs'], np.float32)
       return
     self.completions[line['index']] = Completion(
       _decode(line['tokens'], np.int32),
@@ -147,11 +157,23 @@ def prune(workdir: str, first_step: int) -> None:
       path.unlink()
 
 
-def is_complete(path: str, header: dict[str, Any], num_scores: int) -> bool:
-  """Whether the journal belongs to this rollout and has all of its scores."""
+def is_complete(
+  path: str, header: dict[str, Any], count: int, with_logprobs: bool = False
+) -> bool:
+  """Whether the journal belongs to this rollout and nothing is missing.
+
+  Args:
+    path: of the journal.
+    header: that names the rollout.
+    count: completions of the rollout, which all have scores.
+    with_logprobs: whether they have the learner's log-probs, too.
+  """
   lines = _intact_lines(path)
+  if not lines or lines[0][0] != header:
+    return False
   scores = sum(len(line.get('scores', ())) for line, _ in lines[1:])
-  return bool(lines) and lines[0][0] == header and scores == num_scores
+  logprobs = {line['learner'] for line, _ in lines[1:] if 'learner' in line}
+  return scores == count and len(logprobs) == count * with_logprobs
 
 
 def _intact_lines(path):

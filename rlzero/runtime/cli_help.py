@@ -64,9 +64,10 @@ def nested_fields(
 def text(stage: types.ModuleType) -> str:
   """The page that `--help` prints."""
   several = getattr(stage, 'SEVERAL_HOSTS', False)
+  describe = ' [--describe]' if hasattr(stage, 'describe') else ''
   lines = [
     f'python -m {stage.__name__} [--gin_file=FILE ...] '
-    '[--gin.SELECTOR=VALUE ...] [--name=value ...]',
+    f'[--gin.SELECTOR=VALUE ...] [--name=value ...]{describe}',
     *(
       [f'on several hosts: {" ".join(lifecycle.HOST_FLAGS)}'] if several else []
     ),

@@ -2,6 +2,7 @@
 
 The language is gin's, as `bindings` reads it. Flags of every stage:
 `--gin_file=FILE` (repeatable), `--gin.SELECTOR=VALUE`, `--help`,
+`--describe` where the stage can say what its settings mean,
 `--name=value` for a field of the stage's own Config, `--field.name=value` for
 a field of what a field holds, the short flags that its `SHORT_FLAGS` declares
 for such fields, and those of `lifecycle.join_hosts` where several hosts work
@@ -85,7 +86,8 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
         config.main(grpo)
 
   Args:
-    stage: a module with a dataclass `Config` and a function `run(cfg)`.
+    stage: a module with a dataclass `Config` and a function `run(cfg)`; with
+      a function `describe(cfg)` too, `--describe` prints what that returns.
     argv: the flags; those of the process by default.
 
   Raises:
@@ -107,6 +109,11 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     return
   try:
     with lifecycle.exit_on_sigterm(), workdir.claims():
+      if '--describe' in argv and hasattr(stage, 'describe'):
+        # Nothing is written, so it needs no workdir.
+        argv = ['--workdir=', *(flag for flag in argv if flag != '--describe')]
+        print(stage.describe(build(stage, argv)))
+        return
       cfg = build(stage, argv)
       workdir.check(getattr(cfg, 'workdir', ''))
       stage.run(cfg)
@@ -154,7 +161,7 @@ def _field_of(
 def _unknown_flag(stage: types.ModuleType, flag: str) -> UserError:
   key = flag.partition('=')[0]
   own = [f.name for f in dataclasses.fields(stage.Config)]
-  known = ['--gin_file', '--help', *lifecycle.HOST_FLAGS]
+  known = ['--gin_file', '--help', '--describe', *lifecycle.HOST_FLAGS]
   known += [f'--{n}' for n in (*own, *naming.short_flags(stage.Config))]
   deeper = [
     f'--{".".join(path)}'

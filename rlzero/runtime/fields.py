@@ -35,6 +35,14 @@ def grows_on_resume(default: Any = dataclasses.MISSING, *inner: str) -> Any:
   )
 
 
+def code() -> Any:
+  """Declares a function in a user's file, 'my_file.py:name'; '' is none.
+
+  Its file may not change when a run resumes.
+  """
+  return dataclasses.field(default='', metadata={'code': True})
+
+
 class Range(NamedTuple):
   """The numbers that a field takes."""
 

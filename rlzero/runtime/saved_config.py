@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
-from rlzero.runtime import failures, files, naming
+from rlzero.runtime import failures, files, functions, naming
 from rlzero.runtime import workdir as locks
 from rlzero.runtime.naming import UserError
 
@@ -164,9 +164,10 @@ def _render(cfg: Any) -> tuple[dict[str, str], set[str], set[str]]:
           field_free = free or f.metadata.get('mutable_on_resume', False)
           if field_free:
             mutable.add(key)
-          lines[key] = rendered(
-            getattr(value, f.name), prefix + f.name, field_free
-          )
+          held = getattr(value, f.name)
+          lines[key] = rendered(held, prefix + f.name, field_free)
+          if held and f.metadata.get('code'):
+            lines[key] += f'  # sha256 {functions.digest(held)}'
       return f'@{prefix}{name}()'
     if isinstance(value, (list, tuple)):
       items = [rendered(v, f'{scope}_{i}', free) for i, v in enumerate(value)]

@@ -133,6 +133,7 @@ def loss(
     _cross_entropy,
     1.0,
     _CHUNK,
+    False,
     transformer.predictors(hidden, None, rows.tokens, None),
     transformer.head(model, params),
     rows.tokens.ids,

@@ -40,6 +40,11 @@ class RolloutBatch(NamedTuple):
   routes: Sequence[np.ndarray] | None = None
   # Whether each token counts in the loss, bool; None counts them all.
   masks: Sequence[np.ndarray | None] | None = None
+  # Of each token, between sampler and learner; None is 1.
+  weights: Sequence[np.ndarray] | None = None
+  # By what the terms of each completion's tokens are divided, [B]; None: by how
+  # many of them count.
+  counts: np.ndarray | None = None
 
 
 class Microbatch(NamedTuple):
@@ -48,10 +53,11 @@ class Microbatch(NamedTuple):
   tokens: Tokens  # [B, T], a segment for each completion
   prompts: Prompts
   mask: Bool[AnyArray, 'B T']  # whether the token counts in the loss
-  counts: Int[AnyArray, 'B T']  # tokens that count in the token's completion
+  counts: Int[AnyArray, 'B T']  # by what the token's term is divided
   old_logprobs: Float[AnyArray, 'B T']
   ref_logprobs: Float[AnyArray, 'B T']
   advantages: Float[AnyArray, 'B T']
+  weights: Float[AnyArray, 'B T'] | None = None  # between sampler and learner
   routes: Int[AnyArray, 'L B T C'] | None = None  # -1: the router chooses
 
 
@@ -231,6 +237,7 @@ def empty_microbatch(
     old_logprobs=floats(),
     ref_logprobs=floats(),
     advantages=floats(),
+    weights=None if batch.weights is None else floats(),
     routes=routes,
   )
 
@@ -267,12 +274,14 @@ def _microbatch(
     mask = batch.masks[i] if batch.masks else None
     mask = np.ones(size, bool) if mask is None else mask
     micro.mask[at] = mask
-    micro.counts[at] = mask.sum()
+    micro.counts[at] = mask.sum() if batch.counts is None else batch.counts[i]
     micro.advantages[at] = batch.advantages[i]
     micro.old_logprobs[at] = np.where(mask, batch.old_logprobs[i], 0)
     # Without a KL term no one reads them.
     reference = batch.ref_logprobs or batch.old_logprobs
     micro.ref_logprobs[at] = np.where(mask, reference[i], 0)
+    if batch.weights is not None and micro.weights is not None:
+      micro.weights[at] = batch.weights[i]
     if batch.routes is not None and micro.routes is not None:
       micro.routes[:, row, start : start + size] = batch.routes[i]
   return micro
