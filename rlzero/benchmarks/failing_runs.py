@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
 import sys
@@ -258,7 +257,7 @@ def main() -> None:
     'all_rang': all(name in found['rang'] for name, found in failed.items()),
     'good_silent': not any(found['rang'] for found in good.values()),
   }
-  print(json.dumps(measured, indent=2))
+  print(files.to_json(measured, indent=2))
   if given.out:
     files.write_json(str(given.out), measured)
   if not (measured['all_rang'] and measured['good_silent']):
