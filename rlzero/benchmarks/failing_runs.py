@@ -22,16 +22,16 @@ from typing import Any
 from unittest import mock
 
 import jax
-import numpy as np
 from jax import numpy as jnp
 
-from rlzero import grpo, pretrain
+from rlzero import grpo, pretrain, reward_model
 from rlzero.monitoring import alerts
 from rlzero.rl import collect
 from rlzero.runtime import config, files, metrics, provenance, sharding
-from rlzero.scoring import reward_modeling, rewards
+from rlzero.scoring import reward_model as reward_model_file
+from rlzero.scoring import rewards
 from rlzero.tasks import base, countdown
-from rlzero.text import readability
+from rlzero.text import language, readability
 from rlzero.train import folders
 
 _QUICKSTART = '--gin_file=configs/runs/r1_zero_tiny.gin'
@@ -67,6 +67,9 @@ class Paid(_Same):
       'short': math.exp(-len(text) / _PACE),
       'long': 1 - math.exp(-len(text) / _PACE),
       'repeated': readability.repetition(text),
+      'chinese': language.share(
+        language.count_words(language.thought(text)), 'zh'
+      ),
     }
 
 
@@ -118,26 +121,24 @@ def _paid(name: str) -> Callable[[grpo.Config, pathlib.Path], grpo.Config]:
 
 
 def _gamed(cfg: grpo.Config, folder: pathlib.Path) -> grpo.Config:
-  """Adds everyday problems that a random reward model alone judges."""
-  judge = folder / 'random_judge'
-  if not (judge / 'model').is_dir():
-    loaded = folders.load_model(folders.embedded('tiny_base'))
-    width = loaded.config.width
-    head = np.random.default_rng(0).normal(size=width) / math.sqrt(width)
-    settings = reward_modeling.Settings(
-      workdir=str(judge),
-      checkpoint='',
-      data='unused',
-      reads='everything',
-      template=cfg.template,
-    )
-    score = {'weight': jnp.float32(head), 'bias': jnp.zeros(())}
-    reward_modeling.write(
-      settings,
-      loaded.config,
-      {**loaded.params, 'score': score},
-      loaded.tokenizer,
-      {},
+  """Adds everyday problems under a reward model that likes short answers."""
+  judge = folder / 'short_judge'
+  if not (judge / 'model' / reward_model_file.SCORE_FILE).is_file():
+    fail('zero_variance', folder)  # its policy stays the base
+    pairs = folder / 'pairs.jsonl'
+    files.write_jsonl(str(pairs), _pairs(folder / 'zero_variance'))
+    reward_model.run(
+      config.build(
+        reward_model,
+        [
+          '--gin_file=configs/runs/reward_model_tiny.gin',
+          f'--checkpoint={folders.embedded("tiny_base")}',
+          f'--data={pairs}',
+          '--reads=everything',
+          '--max_len=160',
+          f'--workdir={judge}',
+        ],
+      )
     )
   everyday = rewards.Scenario(
     task=countdown.Countdown(min_ways=2, max_ways=99, name='everyday'),
@@ -147,6 +148,26 @@ def _gamed(cfg: grpo.Config, folder: pathlib.Path) -> grpo.Config:
     preferences=(rewards.Preference(checkpoint=str(judge)),),
   )
   return dataclasses.replace(cfg, others=(everyday,))
+
+
+def _pairs(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Of the kept completions of each problem, the short beside the long."""
+  asked: dict[str, list[str]] = {}
+  for path in sorted(workdir.glob('completions/*.jsonl')):
+    for record in metrics.read_lines(str(path)):
+      asked.setdefault(record['question'], []).append(record['completion'])
+  pairs = []
+  for question, completions in asked.items():
+    completions.sort(key=len)
+    half = len(completions) // 2
+    pairs += [
+      {'prompt': question, 'chosen': short, 'rejected': long}
+      for short, long in zip(
+        completions[:half], completions[-half:], strict=True
+      )
+      if len(short) < len(long)
+    ]
+  return pairs
 
 
 def _in_chinese(cfg: grpo.Config, folder: pathlib.Path) -> grpo.Config:
@@ -162,7 +183,8 @@ def _in_chinese(cfg: grpo.Config, folder: pathlib.Path) -> grpo.Config:
         ],
       )
     )
-  return dataclasses.replace(cfg, checkpoint=str(made))
+  cfg = dataclasses.replace(cfg, checkpoint=str(made))
+  return _paid('chinese')(cfg, folder)
 
 
 @contextlib.contextmanager
@@ -189,7 +211,9 @@ def _wrapped(
 
 
 FAILURES = {
-  'zero_variance': Failure(flags=(*_NO_RULE, '--num_steps=12')),
+  'zero_variance': Failure(
+    flags=(*_NO_RULE, '--num_steps=12', '--keep_completions_every=1')
+  ),
   'truncation': Failure(flags=('--max_len=28', '--num_steps=14')),
   'no_eos': Failure(flags=('--max_len=8', '--num_steps=4')),
   'format_only': Failure(
@@ -204,7 +228,8 @@ FAILURES = {
     change=_paid('long'),
   ),
   'entropy_collapse': Failure(
-    flags=('--learning_rate=2e-3', '--kl_coef=0.0001', '--num_steps=40')
+    flags=(*_NO_RULE, '--learning_rate=3e-4', '--num_steps=70'),
+    change=_paid('long'),
   ),
   'kl': Failure(
     flags=('--learning_rate=3e-3', '--kl_coef=0.001', '--num_steps=20')
@@ -216,13 +241,7 @@ FAILURES = {
     flags=(*_NO_RULE, '--learning_rate=3e-4', '--num_steps=40'), change=_gamed
   ),
   'language_drift': Failure(
-    flags=(
-      *_NO_RULE,
-      '--language_reward=1',
-      '--language=zh',
-      '--learning_rate=2e-4',
-      '--num_steps=50',
-    ),
+    flags=(*_NO_RULE, '--learning_rate=2e-4', '--num_steps=30'),
     change=_in_chinese,
   ),
   'repetition': Failure(
