@@ -1,13 +1,17 @@
 """What setup.py declares, against what is imported and what is installed."""
 
 import ast
+import importlib
 import importlib.metadata
 import pathlib
+import pkgutil
 import re
 import sys
 
 import pytest
 from packaging import markers, requirements, utils
+
+from rlzero import tasks
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONSTRAINTS = _ROOT / 'launch' / 'constraints'
@@ -97,3 +101,32 @@ def test_the_floor_is_what_setup_says():
     if name in pins and bounds and not one.extras:
       # The first release that is there: 2.6.2 may have come as 2.6.2.2.
       assert re.match(re.escape(bounds[0].version) + r'\b', pins[name]), one
+
+
+def _operations(pattern) -> set[str]:
+  """The names of all operations in a pattern that `re` has parsed."""
+  found, waiting = set(), [pattern]
+  while waiting:
+    item = waiting.pop()
+    if hasattr(item, 'data'):
+      waiting += item.data
+    elif isinstance(item, (tuple, list)):
+      waiting += item
+    else:
+      found.add(str(item))
+  return found
+
+
+def test_patterns_work_on_the_oldest_python():
+  # Before 3.11.5 possessive repeats of groups match nothing: the programs of
+  # Debian 12's Python had no fences.
+  parse = re._parser.parse
+  assert {'POSSESSIVE_REPEAT', 'MAX_REPEAT'} <= _operations(parse('(?:a+b)*+'))
+  number = 0
+  for module in pkgutil.walk_packages(tasks.__path__, f'{tasks.__name__}.'):
+    for value in vars(importlib.import_module(module.name)).values():
+      if isinstance(value, re.Pattern):
+        number += 1
+        found = _operations(parse(value.pattern, value.flags & ~re.UNICODE))
+        assert not found & {'POSSESSIVE_REPEAT', 'ATOMIC_GROUP'}, value.pattern
+  assert number > 50

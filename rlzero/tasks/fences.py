@@ -14,11 +14,8 @@ LANGUAGES = {
   'python': ('python', 'py', 'ipython', 'cpython', 'pypy'),
   'cpp': ('cpp', 'c++', 'cc', 'cxx'),
 }
-# Possessive, so that it takes linear time on any line.
-_OPENING = re.compile(
-  r'(?P<before>(?:(?!```|~~~).)*+)(?P<mark>`{3,}+|~{3,}+)[ \t]*+'
-  r'(?:\{?\.?(?P<language>[\w+#.-]++))?+(?P<rest>[^`]*+)'
-)
+_MARK = re.compile(r'`{3,}|~{3,}')
+_LANGUAGE = re.compile(r'[ \t]*(?:\{?\.?([\w+#.-]+))?')
 _VERSION = re.compile(r'(?<=[a-z+])[\d.]+$')  # of a language, as in python3
 
 
@@ -29,18 +26,27 @@ class Block(NamedTuple):
   code: str
 
 
+class _Opening(NamedTuple):
+  """A line that opens a block."""
+
+  before: str
+  mark: str
+  language: str
+  rest: str
+
+
 def blocks(text: str) -> list[Block]:
   """The fenced blocks of a text, in order."""
   found = []
   opening, lines = None, []
   for line in text.replace('\r\n', '\n').split('\n'):
     if opening is None:
-      match = _OPENING.fullmatch(line)
+      start = _opening(line)
       # Prose may speak of fences: after text, a fence has a language at most.
-      if match and not (match['before'].strip() and match['rest'].strip()):
-        opening, lines = match, []
+      if start and not (start.before.strip() and start.rest.strip()):
+        opening, lines = start, []
       continue
-    last = _before_closing(line, opening['mark'])
+    last = _before_closing(line, opening.mark)
     if last is None:
       lines.append(line)
       continue
@@ -88,6 +94,18 @@ def _last(found: list[Block], language: str) -> str | None:
   return None
 
 
+def _opening(line: str) -> _Opening | None:
+  """The parts of a line that opens a block."""
+  mark = _MARK.search(line)
+  if mark is None:
+    return None
+  language = _LANGUAGE.match(line, mark.end())
+  rest = line[language.end() :]
+  if '`' in rest:
+    return None
+  return _Opening(line[: mark.start()], mark[0], language[1] or '', rest)
+
+
 def _before_closing(line: str, mark: str) -> str | None:
   """Cuts a line before its closing fence; None if it has none."""
   before = line.rstrip().rstrip(mark[0])
@@ -97,11 +115,11 @@ def _before_closing(line: str, mark: str) -> str | None:
   return before
 
 
-def _block(opening: re.Match, lines: list[str]) -> Block:
-  before = opening['before']
+def _block(opening: _Opening, lines: list[str]) -> Block:
+  before = opening.before
   indent = 0 if before.strip() else len(before)
   kept = [line[min(indent, len(line) - len(line.lstrip())) :] for line in lines]
-  language = _VERSION.sub('', (opening['language'] or '').lower())
+  language = _VERSION.sub('', opening.language.lower())
   return Block(language, _left(''.join(f'{line}\n' for line in kept)))
 
 

@@ -48,6 +48,9 @@ _DENIED = re.compile(
   re.I,
 )
 _MAX_CHARS = 200  # of a statement
+_MAX_STATEMENTS = 20  # of a text; the last ones
+_MAX_COUNT = 1000  # of statements, where they are counted
+_MAX_TEXT = 20_000  # characters at the end of one
 _NOT = re.compile(
   r"\b(?:not|never|cannot|nor|neither)\b|n[o']t\b"
   r'|\b(?:option|choice)\s+[(\[]?[A-J]\b.*(?:\b(?:or|and)\b|[,/&|])',
@@ -72,7 +75,7 @@ def choice(text: str, letters: str = 'ABCD') -> str | None:
     return _letter(boxed, letters)
   if '<answer>' in text:
     text = text.rsplit('<answer>', 1)[1].split('</answer>')[0]
-  plain = _plain(text)
+  plain = _plain(text)[-_MAX_TEXT:]
   if (letter := _letter(plain, letters)) is not None:
     return letter
   for statement in reversed(_statements(plain, _STATED)):
@@ -87,17 +90,21 @@ def choice(text: str, letters: str = 'ABCD') -> str | None:
 
 def count(text: str, letters: str = 'ABCD') -> int:
   """How often a text states a choice."""
-  found = _statements(_plain(answers.squeeze(text)), _STATED)
+  plain = _plain(answers.squeeze(text))
+  found = _statements(plain, _STATED, _MAX_COUNT)
   stated = sum(_letter(one, letters) is not None for one in found)
   return stated + len(notation.boxes(text))
 
 
-def _statements(text: str, pattern: re.Pattern) -> list[str]:
+def _statements(
+  text: str, pattern: re.Pattern, most: int = _MAX_STATEMENTS
+) -> list[str]:
   """The lines behind 'answer is' and the like."""
+  ends = [found.end() for found in pattern.finditer(text)]
   rests = (
-    text[found.end() :][:_MAX_CHARS]
-    for found in pattern.finditer(text)
-    if pattern is _STATED or not _is_denied(text, found.end())
+    text[end : end + _MAX_CHARS]
+    for end in ends[-most:]
+    if pattern is _STATED or not _is_denied(text, end)
   )
   return [rest.lstrip().split('\n', 1)[0] for rest in rests]
 
