@@ -91,7 +91,7 @@ def test_any_task_can_be_filtered():
   task = contamination.Decontaminated(Leaky(), (clean,))
   task = pickle.loads(pickle.dumps(task))
   assert isinstance(task, base.Task)
-  assert task.examples('train') == clean.examples('train')
+  assert list(task.examples('train')) == clean.examples('train')
   assert task.examples('test') == clean.examples('test')
   assert task.name == clean.name
 

@@ -91,6 +91,7 @@ _OTHER_WRITERS = {
   'tasks/harness.py': 'a program of the sandbox, which stands alone',
   'tasks/execute.py': 'calls of a function, whose arguments stay as they are',
   'tasks/procedural.py': 'a value that JSON cannot keep is an error there',
+  'tasks/verifiers.py': 'a test that JSON cannot keep is an error there',
   'text/chat.py': 'what a chat template writes is a prompt',
   'text/files.py': 'looks for halves of characters; nothing is written',
 }

@@ -6,6 +6,7 @@ It finds copies and near copies, not paraphrases. Problems that are made from
 a template share the template's words: give those a longer n-gram than it.
 """
 
+import array
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,16 +93,17 @@ class Decontaminated(base.Wrapper):
   decontaminate_with: tuple[base.Task, ...]
   num_words: int = 10
 
-  def examples(self, split: str) -> list[base.Example]:
+  def examples(self, split: str) -> Sequence[base.Example]:
     """The problems of a split; those of 'train' filtered."""
-    found = list(self.task.examples(split))
+    found = self.task.examples(split)
     if split != 'train':
       return found
     index = Index(
       (e for one in self.decontaminate_with for e in one.examples('test')),
       self.num_words,
     )
-    return [example for example in found if not index.has(example.question)]
+    clean = (i for i, e in enumerate(found) if not index.has(e.question))
+    return base.View(found, places=array.array('q', clean))
 
 
 def read(path: str) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ from rlzero.runtime import (
 from rlzero.scoring import reward_pool
 from rlzero.tasks import base
 from rlzero.tasks.datasets import stream
+from rlzero.text.template import Chat
 from rlzero.train import checkpoint, folders
 
 
@@ -76,7 +77,7 @@ class TrainingLoop:
     self.cursor = prompt_stream.get_state()  # where its problems begin
     self.header: dict[str, Any] = {}  # of its journal
     self.max_prompt_len = cfg.sampling.max_prompt_len  # when it began
-    self.asked: dict[str, str] | None = None  # a question and its prompt
+    self.asked: dict[str, Any] | None = None  # a question and its prompt
     self.experience: Experience | None = None
     self.unwritten: dict[str, Any] | None = None  # metrics of the last step
     self._restore()
@@ -176,11 +177,11 @@ class TrainingLoop:
     prompts = encoding.encode_examples(self.tokenizer, cfg.template, sampled)
     tokens = journal.digest([prompt.tokens for prompt in prompts])
     self.asked = {
-      'question': sampled[0][1].question,
+      'question': Chat.pack(sampled[0][1].question),
       'tokens': journal.digest(prompts[0].tokens),
     }
     if self.header.get('tokens', tokens) != tokens and used:
-      raise self._other_prompts(self.asked['question'])
+      raise self._other_prompts(sampled[0][1].question)
     if not used:
       self.header = {
         'step': first,
@@ -224,15 +225,14 @@ class TrainingLoop:
       )
     return sampled, len(left_out)
 
-  def _check_asked(self, asked: dict[str, str] | None) -> None:
+  def _check_asked(self, asked: dict[str, Any] | None) -> None:
     """A question must be the prompt that it was, or samples do not fit it."""
     if asked is None:
       return
-    tokens = encoding.encode_prompt(
-      self.tokenizer, self.cfg.template, asked['question']
-    )
+    question = Chat.unpack(asked['question'])
+    tokens = encoding.encode_prompt(self.tokenizer, self.cfg.template, question)
     if journal.digest(tokens) != asked['tokens']:
-      raise self._other_prompts(asked['question'])
+      raise self._other_prompts(question)
 
   def _other_prompts(self, question: str) -> ValueError:
     return ValueError(

@@ -51,8 +51,12 @@ def encode_prompt(
 
   A text starts as the model expects it to; a chat template does so itself.
   """
+  if isinstance(question, templates.Chat):
+    question = question.map(tokenizer.as_text)
+  else:
+    question = tokenizer.as_text(question)
   return tokenizer.encode(
-    template.render(tokenizer.as_text(question), tokenizer.apply_chat_template),
+    template.render(question, tokenizer.apply_chat_template),
     add_special=template.kind != 'chat',
   )
 

@@ -5,8 +5,8 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS}
 
@@ -23,15 +23,38 @@ def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
   Raises:
     OSError: the file cannot be written.
   """
+  data = text.encode() if isinstance(text, str) else text
+  with open_whole(path) as file:
+    file.write(data)
+
+
+@contextlib.contextmanager
+def open_whole(
+  path: str | os.PathLike, suffix: str = '.tmp'
+) -> Iterator[BinaryIO]:
+  """Opens a file for writing that others see when all of it is written.
+
+  Args:
+    path: of the file; its folder is made if it is missing.
+    suffix: of the file that is written meanwhile; one of its own where several
+      processes may write the same.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
   path = os.path.abspath(path)
   folder = os.path.dirname(path)
   os.makedirs(folder, exist_ok=True)
-  data = text.encode() if isinstance(text, str) else text
-  with open(path + '.tmp', 'wb') as file:
-    file.write(data)
-    file.flush()
-    sync(file.fileno())
-  os.replace(path + '.tmp', path)
+  try:
+    with open(path + suffix, 'wb') as file:
+      yield file
+      file.flush()
+      sync(file.fileno())
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(path + suffix)
+    raise
+  os.replace(path + suffix, path)
   _sync_folder(folder)
 
 

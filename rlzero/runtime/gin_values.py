@@ -38,8 +38,9 @@ def conform(value: Any, hint: Any) -> Any:
   elif hint is float and type(value) is int:
     return float(value)
   elif getattr(hint, '_is_protocol', False):
-    members = [name for name in vars(hint) if not name.startswith('_')]
-    if all(hasattr(value, name) for name in members):
+    protocols = [c for c in hint.__mro__ if getattr(c, '_is_protocol', False)]
+    members = {name for protocol in protocols for name in vars(protocol)}
+    if all(hasattr(value, n) for n in members if not n.startswith('_')):
       return value
   elif isinstance(value, hint):
     # True is an int to Python, but num_steps = True is a mistake.

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, overload, runtime_checkable
 
 ACCEPTED = 'accepted'  # the outcome of a right answer
 
@@ -13,13 +14,40 @@ class Example:
   """One problem. The target is for the verifier; no model ever sees it."""
 
   uid: str  # stable name, unique within the task
-  question: str
+  question: str  # a `template.Chat` where it has several messages
   target: str  # what the verifier needs; a task may write JSON here
   task: str = ''  # name of its task, where several are mixed
 
 
 @runtime_checkable
-class Task(Protocol):
+class Verifier(Protocol):
+  """The judge of answers.
+
+  It may also have `target_of(value)`, which makes the target of a column of a
+  table, and raises ValueError (in words that follow the column's name) where
+  it cannot; and, of the methods that a task may have, `warm_up`, `notice`,
+  `deadline_s` and `outcome`.
+  """
+
+  def extract(self, text: str) -> str | None:
+    """The last answer stated anywhere in `text`, or None."""
+    ...
+
+  def verify(self, answer: str, target: str) -> bool:
+    """Whether `answer` (the text of an answer, no tags) is right."""
+    ...
+
+  def same(self, first: str, second: str) -> bool:
+    """Whether two answers are mathematically the same (cons@k's classes)."""
+    ...
+
+  def count_tries(self, text: str) -> int:
+    """Number of attempts at a solution that the text goes through."""
+    ...
+
+
+@runtime_checkable
+class Task(Verifier, Protocol):
   """A source of problems and the judge of their answers.
 
   Tasks are frozen dataclasses: they are pickled to the reward workers, so
@@ -38,23 +66,10 @@ class Task(Protocol):
   def name(self) -> str: ...
 
   def examples(self, split: str) -> Sequence[Example]:
-    """All problems of a split: 'train', 'validation' or 'test'."""
-    ...
+    """All problems of a split: 'train', 'validation' or 'test'.
 
-  def extract(self, text: str) -> str | None:
-    """The last answer stated anywhere in `text`, or None."""
-    ...
-
-  def verify(self, answer: str, target: str) -> bool:
-    """Whether `answer` (the text of an answer, no tags) is right."""
-    ...
-
-  def same(self, first: str, second: str) -> bool:
-    """Whether two answers are mathematically the same (cons@k's classes)."""
-    ...
-
-  def count_tries(self, text: str) -> int:
-    """Number of attempts at a solution that the text goes through."""
+    They may be read from disk one by one; nobody makes a list of them all.
+    """
     ...
 
 
@@ -92,6 +107,63 @@ class Wrapper:
     ):
       return getattr(self.task, name)
     raise AttributeError(f'{type(self).__name__} has no {name!r}.')
+
+
+class View(Sequence[Example]):
+  """Problems of a sequence, changed or chosen as they are read.
+
+  Args:
+    examples: where they come from.
+    change: of each problem.
+    places: those that are in the view, in their order; None takes all.
+  """
+
+  def __init__(
+    self,
+    examples: Sequence[Example],
+    change: Callable[[Example], Example] = lambda example: example,
+    places: Sequence[int] | None = None,
+  ):
+    self._examples, self._change, self._places = examples, change, places
+
+  @property
+  def fingerprint(self) -> str:
+    """Names the content, where the sequence does; else ''."""
+    return getattr(self._examples, 'fingerprint', '')
+
+  def __len__(self) -> int:
+    return len(self._examples if self._places is None else self._places)
+
+  @overload
+  def __getitem__(self, index: int) -> Example: ...
+  @overload
+  def __getitem__(self, index: slice) -> list[Example]: ...
+
+  def __getitem__(self, index: int | slice) -> Example | list[Example]:
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    place = index if self._places is None else int(self._places[index])
+    return self._change(self._examples[place])
+
+
+def plain_text(value: Any) -> str:
+  """Text that is not empty; a number is the text it is written as.
+
+  Raises:
+    ValueError: neither; in words that follow the name of a column.
+  """
+  if isinstance(value, (list, tuple)) and len(value) == 1:
+    value = value[0]  # some data sets keep a list of one answer
+  if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if math.isfinite(value):
+      return str(value)
+  if value is None or value == []:
+    raise ValueError('is empty')
+  if not isinstance(value, str):
+    raise ValueError('is neither text nor a number')
+  if not (text := value.strip()):
+    raise ValueError('is empty')
+  return text
 
 
 def bucket(text: str, num_buckets: int = 100) -> int:

@@ -6,12 +6,22 @@ by their values (`formulas`). docs/explanation/answers.md tells what is equal
 and why.
 """
 
+import dataclasses
 import functools
 import re
 import string
 from collections.abc import Sequence
+from typing import Any
 
-from rlzero.tasks import answers, letters, notation, numeric, reading, units
+from rlzero.tasks import (
+  answers,
+  base,
+  letters,
+  notation,
+  numeric,
+  reading,
+  units,
+)
 from rlzero.tasks.answers import count_results, last_answer, last_number
 from rlzero.tasks.numeric import MAX_CHARS, number, only_number
 
@@ -258,8 +268,28 @@ def _literal(text: str) -> str:
   return text.casefold() if _WORDS.fullmatch(text) or len(text) == 1 else text
 
 
+@dataclasses.dataclass(frozen=True)
 class Formulas:
   """Judging of tasks whose answers are compared as mathematics."""
+
+  def target_of(self, value: Any) -> str:
+    r"""The answer that a column holds or its worked solution states.
+
+    A solution states it in a \boxed{} or in answer tags, or after '####'.
+
+    Raises:
+      ValueError: there is none; in words that follow the column's name.
+    """
+    text = base.plain_text(value)
+    if '\\boxed' in text or '<answer>' in text:
+      text = answers.last_answer(text, numeric=False) or ''
+    elif '####' in text:
+      text = text.rpartition('####')[2].strip()
+    if not text:
+      raise ValueError('states no answer')
+    if len(text) > MAX_CHARS:
+      raise ValueError(f'has an answer of more than {MAX_CHARS} characters')
+    return text
 
   def extract(self, text: str) -> str | None:
     return answers.last_answer(text, numeric=False)
@@ -282,8 +312,20 @@ class Formulas:
     warm_up()
 
 
+@dataclasses.dataclass(frozen=True)
 class Numbers(Formulas):
   """Judging of tasks whose answers are one number."""
+
+  def target_of(self, value: Any) -> str:
+    """The number that a column holds or its worked solution states.
+
+    Raises:
+      ValueError: there is none; in words that follow the column's name.
+    """
+    text = super().target_of(value)
+    if not text.isdigit() and number(text) is None:
+      raise ValueError('states no number')
+    return text
 
   def extract(self, text: str) -> str | None:
     return answers.last_answer(text)

@@ -41,7 +41,8 @@ def lines(
     path, encoding='utf-8-sig', errors='surrogateescape', newline=newline
   ) as file:
     for number, line in enumerate(file, start=1):
-      _check_bytes(line, f'{path}:{number}')
+      if '\0' in line or not line.isascii():
+        _check_bytes(line, f'{path}:{number}')
       yield number, line
 
 
@@ -115,9 +116,10 @@ def parse_json(text: str, place: str, remedy: str) -> Any:
     ValueError: the text is something else.
   """
   try:
-    found = json.loads(
-      text, parse_constant=_refuse_constant, parse_float=Number
-    )
+    start = len(text) - len(text.lstrip(_SPACE))
+    found, end = _DECODER.raw_decode(text, start)
+    if text[end:].strip(_SPACE):
+      raise ValueError('Extra data')
   except RecursionError as error:
     raise ValueError(
       f'{place} is not JSON that is read here (too deeply nested); {remedy}.'
@@ -125,7 +127,7 @@ def parse_json(text: str, place: str, remedy: str) -> Any:
   except ValueError as error:
     why = getattr(error, 'msg', str(error))
     raise ValueError(f'{place} is not JSON ({why}); {remedy}.') from error
-  if '\\ud' in text.lower():  # an escape may be half of a pair
+  if '\\' in text and '\\ud' in text.lower():  # may be half a pair
     try:
       json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -158,6 +160,11 @@ class Number(float):
 
 def _refuse_constant(name: str) -> None:
   raise ValueError(f'{name} is no JSON value')
+
+
+_SPACE = ' \t\n\r'
+# One for all lines: to make it takes longer than most lines do.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=Number)
 
 
 def _refuse_other_marks(path: str | os.PathLike[str]) -> None:

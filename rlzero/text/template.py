@@ -6,7 +6,7 @@ other checks; they are tested as a pair.
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 # DeepSeek-R1, arXiv 2501.12948, Table 1, word for word.
 R1_ZERO = (
@@ -35,6 +35,45 @@ _REFLECTIVE = re.compile(
 )
 
 
+class Chat(str):
+  """A question of several messages; as text, a blank line between them.
+
+  The `chat` template asks the messages. The others, which know no roles, ask
+  the text.
+
+  Attributes:
+    messages: of the conversation, each with its `role` and `content`.
+  """
+
+  messages: tuple[dict[str, str], ...]
+
+  def __new__(cls, messages: Iterable[Mapping[str, str]]) -> 'Chat':
+    kept = tuple({k: m[k] for k in ('role', 'content')} for m in messages)
+    chat = super().__new__(cls, '\n\n'.join(m['content'] for m in kept))
+    chat.messages = kept
+    return chat
+
+  def __reduce__(self) -> tuple[type, tuple[tuple[dict[str, str], ...]]]:
+    return Chat, (self.messages,)
+
+  @staticmethod
+  def pack(question: str) -> str | list[dict[str, str]]:
+    """A question of either kind, as JSON can hold it."""
+    return list(question.messages) if isinstance(question, Chat) else question
+
+  @staticmethod
+  def unpack(packed: str | list[dict[str, str]]) -> str:
+    """The question that `pack` was given."""
+    return packed if isinstance(packed, str) else Chat(packed)
+
+  def map(self, change: Callable[[str], str]) -> 'Chat':
+    """The conversation with each content changed."""
+    return Chat(
+      {'role': m['role'], 'content': change(m['content'])}
+      for m in self.messages
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Template:
   """How a question becomes a prompt.
@@ -48,7 +87,8 @@ class Template:
   """
 
   kind: str = 'r1_zero'  # one of KINDS
-  system: str | None = None  # system message; 'chat' only
+  # System message, in place of the question's own; 'chat' only.
+  system: str | None = None
   suffix: str = ''  # put after the question; 'chat' only
 
   def __post_init__(self):
@@ -73,7 +113,7 @@ class Template:
     """The prompt, as text.
 
     Args:
-      question: text of the problem.
+      question: text of the problem, or a `Chat`.
       chat: the tokenizer's chat template, from messages to text.
 
     Raises:
@@ -88,8 +128,12 @@ class Template:
         "Template.kind is 'chat', but the tokenizer has no chat template; use "
         "a chat model or set kind to 'r1_zero'."
       )
-    messages = [{'role': 'user', 'content': question + self.suffix}]
+    messages = [{'role': 'user', 'content': question}]
+    if isinstance(question, Chat):
+      messages = [dict(message) for message in question.messages]
+    messages[-1]['content'] += self.suffix
     if self.system is not None:
+      messages = [m for m in messages if m['role'] != 'system']
       messages.insert(0, {'role': 'system', 'content': self.system})
     return chat(messages)
 

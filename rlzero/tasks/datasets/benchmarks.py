@@ -7,7 +7,7 @@ split 'test' alone.
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from rlzero.tasks import base, letters, verify
+from rlzero.tasks import base, verifiers, verify
 from rlzero.tasks.datasets import hub
 
 _AIME = {
@@ -85,7 +85,7 @@ class MATH500(verify.Formulas):
 
 
 @dataclasses.dataclass(frozen=True)
-class GPQADiamond:
+class GPQADiamond(verifiers.Choice):
   """198 questions of graduate level, of four choices (arXiv 2311.12022).
 
   The order of the choices is a hash of the uid, so that the right one is
@@ -94,6 +94,7 @@ class GPQADiamond:
 
   data_dir: str = '~/tensorflow_datasets'  # folder of TFDS datasets
   name: str = 'gpqa_diamond'
+  letters: str = dataclasses.field(default=_LETTERS, init=False)
 
   def examples(self, split: str) -> list[base.Example]:
     """The questions; `hub.examples` says what may go wrong."""
@@ -105,20 +106,6 @@ class GPQADiamond:
       ['gpqa_diamond.csv'],
       _multiple_choice,
     )
-
-  def extract(self, text: str) -> str | None:
-    """The letter of the last answer stated."""
-    return letters.choice(text, _LETTERS)
-
-  def verify(self, answer: str, target: str) -> bool:
-    return letters.choice(answer, _LETTERS) == target
-
-  def same(self, first: str, second: str) -> bool:
-    chosen = [letters.choice(text, _LETTERS) for text in (first, second)]
-    return first == second if None in chosen else chosen[0] == chosen[1]
-
-  def count_tries(self, text: str) -> int:
-    return letters.count(text, _LETTERS)
 
 
 def _multiple_choice(rows: Iterable[hub.Row]) -> Iterator[base.Example]:

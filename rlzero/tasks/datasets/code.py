@@ -8,10 +8,11 @@ import dataclasses
 import json
 import pickletools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from rlzero.runtime import files
-from rlzero.tasks import base, execute, fences, isolation
+from rlzero.tasks import base, execute, verifiers
 from rlzero.tasks.datasets import hub
 
 _STDIN = (
@@ -32,77 +33,17 @@ _MAX_TESTS = 1 << 30  # bytes of a problem's private tests
 
 
 @dataclasses.dataclass(frozen=True)
-class _Programs:
-  """The judge that tasks of programs share."""
+class _Programs(verifiers.Programs):
+  """The judge and the folder that the benchmarks share."""
 
   data_dir: str = '~/tensorflow_datasets'  # folder of TFDS datasets
-  # Run programs with limits alone where no sandbox works; see `isolation`.
-  allow_unsandboxed: bool = dataclasses.field(default=False, kw_only=True)
-  # One of fences.LANGUAGES.
-  language: str = dataclasses.field(default='python', kw_only=True)
 
-  def __post_init__(self):
-    if self.language not in fences.LANGUAGES:
-      raise ValueError(
-        f'{type(self).__name__}.language is {self.language!r}; choose one of '
-        f'{", ".join(fences.LANGUAGES)}.'
-      )
-
-  @property
-  def deadline_s(self) -> float:
-    """Seconds that a verdict may take: all tests of a program."""
-    return execute.DEADLINE_S
-
-  def notice(self) -> str:
-    """Which sandbox programs run in.
-
-    Raises:
-      RuntimeError: there is none, and that is not allowed.
-    """
-    return isolation.describe(self.allow_unsandboxed)
-
-  def warm_up(self) -> None:
-    """Finds the sandbox before the first program does; raises as `notice`."""
-    self.notice()
-
-  def extract(self, text: str) -> str | None:
-    return execute.program(text, self.language)
-
-  def verify(self, answer: str, target: str) -> bool:
-    """Whether the program passes every test."""
-    return self.outcome(answer, target) == execute.Verdict.ACCEPTED
-
-  def outcome(self, answer: str, target: str) -> str:
-    """How the program did: one of `execute.Verdict`.
-
-    Args:
-      answer: the program, fenced or not.
-      target: of the example.
-    """
-    facts = json.loads(target)
-    tests = [execute.Test(*test) for test in facts['tests']]
+  def tests(self, facts: Mapping[str, Any]) -> list[execute.Test]:
+    """The tests of a target; some may be private, and packed."""
+    found = super().tests(facts)
     if private := facts.get('private'):
-      tests += _tests(_unpacked(private))
-    source = fences.stated(answer, self.language)
-    if source is None:
-      return execute.Verdict.CRASH
-    return execute.run(
-      source,
-      tests,
-      facts['function'],
-      facts['limit_s'],
-      facts['memory'],
-      language=self.language,
-      allow_unsandboxed=self.allow_unsandboxed,
-    )
-
-  def same(self, first: str, second: str) -> bool:
-    """The same text; that two programs do the same is not decided here."""
-    return first.strip() == second.strip()
-
-  def count_tries(self, text: str) -> int:
-    names = fences.LANGUAGES[self.language]
-    return sum(block.language in names for block in fences.blocks(text))
+      found += _tests(_unpacked(private))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,17 +4,12 @@ What has been fetched is written once as a TFDS dataset (array_record) and is
 read from there afterwards, without the network.
 """
 
-import fnmatch
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub import errors
-
-from rlzero.runtime import keys
 from rlzero.tasks import base
-from rlzero.tasks.datasets import materialise, records
+from rlzero.tasks.datasets import downloads, materialise, records
 
 Row = tuple[str, dict[str, Any]]  # where it stands, and its columns
 
@@ -115,33 +110,11 @@ def _rows(
 def _fetch(
   by_hand: pathlib.Path, repo: str, files: Sequence[str]
 ) -> list[pathlib.Path]:
-  cause = None  # of what may pass: the command is to be repeated
   try:
-    folder = huggingface_hub.snapshot_download(
-      repo,
-      repo_type='dataset',
-      allow_patterns=list(files),
-      token=keys.hub_token(huggingface_hub.constants.ENDPOINT),
-    )
-  except errors.GatedRepoError:
-    why = 'its owner asks you to accept terms first; do so and set HF_TOKEN'
-  except errors.RepositoryNotFoundError:
-    why = 'there is no such data set; private ones need HF_TOKEN'
-  except (errors.LocalEntryNotFoundError, OSError) as error:
-    cause = ConnectionError(str(error))
-    why = 'the hub cannot be reached and the data is not in its cache'
-  else:
-    root = pathlib.Path(folder)
-    found = sorted(
-      path
-      for path in root.rglob('*')
-      if any(fnmatch.fnmatch(str(path.relative_to(root)), f) for f in files)
-    )
-    if found:
-      return found
-    why = f'it has no file {" or ".join(files)}'
-  raise FileNotFoundError(
-    f'The data set {repo} cannot be loaded: {why}. To bring it by hand, put '
-    f'{" and ".join(files)} of https://huggingface.co/datasets/{repo} into '
-    f'{by_hand} and run this again.'
-  ) from cause
+    return list(downloads.fetch(repo, files).values())
+  except downloads.NotFetched as error:
+    raise FileNotFoundError(
+      f'The data set {repo} cannot be loaded: {error}. To bring it by hand, '
+      f'put {" and ".join(files)} of https://huggingface.co/datasets/{repo} '
+      f'into {by_hand} and run this again.'
+    ) from error.__cause__

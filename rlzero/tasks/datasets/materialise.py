@@ -10,9 +10,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from rlzero.tasks import base
+from rlzero.text.template import Chat
 
 _SPLITS = ('train', 'validation', 'test')
-_FIELDS = tuple(field.name for field in dataclasses.fields(base.Example))
+_FIELDS = ('uid', 'question', 'target', 'task')
 
 
 class Problems(tfds.core.GeneratorBasedBuilder):
@@ -46,7 +47,12 @@ class Problems(tfds.core.GeneratorBasedBuilder):
     self, examples: Sequence[base.Example]
   ) -> Iterator[tuple[int, dict[str, str]]]:
     for index, example in enumerate(examples):
-      yield index, dataclasses.asdict(example)
+      if isinstance(example.question, Chat):
+        raise ValueError(
+          f'Problem {example.uid!r} is a conversation, of which only the text '
+          'would be written; read it from where it is.'
+        )
+      yield index, {field: getattr(example, field) for field in _FIELDS}
 
 
 def materialise(task: base.Task, data_dir: str) -> pathlib.Path:

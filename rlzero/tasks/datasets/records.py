@@ -6,7 +6,7 @@ import itertools
 import math
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow
@@ -15,6 +15,8 @@ from pyarrow import parquet
 from rlzero.runtime import fields
 from rlzero.runtime.fields import at_least
 from rlzero.text import files, warn
+
+_BATCH = 1024  # rows of parquet that are read together
 
 Record = tuple[str, dict[str, Any]]  # its place, for errors, and its columns
 
@@ -51,18 +53,9 @@ def read(source: Source) -> Iterator[Record]:
   """
   path = pathlib.Path(source.path).expanduser()
   if (path / 'dataset_info.json').is_file():
-    found = _tfds(path, source.split)
+    found = read_tfds(path, source.split)
   else:
-    paths = [path]
-    if path.is_dir():
-      paths = sorted(p for p in path.iterdir() if p.suffix in _READERS)
-    if not path.exists() or not paths or paths[0].suffix not in _READERS:
-      raise FileNotFoundError(
-        f'{path} {"holds no examples" if path.exists() else "does not exist"}; '
-        'give a .jsonl, .parquet or .csv file, a folder of these, or the '
-        'folder of a TFDS dataset.'
-      )
-    found = itertools.chain(*(_some(file) for file in paths))
+    found = itertools.chain(*(read_file(file) for file in files_of(path)))
   place = None
   for place, row in found:
     yield place, {source.rename.get(k, k): v for k, v in row.items()}
@@ -70,10 +63,38 @@ def read(source: Source) -> Iterator[Record]:
     raise ValueError(f'{path} has no records; give one that has some.')
 
 
-def _some(path: pathlib.Path) -> Iterator[Record]:
-  """The records of a file: an empty one among others was not copied whole."""
+def files_of(path: pathlib.Path) -> list[pathlib.Path]:
+  """The files that a path stands for: itself, or those of a folder.
+
+  Raises:
+    FileNotFoundError: nothing there, or nothing that is read here.
+  """
+  paths = [path]
+  if path.is_dir():
+    paths = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+  if not path.exists() or not paths or paths[0].suffix not in SUFFIXES:
+    raise FileNotFoundError(
+      f'{path} {"holds no examples" if path.exists() else "does not exist"}; '
+      'give a .jsonl, .parquet or .csv file, a folder of these, or the '
+      'folder of a TFDS dataset.'
+    )
+  return paths
+
+
+def read_file(
+  path: pathlib.Path, columns: Collection[str] | None = None
+) -> Iterator[Record]:
+  """The records of one file: an empty one was not copied whole.
+
+  Args:
+    path: one of SUFFIXES.
+    columns: that are wanted, where others can be left unread; None takes all.
+
+  Raises:
+    ValueError: the file is damaged, or has no records.
+  """
   place = None
-  for place, row in _READERS[path.suffix](path):
+  for place, row in _READERS[path.suffix](path, columns):
     yield place, row
   if place is None:
     raise ValueError(f'{path} has no records; remove it or copy it again.')
@@ -139,11 +160,12 @@ def tell_duplicates(name: str, placed: Iterable[tuple[str, str, str]]) -> None:
     )
 
 
-def _jsonl(path: pathlib.Path) -> Iterator[Record]:
+def _jsonl(path: pathlib.Path, _: Collection[str] | None) -> Iterator[Record]:
+  name = str(path)  # which a Path takes longer to say than a line to read
   for number, line in files.lines(path):
     if not line.strip():
       continue
-    place = f'{path}:{number}'
+    place = f'{name}:{number}'
     row = files.parse_json(line, place, 'remove or correct the line')
     if not isinstance(row, dict):
       raise ValueError(
@@ -153,22 +175,33 @@ def _jsonl(path: pathlib.Path) -> Iterator[Record]:
     yield place, row
 
 
-def _parquet(path: pathlib.Path) -> Iterator[Record]:
-  number = 0
+def _parquet(
+  path: pathlib.Path, wanted: Collection[str] | None
+) -> Iterator[Record]:
+  number, done, name = 0, 0, str(path)
   try:
-    for batch in parquet.ParquetFile(path).iter_batches():
-      for i in range(batch.num_rows):
-        row = {
-          name: column[i].as_py()
-          for name, column in zip(
-            batch.schema.names, batch.columns, strict=True
-          )
-        }
-        yield f'{path}, row {number}', row
+    # Buffered: else it holds whole row groups, and files may have only one.
+    file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    names = file.schema_arrow.names
+    # Where none of them is there, all are: the error can name them.
+    names = [n for n in names if wanted is None or n in wanted] or names
+    for batch in file.iter_batches(_BATCH, columns=names):
+      columns = []
+      for column in batch.columns:
+        done = number
+        try:
+          columns.append(column.to_pylist())
+        except UnicodeDecodeError:
+          for value in column:
+            value.as_py()
+            done += 1
+          raise
+      for row in zip(*columns, strict=True):
+        yield f'{name}, row {number}', dict(zip(names, row, strict=True))
         number += 1
   except UnicodeDecodeError as error:
     raise ValueError(
-      f'{path}, row {number} holds text that is not UTF-8 ({error.reason}); '
+      f'{path}, row {done} holds text that is not UTF-8 ({error.reason}); '
       'correct the row or write the file again.'
     ) from error
   except (OSError, pyarrow.ArrowException) as error:
@@ -179,7 +212,7 @@ def _parquet(path: pathlib.Path) -> Iterator[Record]:
     ) from error
 
 
-def _csv(path: pathlib.Path) -> Iterator[Record]:
+def _csv(path: pathlib.Path, _: Collection[str] | None) -> Iterator[Record]:
   csv.field_size_limit(sys.maxsize)  # a program or a text may be a field
   reader = csv.reader(
     (line for _, line in files.lines(path, newline='')), strict=True
@@ -213,9 +246,23 @@ def _csv(path: pathlib.Path) -> Iterator[Record]:
 
 
 _READERS = {'.jsonl': _jsonl, '.parquet': _parquet, '.csv': _csv}
+SUFFIXES = tuple(_READERS)
 
 
-def _tfds(path: pathlib.Path, split: str):
+def tfds_splits(path: pathlib.Path) -> list[str]:
+  """The splits of a folder of TFDS."""
+  import tensorflow_datasets as tfds
+
+  return list(tfds.builder_from_directory(path).info.splits)
+
+
+def read_tfds(path: pathlib.Path, split: str) -> Iterator[Record]:
+  """The records of a split of a folder of TFDS.
+
+  Raises:
+    FileNotFoundError: it is in a format that needs TensorFlow.
+    ValueError: no such split, or text that is damaged.
+  """
   # Seconds to import, for the sources that need it.
   import tensorflow_datasets as tfds
 

@@ -33,7 +33,12 @@ class PromptStream:
         'The prompt stream got an empty list of problems; choose a split '
         'that has some, or ask its task for more than 0.'
       )
-    self._fixed = {'num_examples': sum(map(len, sources)), 'seed': seed}
+    content = [getattr(source, 'fingerprint', '') for source in sources]
+    self._fixed: dict[str, Any] = {
+      **({'content': content} if any(content) else {}),
+      'num_examples': sum(map(len, sources)),
+      'seed': seed,
+    }
     epochs = [
       grain.MapDataset.source(source).seed(seed).shuffle().repeat()
       for source in sources
@@ -84,8 +89,8 @@ class PromptStream:
         )
     return found
 
-  def get_state(self) -> dict[str, int]:
-    """The position, as plain numbers."""
+  def get_state(self) -> dict[str, Any]:
+    """The position, as plain values."""
     return {**self._iterator.get_state(), **self._fixed}
 
   def set_state(self, state: dict[str, Any]) -> None:
@@ -95,12 +100,19 @@ class PromptStream:
       ValueError: the position belongs to another stream.
     """
     for name, value in self._fixed.items():
-      if state[name] != value:
+      if state[name] == value:
+        continue
+      if name == 'content':
         raise ValueError(
-          f'The saved position is of a prompt stream with {name} '
-          f'{state[name]}, and this one has {value}; continue with the '
-          'settings of the saved run.'
+          'The rows of a table have changed since the run began, so its place '
+          'among them is lost; bring the old table back, or choose another '
+          'workdir.'
         )
+      raise ValueError(
+        f'The saved position is of a prompt stream with {name} '
+        f'{state[name]}, and this one has {value}; continue with the '
+        'settings of the saved run.'
+      )
     self._iterator.set_state({'next_index': state['next_index']})
 
 
@@ -117,8 +129,10 @@ def mixed(
   Raises:
     ValueError: a task without problems.
   """
-  sources = [
-    [dataclasses.replace(e, task=task.name) for e in task.examples('train')]
-    for task in tasks
-  ]
-  return PromptStream(sources, seed, shares)
+
+  def named(task: base.Task) -> base.View:
+    return base.View(
+      task.examples('train'), lambda e: dataclasses.replace(e, task=task.name)
+    )
+
+  return PromptStream([named(task) for task in tasks], seed, shares)
