@@ -13,20 +13,22 @@ from jaxtyping import Array, Bool, Float, Int
 from rlzero.rl.objective import Objective
 from rlzero.rl.objectives import aggregation, gates, kl, ratios
 from rlzero.train.packing import Microbatch
+from rlzero.types import AnyArray
 
 Values = Float[Array, 'B T']
+Inputs = Float[AnyArray, 'B T']
 
 
 class TokenInputs(NamedTuple):
   """All that the objective knows of each token; zeros on padding."""
 
-  mask: Bool[Array, 'B T']  # whether the token counts in the loss
-  counts: Int[Array, 'B T']  # by what its term is divided
-  old_logprobs: Values
-  ref_logprobs: Values
-  advantages: Values
-  weights: Values | None  # between sampler and learner; None is 1
-  completions: Int[Array, 'B T'] | None  # ids within a row; None: not needed
+  mask: Bool[AnyArray, 'B T']  # whether the token counts in the loss
+  counts: Int[AnyArray, 'B T']  # by what its term is divided
+  old_logprobs: Inputs
+  ref_logprobs: Inputs
+  advantages: Inputs
+  weights: Inputs | None  # between sampler and learner; None is 1
+  completions: Int[AnyArray, 'B T'] | None  # ids within a row; None: not needed
 
 
 class Totals(NamedTuple):
@@ -84,7 +86,7 @@ def terms(
     entropy: of its next tokens, in nats.
     of: the tokens. Rows hold whole completions if the objective takes them.
   """
-  mask = of.mask.astype(jnp.float32)
+  mask = jnp.asarray(of.mask, jnp.float32)
   # What does not count has old log-probs of 0; 0 here keeps exp() finite.
   logprobs = jnp.where(mask > 0, logprobs, 0.0)
   of_token = logprobs - of.old_logprobs
@@ -104,7 +106,8 @@ def terms(
     each = gain - objective.kl_coef * jnp.exp(of_token) * divergence
   if objective.entropy_coef:
     each += objective.entropy_coef * entropy
-  weights = aggregation.token_weights(mask, of.counts.astype(jnp.float32))
+  counts = jnp.asarray(of.counts, jnp.float32)
+  weights = aggregation.token_weights(mask, counts)
   value = jnp.sum(weights * each)
   mismatch = jnp.abs(of_token)
   return value, Totals(

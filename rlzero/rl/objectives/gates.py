@@ -15,9 +15,10 @@ from jaxtyping import Array, Bool, Float
 from rlzero.rl.objective import Objective
 from rlzero.rl.objectives.piece import Piece
 from rlzero.runtime import functions
+from rlzero.types import AnyArray
 
-Values = Float[Array, '*B']
-Gated = tuple[Float[Array, '*B'], Bool[Array, '*B']]
+Values = Float[AnyArray, '*B']
+Gated = tuple[Values, Bool[Array, '*B']]
 
 
 def gain(objective: Objective, log_ratio: Values, advantage: Values) -> Gated:

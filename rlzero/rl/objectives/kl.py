@@ -6,14 +6,15 @@ divergence" (J. Schulman, 2020) compares the three.
 
 import numpy as np
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from rlzero.models import padding
 from rlzero.rl.objective import Objective
 from rlzero.rl.objectives.piece import Piece
 from rlzero.train.packing import RolloutBatch
+from rlzero.types import AnyArray
 
-Values = Float[Array, '*B']
+Values = Float[AnyArray, '*B']
 
 
 def k1(logprobs: Values, ref_logprobs: Values) -> Values:
