@@ -159,6 +159,19 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def programs_of_one_objective(name):
+  """Drops those of the objective before: together they are hundreds."""
+  if _LAST != [name]:
+    for made in (rollout, make, whole):
+      made.cache_clear()
+    jax.clear_caches()
+    _LAST[:] = [name]
+
+
+_LAST: list[str] = []
+
+
 @mostly_slow(('name', 'cut'), CASES, quick=('gspo-in_four', 'gspo-on_mesh'))
 def test_a_cut_changes_nothing(name, cut):
   check(cut(name), name)
