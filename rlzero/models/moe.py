@@ -181,8 +181,16 @@ def routed(
     spec(axes, w.shape, 'Experts')
     for axes, w in (('E_W', gate), ('E_W', up), ('EW_', down))
   ]
+
+  def of_device(x, ids, weights, *experts):
+    # Going back, the sum over devices that share an array stands where the
+    # array begins to vary: here, once, and not in every part at the size of its
+    # room.
+    x, weights = _varying(x, rows), _varying(weights, chosen)
+    return _of_device(x, ids, weights, *map(_varying, experts, matrices))
+
   across = jax.shard_map(
-    _of_device, in_specs=(rows, chosen, chosen, *matrices), out_specs=rows
+    of_device, in_specs=(rows, chosen, chosen, *matrices), out_specs=rows
   )
   return across(x, ids, weights, gate, up, down)
 
@@ -190,10 +198,6 @@ def routed(
 def _of_device(x, ids, weights, gate, up, down):
   """`routed` on one device of a mesh, or without one."""
   b, t, d = x.shape
-  # Going back, the sum over devices that share an array stands where the array
-  # begins to vary: here, once, and not in every part at the size of its room.
-  x, weights = _varying(x, 'BT'), _varying(weights, 'BT')
-  gate, up, down = (_varying(w, 'EW') for w in (gate, up, down))
   flat = x.reshape(-1, d), ids.reshape(b * t, -1), weights.reshape(b * t, -1)
   num_shards = sharding.axis_size('E')
   if num_shards == 1:
@@ -205,9 +209,9 @@ def _of_device(x, ids, weights, gate, up, down):
   return out.reshape(b, t, d)
 
 
-def _varying(x, axes):
-  """Types an array, sharded along these axes, as different on every device."""
-  by = {name for axis in axes for name in sharding.RULES[axis]}
+def _varying(x, spec):
+  """Types an array that lies as `spec` says as different on every device."""
+  by = jax.tree.leaves(tuple(spec))
   names = tuple(name for name in sharding.axis_names() if name not in by)
   return jax.lax.pcast(x, names, to='varying') if names else x
 
