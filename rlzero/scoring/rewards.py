@@ -63,7 +63,7 @@ def total(
 
   Args:
     scenario: of the completion's task.
-    record: of the completion, as `evaluate.score` makes it; `preference`, if
+    record: of the completion, as `grade.score` makes it; `preference`, if
       there, is the weighted sum of what reward models say.
     target: language of the thought.
   """

@@ -2,8 +2,8 @@
 
 A run's folder holds `checkpoints/STEP/` (Orbax; parameters apart from the
 rest, so that a later stage reads only them) and `model/`, whose config.json
-and tokenizer say what the parameters are. `load_model` reads such a folder,
-a Hugging Face folder or a GGUF file.
+and tokenizer say what the parameters are. `folders.load_model` reads such a
+folder, a Hugging Face folder or a GGUF file.
 """
 
 import os
