@@ -39,8 +39,7 @@ def logprobs_and_entropy(
   return merge_chunks(logprobs, targets), merge_chunks(entropy, targets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def fused_logprob_loss(
+def _fused_logprob_loss(
   terms: Callable[..., tuple[Float[Array, ''], Any]],
   temperature: float,
   chunk: int,
@@ -79,6 +78,11 @@ def fused_logprob_loss(
 
   parts = split_chunks((hidden, targets, extras), chunk)
   return scan_sum(of_chunk, parts)[0]
+
+
+fused_logprob_loss = jax.custom_vjp(
+  _fused_logprob_loss, nondiff_argnums=(0, 1, 2, 3)
+)
 
 
 def _fused_logprob_loss_forward(

@@ -8,7 +8,7 @@ it is; `rl/update.py` changes it.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +26,8 @@ from rlzero.tasks import base
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import packing
 from rlzero.types import Params
+
+T = TypeVar('T')
 
 
 class Policy(NamedTuple):
@@ -60,7 +62,7 @@ class Collector:
     cfg: Config,
     learner: Learner,
     tokenizer: Tokenizer,
-    pool: reward_pool.RewardPool | None,
+    pool: reward_pool.RewardPool,
   ):
     self._cfg, self._learner = cfg, learner
     self._tokenizer, self._pool = tokenizer, pool
@@ -240,17 +242,20 @@ def _subset(
   """Picks the groups of the chosen prompts."""
   places = (chosen[:, None] * group_size + np.arange(group_size)).reshape(-1)
 
-  def pick(values):
-    return None if values is None else [values[p] for p in places]
+  def pick(values: Sequence[T]) -> list[T]:
+    return [values[p] for p in places]
+
+  def pick_any(values: Sequence[T] | None) -> list[T] | None:
+    return None if values is None else pick(values)
 
   return packing.RolloutBatch(
     prompts=[batch.prompts[c] for c in chosen],
     prompt_index=np.repeat(np.arange(len(chosen)), group_size),
     completions=pick(batch.completions),
     old_logprobs=pick(batch.old_logprobs),
-    ref_logprobs=pick(batch.ref_logprobs),
+    ref_logprobs=pick_any(batch.ref_logprobs),
     advantages=batch.advantages[places],
-    routes=pick(batch.routes),
-    masks=pick(batch.masks),
-    weights=pick(batch.weights),
+    routes=pick_any(batch.routes),
+    masks=pick_any(batch.masks),
+    weights=pick_any(batch.weights),
   )

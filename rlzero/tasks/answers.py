@@ -147,11 +147,12 @@ def _last_formula(sentence: str, found: list[re.Match]) -> str | None:
     if not _BETWEEN.fullmatch(sentence[before.end() : start]):
       break
     start = before.start()
-  words = re.search(r"(?:[A-Za-z']+\s+){0,3}$", sentence[:start])[0]
-  talk = re.match(r'(?:\s+[A-Za-z]+){0,3}', sentence[end:])[0]
+  words = re.search(r"(?:[A-Za-z']+\s+){0,3}$", sentence[:start])
+  talk = re.match(r'(?:\s+[A-Za-z]+){0,3}', sentence[end:])
+  assert words and talk  # both may be empty
   if _HEDGE.search(sentence[:start] + sentence[end:]):
     return None
-  if _is_hedged(words) or _is_hedged(talk):
+  if _is_hedged(words[0]) or _is_hedged(talk[0]):
     return None
   unit = re.match(r'\s*[A-Za-z]+(?:\^?\d)?\s*\.?$', sentence[end:])
   return sentence[start : end + unit.end() if unit else end]

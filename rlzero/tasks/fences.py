@@ -100,6 +100,7 @@ def _opening(line: str) -> _Opening | None:
   if mark is None:
     return None
   language = _LANGUAGE.match(line, mark.end())
+  assert language  # it may be empty
   rest = line[language.end() :]
   if '`' in rest:
     return None

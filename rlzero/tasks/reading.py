@@ -213,18 +213,21 @@ def _overlap(items: list[Tree], text: str) -> Tree:
     for item in items
     if isinstance(item, Named) and isinstance(item.value, Items)
   ]
-  is_both = len(items) == len(ends) == 2 and items[0].name == items[1].name
+  names = {item.name for item in items if isinstance(item, Named)}
+  is_both = len(items) == len(ends) == 2 and len(names) == 1
   if not is_both or re.search(r'\bor\b|\\lor', text):
     return _flat(items)
   lows = [(e[0], b[0]) for e, b in ends if e[0] != _MINUS_INFINITY]
   highs = [(e[1], b[1]) for e, b in ends if e[1] != _INFINITY]
   if len(lows) != 1 or len(highs) != 1:
     return _flat(items)
-  values = [numeric.exact(leaf.text) for ((leaf, _),) in (lows, highs)]
-  if None in values or values[0] >= values[1]:
-    return _flat(items)
   (low, left), (high, right) = *lows, *highs
-  return Named(items[0].name, Items((low, high), left + right))
+  if not isinstance(low, Leaf) or not isinstance(high, Leaf):
+    return _flat(items)
+  least, most = numeric.exact(low.text), numeric.exact(high.text)
+  if least is None or most is None or least >= most:
+    return _flat(items)
+  return Named(names.pop(), Items((low, high), left + right))
 
 
 def _flat(items: list[Tree]) -> Items:

@@ -241,8 +241,8 @@ def _results(answer: str) -> list[str]:
     return []
   from rlzero.tasks import formulas
 
-  found = [_values(side) for side in bare]
-  if None in found or any(len(set(values)) > 1 for values in found):
+  found = [values for side in bare if (values := _values(side)) is not None]
+  if len(found) < len(bare) or any(len(set(values)) > 1 for values in found):
     return []
   *same, last = found[: len(sides)]
   if not all(formulas.same(values, last) for values in same):
