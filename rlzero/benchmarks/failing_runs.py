@@ -151,7 +151,7 @@ def _gamed(cfg: grpo.Config, folder: pathlib.Path) -> grpo.Config:
 
 
 def _pairs(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Of the kept completions of each problem, the short beside the long."""
+  """Pairs the short completions of each problem with its long ones."""
   asked: dict[str, list[str]] = {}
   for path in sorted(workdir.glob('completions/*.jsonl')):
     for record in metrics.read_lines(str(path)):
