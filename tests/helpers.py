@@ -318,13 +318,14 @@ CONFIGS = {
 }
 
 
-def mostly_slow(names, cases, quick):
+def mostly_slow(names, cases, quick, others='slow'):
   """Parametrizes a test by cases of which all but the quick ones are slow.
 
   Args:
     names: of the parameters.
     cases: their values by the name of the case.
     quick: names of the cases that the default suite runs.
+    others: the mark of the rest; 'nightly' where they take many minutes.
   """
   assert set(quick) <= set(cases)
   return pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def mostly_slow(names, cases, quick):
     [
       pytest.param(
         *(value if isinstance(value, tuple) else (value,)),
-        marks=() if name in quick else pytest.mark.slow,
+        marks=() if name in quick else getattr(pytest.mark, others),
         id=name,
       )
       for name, value in cases.items()

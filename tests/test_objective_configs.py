@@ -172,6 +172,11 @@ def programs_of_one_objective(name):
 _LAST: list[str] = []
 
 
-@mostly_slow(('name', 'cut'), CASES, quick=('gspo-in_four', 'gspo-on_mesh'))
+@mostly_slow(
+  ('name', 'cut'),
+  CASES,
+  quick=('gspo-in_four', 'gspo-on_mesh'),
+  others='nightly',
+)
 def test_a_cut_changes_nothing(name, cut):
   check(cut(name), name)
