@@ -33,6 +33,7 @@ def params():
   return noisy(CONFIG)
 
 
+@pytest.mark.slow
 def test_bias_of_the_router_follows_the_load_alone(params):
   rows = make_rows(GRPO)
   # Weight decay and a large rate would move it.

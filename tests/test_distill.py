@@ -90,6 +90,7 @@ def one_at_a_time(params, other, examples, direction):
   return total, grads
 
 
+@pytest.mark.slow
 def test_packed_and_sharded_equal_one_at_a_time():
   direction = 'reverse'  # both are in test_losses
   params, other = jax.device_get(noisy(SMALL)), teacher_params()

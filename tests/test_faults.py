@@ -48,8 +48,6 @@ def _start(body, *flags, **streams):
     env={**os.environ, 'PYTHONPATH': os.getcwd()},
     stderr=subprocess.PIPE,
     text=True,
-    # A job in the background has SIGINT ignored, and so have its children.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     **streams,
   ) as program:
     try:

@@ -273,6 +273,7 @@ class _SomeLong(base.Wrapper):
     ]
 
 
+@pytest.mark.slow
 def test_a_training_prompt_above_the_limit_is_left_out(tmp_path, capsys):
   cfg = grpo_config(tmp_path, task=_SomeLong(), num_steps=4, max_prompt_len=16)
   grpo.run(cfg)
@@ -285,6 +286,7 @@ def test_a_training_prompt_above_the_limit_is_left_out(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_limit_of_prompts_may_be_raised(tmp_path, monkeypatch):
   settings = dict(task=_SomeLong(), save_every=1, steps_per_rollout=2)
   settings |= dict(num_prompts=4, num_steps=4, reference_every=4, kl_coef=0.0)

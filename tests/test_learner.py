@@ -144,6 +144,7 @@ def test_microbatches_change_nothing(params, micro_tokens):
   np.testing.assert_allclose(same[:-1], totals[:-1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_group_may_be_cut_into_several_microbatches(params):
   short = Sampling(max_len=24)
   rows = make_rows(GRPO, shortest=12, longest=24)

@@ -175,7 +175,7 @@ _LAST: list[str] = []
 @mostly_slow(
   ('name', 'cut'),
   CASES,
-  quick=('gspo-in_four', 'gspo-on_mesh'),
+  quick=('gspo-on_mesh',),
   others='nightly',
 )
 def test_a_cut_changes_nothing(name, cut):

@@ -248,6 +248,7 @@ def test_results_are_the_evaluations_and_how_readable_they_are(tmp_path):
   assert '| `one` | 0.500 [–, –] |' in results.table(found)
 
 
+@pytest.mark.slow
 def test_an_orphan_finishes_before_the_next_pipeline_begins(tmp_path):
   script = textwrap.dedent(f"""
     import sys

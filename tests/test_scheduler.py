@@ -158,6 +158,7 @@ def count_equal(params, prompts, ones, others):
   return equal, total
 
 
+@pytest.mark.slow
 def test_other_slot_counts_write_the_same(params, by_slots):
   few, some, many = (by_slots(n)[0] for n in (4, 16, 64))
   counts = [
@@ -212,6 +213,7 @@ def test_a_shared_prefix_is_computed_once_and_changes_nothing(
   assert shared_prefixes == once
 
 
+@pytest.mark.slow
 def test_stacked_layers_write_what_unstacked_layers_do(
   params, by_slots, monkeypatch
 ):

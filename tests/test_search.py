@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from helpers import mostly_slow
 
 from rlzero import search
 from rlzero.evaluation import measure, tree_search
@@ -44,7 +45,7 @@ def test_puct_by_hand():
   assert not likely.is_open and not root.is_open
 
 
-@pytest.mark.parametrize('method', ['tree', 'samples'])
+@mostly_slow('method', {'tree': 'tree', 'samples': 'samples'}, ('samples',))
 def test_search_says_what_it_found_and_cost(method, tmp_path, capsys):
   cfg = search.Config(
     workdir=str(tmp_path),
@@ -124,7 +125,7 @@ def test_one_problem_has_no_interval():
     'tokens_a_problem': 3.0,
     'prompt_tokens_a_problem': 4.0,
   }
-  one |= tree_search.against(one, {'1': one, '2': one})
+  one |= tree_search.compare(one, {'1': one, '2': one})
   moves = {'right': 0.5, 'chance': 0.5}
   metrics = {'budgets': {'1': one}, 'first_moves': moves}
   assert 'pass@1 1.000 [–, –]' in tree_search.describe('tree', metrics)

@@ -594,6 +594,7 @@ def _task_of(kind, folder):
   return dataclasses.replace(cfg.task, name=kind)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.usefixtures('quick_compilation')
 def test_each_is_a_running_step_in_ten_lines(tmp_path, capsys):

@@ -142,7 +142,7 @@ def continued(prompts, width, index, row_width, junk=0):
     for name, config in ARCHITECTURES.items()
     for kind, size in (('whole', 0), ('shared', 4))
   },
-  quick=('mha-whole', 'gqa-bias-shared', 'gemma-shared', 'v3-whole'),
+  quick=('mha-whole', 'gqa-bias-shared'),
 )
 def test_shared_prompt_equals_repeated_prompt(config, size):
   (shared_prefix,) = sequences(5, (size,))

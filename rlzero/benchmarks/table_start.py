@@ -80,17 +80,17 @@ def main() -> None:
 
 def _start(name: str, path: pathlib.Path, began: float) -> dict[str, float]:
   """Opens a task and draws, as a run does before its first rollout."""
-  imported = time.time()
+  imported = time.monotonic()
   task: base.Task = countdown.Countdown()
   if name == 'table':
     task = table.Table(
       path=str(path), question='problem', verifier=verifiers.Numbers()
     )
   cfg = grpo.Config(workdir='unused', task=task)
-  opened = time.time()
+  opened = time.monotonic()
   problems = stream.mixed([cfg.task], [1.0], cfg.seed)
   problems.next(_DRAWN)
-  done = time.time()
+  done = time.monotonic()
   peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {
     'problems': problems.num_examples,
@@ -109,7 +109,7 @@ def _child(
     [
       *(sys.executable, '-m', 'rlzero.benchmarks.table_start'),
       *(f'--folder={folder}', f'--rows={rows}', f'--form={form}'),
-      f'--child={name}@{time.time()}',
+      f'--child={name}@{time.monotonic()}',
     ],
     stdout=subprocess.PIPE,
     check=True,

@@ -24,7 +24,8 @@ _IS = (
 _STATED = re.compile(
   rf'\b(?:answer|choice|option|solution|letter)\s*{_IS}\s*:?\s*'
   r'|\bans\b\.?\s*[:=]?\s*|^[ \t]*####\s*|^[ #>]*(?:final\s+)?answer\s*\n'
-  r'|^[ \t]*answer\s+(?=\W*[A-Z]\W*$)|答案\s*[是为為:]?\s*|[选選]\s*(?=\W*[A-Z])',
+  r'|^[ \t]*answer\s+(?=\W*[A-Z]\W*$)|答案\s*[是为為:]?\s*'
+  r'|[选選]\s*(?=\W*[A-Z])',
   re.I | re.M,
 )
 # Where nothing is called the answer.
