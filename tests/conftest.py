@@ -62,8 +62,12 @@ def short_shared_prefixes(monkeypatch):
 def quick_compilation():
   """For modules whose time goes into optimising programs that run once."""
   jax.config.update('jax_disable_most_optimizations', True)
+  jax.clear_caches()
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+  # Or later modules would take these programs, whose rounding is another, for
+  # some shapes and their own for others: a resumed run would have other bits.
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

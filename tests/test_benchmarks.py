@@ -19,6 +19,7 @@ from rlzero.runtime import config
 from rlzero.scoring import reward_pool
 from rlzero.tasks import base, execute
 from rlzero.tasks.datasets import benchmarks, code, gsm8k
+from rlzero.train import folders
 
 _MATH = {
   'problem': 'P',
@@ -388,6 +389,8 @@ def test_the_papers_suite_in_one_command(hub, tmp_path, monkeypatch, capsys):
   words = [base.Example(f'g{i}', 'Half of 1?', '0.5') for i in range(2)]
   monkeypatch.setattr(gsm8k.GSM8K, 'examples', lambda self, split: words)
   monkeypatch.setattr(sampler, 'load', lambda path: _Model())
+  monkeypatch.setattr(folders, 'load_tokenizer', lambda path: None)
+  monkeypatch.setattr(encoding, 'check_lengths', lambda *_: None)
   flags = ['--checkpoint=x', '--suite=r1', '--num_problems=2']
   config.main(evaluate, [*flags, f'--workdir={tmp_path}/out', '--json'])
   result = json.loads(capsys.readouterr().out)

@@ -112,7 +112,7 @@ def test_a_run_writes_to_workdir_and_cache_alone(tmp_path):
   home, run, scratch = (tmp_path / name for name in ('home', 'run', 'scratch'))
   home.mkdir()
   scratch.mkdir()
-  left_out = ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME')
+  left_out = ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME', 'MPLCONFIGDIR')
   environment = {k: v for k, v in os.environ.items() if k not in left_out}
   done = subprocess.run(
     [
