@@ -149,7 +149,7 @@ if ctypes.CDLL(None).mount(b'x', b'/scratch', b'tmpfs', 0, 0) == 0:
   print('escaped')""",
   'root': "import os; os.setuid(0); os.chroot('/'); print('escaped')",
   'root files': """
-for name in ('/root/x', '/usr/lib/x', '/files/x', '/x', '/dev/x', '/etc/x'):
+for name in ('{home}/x', '/usr/lib/x', '/files/x', '/x', '/dev/x', '/etc/x'):
   try: open(name, 'w')
   except OSError: pass
   else: print('escaped')""",
