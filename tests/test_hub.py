@@ -1,12 +1,8 @@
 """Models by name, against a hub that runs here."""
 
-import contextlib
-import hashlib
-import http.server
-import json
 import pathlib
-import threading
 
+import hub_server
 import huggingface_hub
 import jax
 import numpy as np
@@ -21,82 +17,29 @@ _TINY = pathlib.Path(folders.embedded('tiny_base'))
 _COMMIT = 'c' * 40
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-  """The two calls of the hub's protocol that a download makes."""
-
-  served: list[str] = []
+class _Hub(hub_server.Hub):
+  repo = 'org/tiny'
+  commit = _COMMIT
+  served = []
   files = {
     **{f.name: f.read_bytes() for f in _TINY.iterdir() if f.is_file()},
     'pytorch_model.bin': b'not to be fetched',
   }
 
-  def do_HEAD(self):
-    self._answer(body=False)
-
-  def do_GET(self):
-    self._answer(body=True)
-
-  def log_message(self, *_):
-    pass
-
-  def _answer(self, body):
-    path = self.path.partition('?')[0]
-    if 'org/gated' in path:
-      self._send(403, b'', {'X-Error-Code': 'GatedRepo'}, body)
-    elif 'org/tiny' not in path:
-      self._send(404, b'', {'X-Error-Code': 'RepoNotFound'}, body)
-    elif 'nowhere' in path:
-      self._send(404, b'', {'X-Error-Code': 'RevisionNotFound'}, body)
-    elif path.startswith('/api/models/org/tiny'):
-      names = [{'rfilename': name} for name in self.files]
-      if '/tree/' in path:
-        found = [
-          {'type': 'file', 'path': n, 'size': len(d), 'oid': _etag(d)}
-          for n, d in self.files.items()
-        ]
-      else:
-        found = {'id': 'org/tiny', 'sha': _COMMIT, 'siblings': names}
-      self._send(200, json.dumps(found).encode(), {}, body)
-    else:
-      name = path.rpartition('/')[2]
-      data = self.files[name]
-      if body:
-        self.served.append(name)
-      headers = {'X-Repo-Commit': _COMMIT, 'ETag': f'"{_etag(data)}"'}
-      self._send(200, data, headers, body)
-
-  def _send(self, status, data, headers, body):
-    self.send_response(status)
-    for key, value in headers.items():
-      self.send_header(key, value)
-    self.send_header('Content-Length', str(len(data)))
-    self.end_headers()
-    if body:
-      with contextlib.suppress(BrokenPipeError):
-        self.wfile.write(data)
-
-
-def _etag(data):
-  return hashlib.sha1(data).hexdigest()
-
 
 @pytest.fixture
 def local_hub(tmp_path, monkeypatch):
-  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Hub)
-  thread = threading.Thread(target=server.serve_forever, daemon=True)
-  thread.start()
   real = huggingface_hub.snapshot_download
-
-  def here(*args, **kwargs):
-    address = f'http://127.0.0.1:{server.server_port}'
-    return real(*args, endpoint=address, cache_dir=tmp_path, **kwargs)
-
-  monkeypatch.setattr(huggingface_hub, 'snapshot_download', here)
-  _Hub.served.clear()
-  yield server
-  server.shutdown()
-  server.server_close()
-  thread.join()
+  with hub_server.serve(_Hub) as (server, address):
+    monkeypatch.setattr(
+      huggingface_hub,
+      'snapshot_download',
+      lambda *args, **options: real(
+        *args, endpoint=address, cache_dir=tmp_path, **options
+      ),
+    )
+    _Hub.served.clear()
+    yield server
 
 
 def test_a_model_by_name(local_hub):

@@ -1,16 +1,14 @@
 """Tables as tasks: shapes that people have, and rows that nobody can use."""
 
-import contextlib
 import dataclasses
 import hashlib
-import http.server
 import json
 import os
 import pathlib
 import pickle
 import textwrap
-import threading
 
+import hub_server
 import huggingface_hub
 import hypothesis
 import numpy as np
@@ -226,60 +224,16 @@ def test_tfds_by_name_and_by_folder(tmp_path, monkeypatch):
     table.Table(path='tfds://gsm8k').examples('train')
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-  """The calls of the hub's protocol that a listing and a download make."""
-
-  files: dict[str, bytes] = {}
-
-  def do_HEAD(self):
-    self._answer(body=False)
-
-  def do_GET(self):
-    self._answer(body=True)
-
-  def log_message(self, *_):
-    pass
-
-  def _answer(self, body):
-    path = self.path.partition('?')[0]
-    name = path.rpartition(f'/{"d" * 40}/')[2]
-    if 'org/set' not in path:
-      self._send(404, b'', {'X-Error-Code': 'RepoNotFound'}, body)
-    elif path.startswith('/api/'):
-      tree = [
-        {'type': 'file', 'path': n, 'size': len(d), 'oid': _etag(d)}
-        for n, d in self.files.items()
-      ]
-      names = [{'rfilename': name} for name in self.files]
-      info = {'id': 'org/set', 'sha': 'd' * 40, 'siblings': names}
-      found = tree if '/tree/' in path else info
-      self._send(200, json.dumps(found).encode(), {}, body)
-    else:
-      data = self.files[name]
-      headers = {'X-Repo-Commit': 'd' * 40, 'ETag': f'"{_etag(data)}"'}
-      self._send(200, data, headers, body)
-
-  def _send(self, status, data, headers, body):
-    self.send_response(status)
-    for key, value in headers.items():
-      self.send_header(key, value)
-    self.send_header('Content-Length', str(len(data)))
-    self.end_headers()
-    if body:
-      with contextlib.suppress(BrokenPipeError):
-        self.wfile.write(data)
-
-
-def _etag(data):
-  return hashlib.sha1(data).hexdigest()
+class _Hub(hub_server.Hub):
+  repo = 'org/set'
+  commit = 'd' * 40
+  served = []
+  files = {}
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Hub) as server:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address = f'http://127.0.0.1:{server.server_port}'
+  with hub_server.serve(_Hub) as (_, address):
     fetch, api = huggingface_hub.snapshot_download, huggingface_hub.HfApi
     monkeypatch.setattr(
       huggingface_hub,
@@ -290,9 +244,7 @@ def hub(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(huggingface_hub, 'HfApi', lambda: api(address))
     monkeypatch.setattr(_Hub, 'files', {})
-    yield server
-    server.shutdown()
-    thread.join()
+    yield
 
 
 def _lines(rows):
