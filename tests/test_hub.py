@@ -2,11 +2,11 @@
 
 import pathlib
 
-import hub_server
 import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from helpers import Hub, serve
 
 from rlzero import weights
 from rlzero.runtime import failures
@@ -17,7 +17,7 @@ _TINY = pathlib.Path(folders.embedded('tiny_base'))
 _COMMIT = 'c' * 40
 
 
-class _Hub(hub_server.Hub):
+class _Hub(Hub):
   repo = 'org/tiny'
   commit = _COMMIT
   served = []
@@ -30,7 +30,7 @@ class _Hub(hub_server.Hub):
 @pytest.fixture
 def local_hub(tmp_path, monkeypatch):
   real = huggingface_hub.snapshot_download
-  with hub_server.serve(_Hub) as (server, address):
+  with serve(_Hub) as (server, address):
     monkeypatch.setattr(
       huggingface_hub,
       'snapshot_download',

@@ -8,13 +8,12 @@ import pathlib
 import pickle
 import textwrap
 
-import hub_server
 import huggingface_hub
 import hypothesis
 import numpy as np
 import pyarrow
 import pytest
-from helpers import grpo_config
+from helpers import Hub, grpo_config, serve
 from hypothesis import strategies
 from pyarrow import parquet
 
@@ -224,7 +223,7 @@ def test_tfds_by_name_and_by_folder(tmp_path, monkeypatch):
     table.Table(path='tfds://gsm8k').examples('train')
 
 
-class _Hub(hub_server.Hub):
+class _Hub(Hub):
   repo = 'org/set'
   commit = 'd' * 40
   served = []
@@ -233,7 +232,7 @@ class _Hub(hub_server.Hub):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-  with hub_server.serve(_Hub) as (_, address):
+  with serve(_Hub) as (_, address):
     fetch, api = huggingface_hub.snapshot_download, huggingface_hub.HfApi
     monkeypatch.setattr(
       huggingface_hub,
