@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-import torch
-import transformers
+import torch  # pyright: ignore[reportMissingImports]
+import transformers  # pyright: ignore[reportMissingImports]
 
 from rlzero import weights
 from rlzero.rollout import encoding, programs, scheduler
