@@ -46,6 +46,7 @@ def run(cfg: Config) -> None:
     [scenario.task for scenario in cfg.scenarios],
     [scenario.share for scenario in cfg.scenarios],
     cfg.seed,
+    cfg.curriculum,
   )
   saved_config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh), settings.make_reward_pool(cfg) as pool:

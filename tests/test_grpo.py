@@ -18,11 +18,12 @@ from helpers import GRPO_SETTINGS, grpo_config, mostly_slow
 from rlzero import grpo
 from rlzero.evaluation import measure
 from rlzero.reporting import metric_names
-from rlzero.rl import collect, learner, loop, settings, update
+from rlzero.rl import collect, drawing, learner, selection, settings, update
 from rlzero.rl.objective import Objective
 from rlzero.rollout import journal, scheduler
 from rlzero.runtime import config, lifecycle, metrics, sharding
 from rlzero.tasks import base, countdown
+from rlzero.tasks.datasets.curriculum import Curriculum
 from rlzero.text.template import Template
 from rlzero.train import checkpoint, folders
 
@@ -455,7 +456,7 @@ def test_a_run_that_would_ask_otherwise_does_not_resume(
   with pytest.raises(_Killed):
     run('User: {{ messages[0].content }} Assistant:')
   if inside:  # then the tokens of the rollout are known, all of them
-    monkeypatch.setattr(loop.TrainingLoop, '_check_asked', lambda *_: None)
+    monkeypatch.setattr(drawing.Drawing, '_check_asked', lambda *_: None)
   with pytest.raises(ValueError, match="has asked '.*' with another prompt"):
     run('User: 2 {{ messages[0].content }} Assistant:')
 
@@ -545,6 +546,71 @@ def test_epochs_with_recomputed_logprobs_resume_to_the_bit(
   _killed_at(monkeypatch, journal.Journal, 'add_logprobs', 0)
   grpo.run(cfg)  # and they are not made again
   _assert_same_folder(tmp_path / 'whole', tmp_path / 'killed')
+
+
+def test_rounds_that_teach_enough_give_the_bits_of_one(
+  whole_of_two, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    selection,
+    'teaches',
+    lambda cfg, records: np.ones(len(records) // cfg.num_samples, bool),
+  )
+  grpo.run(grpo_config(tmp_path, **_TWO, max_rounds=3))
+  jax.tree.map(
+    np.testing.assert_array_equal, _params(whole_of_two), _params(tmp_path)
+  )
+  rows = _rows(tmp_path)
+  assert all(row['groups/rounds'] == 1 for row in rows)
+  assert not any(row['rollout/tokens_unused'] for row in rows)
+  for row, plain in zip(rows, _rows(whole_of_two), strict=True):
+    assert plain == {name: row[name] for name in plain}
+
+
+_SELECTIVE = _TWO | {
+  'num_prompts': 3,
+  'samples_per_prompt': 6,
+  'max_rounds': 3,
+  'curriculum': Curriculum(by='level', half_life=2.0),
+  'truncated': 'masked',
+}
+
+
+@pytest.mark.slow
+def test_rounds_and_a_curriculum_resume_to_the_bit(
+  tmp_path, monkeypatch, capsys
+):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  grpo.run(grpo_config(whole, **_SELECTIVE))
+  rows = _rows(whole)
+  assert all(metric_names.find(name) for row in rows for name in row)
+  assert all(1 < row['groups/rounds'] <= 3 for row in rows)
+  for row in rows:
+    assert row['groups/kept'] + row['groups/filled_up'] == 6
+    assert row['groups/dropped'] == row['groups/sampled'] - 6
+    assert 0 < row['rollout/tokens_unused'] < row['rollout/tokens']
+  assert (
+    rows[0]['curriculum/pass_rate'] == 0.5 > rows[2]['curriculum/pass_rate']
+  )
+  assert rows[2]['curriculum/passed_over'] > 0
+  cfg = grpo_config(killed, **_SELECTIVE)
+  for owner, name, call in (
+    (journal.Journal, 'add_completion', 50),  # 36 are of the first round
+    (journal.Journal, 'add_scores', 1),  # of the second round
+    (update.Trainer, 'update', 1),
+    (checkpoint.Store, 'save', 1),  # between minibatches
+    (update.Trainer, 'update', 3),  # the last
+  ):
+    calls = _killed_at(monkeypatch, owner, name, call)
+    with pytest.raises(_Killed):
+      grpo.run(cfg)
+    assert len(calls) >= call
+    monkeypatch.undo()
+  # The newest checkpoint needs the journals of all rounds.
+  (killed / 'journal' / 'step_000002_1.jsonl').unlink()
+  grpo.run(cfg)
+  assert 'step_000002_1.jsonl is missing' in capsys.readouterr().err
+  _assert_same_folder(whole, killed)
 
 
 @mostly_slow('call', {'first': 5, 'second': 21}, quick=('second',))

@@ -26,6 +26,7 @@ from rlzero.runtime import (
   saved_config,
   sharding,
 )
+from rlzero.tasks.datasets.curriculum import Curriculum
 from rlzero.train import checkpoint, folders
 
 pytestmark = pytest.mark.model
@@ -105,6 +106,10 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path):
   cfg = fields.make(
     grpo.Config,
     **CONFIG | {'decode_steps': 2, 'kl_coef': 0.0},
+    # The hosts choose among groups and problems alike.
+    max_rounds=3,
+    samples_per_prompt=6,
+    curriculum=Curriculum(by='level'),
     workdir='',
     num_steps=2,
     save_every=10,
@@ -131,6 +136,7 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path):
   for read in (_params, _rows):
     whole, cut = (read(tmp_path / name) for name in ('whole', 'cut'))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
+  assert any(row['groups/rounds'] > 1 for row in _rows(tmp_path / 'whole'))
 
 
 def _process(cluster, flag):

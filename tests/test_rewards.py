@@ -114,7 +114,7 @@ def test_verdicts_on_programs_are_counted():
 
 def test_truncated_completions_may_earn_nothing():
   record = _record(truncated=True, preference=1.0)
-  rewards.give(_config(reward_truncated=False), [record])
+  rewards.give(_config(truncated='zero'), [record])
   assert record['reward'] == 0.0
   rewards.give(_config(), [record])
   assert record['reward'] == 3.0

@@ -65,7 +65,8 @@ def main() -> None:
   ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
   notes = Notes(sys.argv.pop(1))
   notes.write()
-  notes.follow(collect.Collector, 'collect', 'rollout')
+  notes.follow(collect.Collector, 'sample', 'rollout')
+  notes.follow(collect.Collector, 'choose', 'rollout')
   notes.follow(grade, 'score', 'scoring')
   notes.follow(learner.Learner, 'logprobs', 'reference')
   notes.follow(loop.TrainingLoop, 'evaluate', 'evaluation')

@@ -140,7 +140,8 @@ def zero_variance(rows: Rows, limits: Thresholds) -> str:
     f'{share:.0%} of the groups of the last {limits.window} steps had equal '
     'rewards and taught nothing; '
     + (f'with {right:.0%} right, ' if math.isfinite(right) else '')
-    + f'choose {"harder" if easy else "easier"} problems, or raise group_size.'
+    + f'choose {"harder" if easy else "easier"} problems, raise group_size, '
+    'or see docs/howto/problems_that_teach.md.'
   )
 
 
@@ -154,8 +155,8 @@ def truncation(rows: Rows, limits: Thresholds) -> str:
     return ''
   return (
     f'{ended.mean():.0%} of the completions of the last {limits.window} '
-    'steps were cut off; raise sampling.max_len, or set reward_truncated to '
-    'False so that they earn nothing.'
+    'steps were cut off; raise sampling.max_len, or set truncated to '
+    "'zero', so that they earn nothing."
   )
 
 
@@ -347,7 +348,7 @@ def repetition(rows: Rows, limits: Thresholds) -> str:
   return (
     f'{share:.0%} of the 8-grams of a completion had stood in it before, over '
     f'the last {limits.window} steps; lower learning_rate, set '
-    'reward_truncated to False, and read the samples in completions/.'
+    "truncated to 'zero', and read the samples in completions/."
   )
 
 

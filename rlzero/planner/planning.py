@@ -137,8 +137,9 @@ class _Plan:
     )
     slots = len(self.run.slots(run.sampling.num_slots).token) // self.num_shards
     per_step = run.num_prompts * run.group_size
+    sampled = self.run.num_prompts * run.num_samples
     most_rows = max(per_step // self.num_shards, 1)
-    most_slots = max(per_step * run.steps_per_rollout // self.num_shards, 1)
+    most_slots = max(sampled // self.num_shards, 1)
     names = ['prefill', 'decode', 'reference', 'update', 'apply']
     if not self.passes:
       names.remove('reference')
@@ -331,7 +332,7 @@ class _Plan:
   def _decode_calls(self, num_slots: int) -> float:
     """Calls a step, until the last completion of a rollout has ended."""
     run = self.cfg.run
-    total = self.run.num_prompts * run.group_size
+    total = self.run.num_prompts * run.num_samples
     lengths = lengths_of(total, self.cfg.assumed_len, run.sampling.max_len)
     ends = [0] * num_slots
     for length in lengths:

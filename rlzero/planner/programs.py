@@ -83,7 +83,7 @@ class Run:
   def slots(self, num_slots: int) -> Slots:
     sampling = buckets.narrow(
       self._sampling(num_slots),
-      self.num_prompts * self.cfg.group_size,
+      self.num_prompts * self.cfg.num_samples,
       self.prompt_len,
     )
     num_slots, _, cache_len = buckets.sizes(sampling)
@@ -110,7 +110,7 @@ class Run:
       self.model,
       self.state.params,
       self.num_prompts,
-      self.cfg.group_size,
+      self.cfg.num_samples,
       self.prompt_len,
       self._sampling(num_slots),
       _EOS,

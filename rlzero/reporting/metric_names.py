@@ -53,6 +53,12 @@ METRICS = {
   'reward/rule': Metric(
     'grpo', '0 to 1', 'Share of the same completions that is right.'
   ),
+  'reward/length_penalty': Metric(
+    'grpo',
+    '-1 to 0',
+    'Mean penalty of long completions, before its weight; with '
+    '`overlong_buffer`.',
+  ),
   'reward/kl_penalty': Metric(
     'grpo', 'reward', "Mean KL that was taken off, with `kl_in='reward'`."
   ),
@@ -105,8 +111,47 @@ METRICS = {
     'prompts per rollout',
     'Drawn and left out, since they are longer than `max_prompt_len`.',
   ),
+  'curriculum/passed_over': Metric(
+    'grpo',
+    'prompts per rollout',
+    'Not drawn when their turn came, since the curriculum drew others.',
+  ),
+  'curriculum/pass_rate': Metric(
+    'grpo',
+    '0 to 1',
+    'Mean estimated pass rate of the problems drawn, before they were asked.',
+  ),
+  'curriculum/classes': Metric(
+    'grpo',
+    'classes',
+    'Classes of problems whose pass rate the curriculum has an estimate of.',
+  ),
   'groups/zero_variance': Metric(
     'grpo', '0 to 1', 'Share of groups whose rewards are all equal.'
+  ),
+  'groups/rounds': Metric(
+    'grpo', 'rounds per rollout', 'Rounds of prompts; with `max_rounds`.'
+  ),
+  'groups/sampled': Metric(
+    'grpo',
+    'groups per rollout',
+    'Prompts that were sampled; with `max_rounds`.',
+  ),
+  'groups/kept': Metric(
+    'grpo',
+    'groups per rollout',
+    'Learned from, with verified outcomes that differ; with `max_rounds`.',
+  ),
+  'groups/filled_up': Metric(
+    'grpo',
+    'groups per rollout',
+    'Learned from with equal outcomes, since too few differ; with '
+    '`max_rounds`.',
+  ),
+  'groups/dropped': Metric(
+    'grpo',
+    'groups per rollout',
+    'Sampled and not learned from; with `max_rounds`.',
   ),
   # Policy
   'policy/loss': Metric(
@@ -184,6 +229,15 @@ METRICS = {
   # Efficiency
   'update/useful_over_computed': Metric(
     f'grpo, {_FIT}', '0 to 1', 'Tokens that are not padding, of all computed.'
+  ),
+  'rollout/tokens': Metric(
+    'grpo', 'tokens per rollout', 'Sampled, learned from or not.'
+  ),
+  'rollout/tokens_unused': Metric(
+    'grpo',
+    'tokens per rollout',
+    'Sampled and not learned from: of groups that were dropped, and with '
+    '`samples_per_prompt` of completions.',
   ),
   'rollout/slot_use': Metric(
     'grpo', '0 to 1', 'Sampled tokens, of all that slots computed.'

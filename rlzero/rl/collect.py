@@ -8,26 +8,30 @@ it is; `rl/update.py` changes it.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
-from rlzero.rl import metrics, programs
+from rlzero.rl import metrics, programs, selection
 from rlzero.rl.learner import Learner
 from rlzero.rl.objectives import advantages, behaviour, kl
 from rlzero.rl.settings import Config
 from rlzero.rollout import encoding, journal, scheduler
 from rlzero.runtime import sharding
-from rlzero.scoring import grade, group_scoring, reward_pool, rewards
+from rlzero.scoring import (
+  grade,
+  group_scoring,
+  reward_pool,
+  rewards,
+  truncation,
+)
 from rlzero.tasks import base
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import packing
 from rlzero.types import Params
-
-T = TypeVar('T')
 
 
 class Policy(NamedTuple):
@@ -76,7 +80,17 @@ class Collector:
     log: journal.Journal | None = None,
     poll: Callable[[], None] | None = None,
   ) -> Experience:
-    """Completes the prompts, scores the completions, cuts minibatches.
+    """Makes the experience of one round of prompts; see `sample`."""
+    return self.choose(policy, [self.sample(policy, sampled, log, poll)])
+
+  def sample(
+    self,
+    policy: Policy,
+    sampled: Sequence[tuple[int, base.Example]],
+    log: journal.Journal | None = None,
+    poll: Callable[[], None] | None = None,
+  ) -> selection.Round:
+    """Completes the prompts and grades the completions.
 
     Args:
       policy: which samples.
@@ -85,36 +99,48 @@ class Collector:
         already is not made again.
       poll: called now and then; what it raises ends the rollout.
     """
-    cfg, clock = self._cfg, metrics.Clock()
+    clock = metrics.Clock()
     log = log or journal.Journal(None, {})
-    prompts = encoding.encode_examples(self._tokenizer, cfg.template, sampled)
-    problems = [
-      (example, prompt)
-      for (_, example), prompt in zip(sampled, prompts, strict=True)
-    ]
+    examples = [example for _, example in sampled]
+    prompts = encoding.encode_examples(
+      self._tokenizer, self._cfg.template, sampled
+    )
+    problems = list(zip(examples, prompts, strict=True))
     with group_scoring.GroupScoring(
-      self._grade, problems, cfg.group_size, log
+      self._grade, problems, self._cfg.num_samples, log
     ) as scoring:
       completions, usage, resharded_bytes = self._complete(
         policy.params, prompts, scoring.add, log, poll, clock
       )
       scoring.finish(poll)
     log.sync()
-    records = log.scores
+    clock.lap('score')
+    return selection.Round(
+      examples, prompts, completions, log, usage, resharded_bytes, clock.laps
+    )
+
+  def choose(
+    self, policy: Policy, rounds: Sequence[selection.Round]
+  ) -> Experience:
+    """Rewards the completions, chooses among them, cuts minibatches."""
+    cfg, clock = self._cfg, metrics.Clock()
+    records = [record for r in rounds for record in r.log.scores]
     if policy.step >= cfg.preference_from_step:
       self._judges.judge(records)
     rewards.give(cfg, records)
-    clock.lap('score')
     groups = np.array([r['reward'] for r in records], np.float32)
-    groups = groups.reshape(-1, cfg.group_size)
-    batch, measured = self._batch(policy, prompts, completions, log)
-    batch, penalty = self._with_advantages(batch, groups)
+    groups = groups.reshape(-1, cfg.num_samples)
+    taught = selection.teaches(cfg, records)
+    chosen = selection.kept(cfg, taught, groups)
+    clock.lap('score')
+    batch, measured = self._batch(policy, rounds, chosen)
+    batch, penalty = self._with_advantages(batch, groups.reshape(-1)[chosen])
     clock.lap('reference')
+    laps = [r.laps for r in rounds] + [clock.laps]
     return Experience(
       minibatches=self._minibatches(batch, policy.step),
-      metrics=metrics.of_rollout(
-        records, groups, usage, clock.laps, resharded_bytes, cfg.language
-      )
+      metrics=metrics.of_rollout(records, groups, laps, cfg.language)
+      | selection.describe(cfg, rounds, taught, chosen)
       | measured
       | penalty,
       records=records,
@@ -126,15 +152,16 @@ class Collector:
     stop = encoding.stop_criteria(self._tokenizer)
     sampling = cfg.rollout_sampling
     with resharded(model, params, cfg.rollout_mesh) as (params, sent):
-      clock.lap('reshard')
+      if sent is not None:
+        clock.lap('reshard')
       self._ahead.rollout(
-        params, prompts, cfg.group_size, sampling, stop.eos_ids
+        params, prompts, cfg.num_samples, sampling, stop.eos_ids
       )
       completions, usage = scheduler.generate(
         model,
         params,
         prompts,
-        cfg.group_size,
+        cfg.num_samples,
         sampling,
         stop=stop,
         seed=cfg.seed,
@@ -155,18 +182,25 @@ class Collector:
       completions,
     )
 
-  def _batch(self, policy, prompts, completions, log):
-    """Makes the batch without advantages, and metrics of the sampler."""
+  def _batch(self, policy, rounds, chosen):
+    """Makes the batch of the chosen completions, [P, G], without advantages.
+
+    Returns:
+      it, and metrics of the sampler.
+    """
     cfg = self._cfg
+    prompts = [prompt for r in rounds for prompt in r.prompts]
+    sampled = [completion for r in rounds for completion in r.completions]
+    completions = [sampled[i] for i in chosen.flat]
     batch = packing.RolloutBatch(
-      prompts=[p.tokens for p in prompts],
-      prompt_index=np.repeat(np.arange(len(prompts)), cfg.group_size),
+      prompts=[prompts[i // cfg.num_samples].tokens for i in chosen[:, 0]],
+      prompt_index=np.repeat(np.arange(len(chosen)), cfg.group_size),
       completions=[c.tokens for c in completions],
       old_logprobs=[c.logprobs for c in completions],
       ref_logprobs=None,
       advantages=np.zeros(len(completions), np.float32),
       routes=[c.routes for c in completions] if cfg.replay_routes else None,
-      masks=[c.mask for c in completions],
+      masks=truncation.masks(cfg.truncated, completions),
     )
     if policy.reference:
       free = batch._replace(routes=None)  # the reference has its own routers
@@ -177,7 +211,7 @@ class Collector:
     if cfg.objective.old_logprobs == 'sampler':
       return batch, {}
     return behaviour.corrected(
-      cfg.objective, batch, self._recomputed(policy, batch, log)
+      cfg.objective, batch, self._recomputed(policy, batch, rounds[0].log)
     )
 
   def _recomputed(self, policy, batch, log):
@@ -202,7 +236,10 @@ class Collector:
       measured = {'reward/kl_penalty': float(penalty.mean())}
       rewards = rewards - penalty.reshape(rewards.shape)
     found = advantages.of_rewards(rewards, goal.baseline, goal.scale)
-    return batch._replace(advantages=np.asarray(found).reshape(-1)), measured
+    # Rows without a token in the loss need not be computed.
+    counted = [mask is None or mask.any() for mask in batch.masks]
+    found = np.where(counted, np.asarray(found).reshape(-1), np.float32(0))
+    return batch._replace(advantages=found), measured
 
   def _minibatches(self, batch, step):
     """Cuts a rollout; the order is a function of seed and step alone."""
@@ -213,7 +250,7 @@ class Collector:
       seeds = cfg.seed, step - used, *([epoch] if epoch else [])
       order = np.random.default_rng(seeds).permutation(len(batch.prompts))
       parts += np.split(order, cfg.steps_per_rollout)
-    return [_subset(batch, chosen, cfg.group_size) for chosen in parts[used:]]
+    return [selection.subset(batch, chosen) for chosen in parts[used:]]
 
 
 @contextlib.contextmanager
@@ -234,28 +271,3 @@ def resharded(
     moved = sharding.device_put_params(parameters.AXES, narrow)
     jax.block_until_ready(moved)
     yield moved, sharding.moved_bytes(narrow, moved)
-
-
-def _subset(
-  batch: packing.RolloutBatch, chosen, group_size: int
-) -> packing.RolloutBatch:
-  """Picks the groups of the chosen prompts."""
-  places = (chosen[:, None] * group_size + np.arange(group_size)).reshape(-1)
-
-  def pick(values: Sequence[T]) -> list[T]:
-    return [values[p] for p in places]
-
-  def pick_any(values: Sequence[T] | None) -> list[T] | None:
-    return None if values is None else pick(values)
-
-  return packing.RolloutBatch(
-    prompts=[batch.prompts[c] for c in chosen],
-    prompt_index=np.repeat(np.arange(len(chosen)), group_size),
-    completions=pick(batch.completions),
-    old_logprobs=pick(batch.old_logprobs),
-    ref_logprobs=pick_any(batch.ref_logprobs),
-    advantages=batch.advantages[places],
-    routes=pick_any(batch.routes),
-    masks=pick_any(batch.masks),
-    weights=pick_any(batch.weights),
-  )

@@ -18,8 +18,9 @@ import rlzero
 from rlzero import weights
 from rlzero.evaluation import measure
 from rlzero.monitoring import history
-from rlzero.rl import learner
+from rlzero.rl import learner, selection
 from rlzero.rl.collect import Collector, Experience, resharded
+from rlzero.rl.drawing import Drawing
 from rlzero.rl.settings import Config
 from rlzero.rl.update import Trainer
 from rlzero.rollout import encoding, journal
@@ -32,9 +33,7 @@ from rlzero.runtime import (
   saved_config,
 )
 from rlzero.scoring import reward_pool
-from rlzero.tasks import base
 from rlzero.tasks.datasets import stream
-from rlzero.text.template import Chat
 from rlzero.train import checkpoint, folders
 
 
@@ -47,7 +46,7 @@ class TrainingLoop:
 
   A checkpoint between two updates holds the policy, its optimiser state, the
   reference, the place in the stream of problems where the current rollout
-  began, the header of that rollout's journal, and metrics not written yet.
+  began, the headers of that rollout's journals, and metrics not written yet.
 
   Args:
     cfg: of the run.
@@ -66,19 +65,13 @@ class TrainingLoop:
     self.cfg, self.pool, self.tokenizer = cfg, pool, loaded.tokenizer
     self.trainer = Trainer(cfg, loaded)
     self.collector = Collector(cfg, self.trainer.learner, self.tokenizer, pool)
-    self.stream = prompt_stream
+    self.drawing = Drawing(cfg, self.tokenizer, prompt_stream)
     self.store = checkpoint.Store(cfg.workdir, cfg.keep_checkpoints)
     self.wall_s, self.began = 0.0, time.monotonic()
     self.commit = provenance.commit()  # of the code that runs, not a later one
     self.preempted = lambda: False
-    self.told_too_long = False
     self.saved_step = -1
-    # Of the current rollout.
-    self.cursor = prompt_stream.get_state()  # where its problems begin
-    self.header: dict[str, Any] = {}  # of its journal
-    self.max_prompt_len = cfg.sampling.max_prompt_len  # when it began
-    self.asked: dict[str, Any] | None = None  # a question and its prompt
-    self.experience: Experience | None = None
+    self.experience: Experience | None = None  # of the current rollout
     self.unwritten: dict[str, Any] | None = None  # metrics of the last step
     self._restore()
     if hosts.is_first():
@@ -145,7 +138,7 @@ class TrainingLoop:
     self._check_finite(step_metrics)
     self.unwritten = step_metrics
     if not self.experience.minibatches:  # the next rollout begins here
-      self.cursor = self.stream.get_state()
+      self.drawing.end()
     return step_metrics
 
   def _finish(self) -> None:
@@ -171,75 +164,41 @@ class TrainingLoop:
     cfg, trainer = self.cfg, self.trainer
     used = trainer.step % cfg.updates_per_rollout
     first = trainer.step - used
-    if not used:
-      self.max_prompt_len = cfg.sampling.max_prompt_len
-    sampled, too_long = self._draw(cfg.num_prompts * cfg.steps_per_rollout)
-    prompts = encoding.encode_examples(self.tokenizer, cfg.template, sampled)
-    tokens = journal.digest([prompt.tokens for prompt in prompts])
-    self.asked = {
-      'question': Chat.pack(sampled[0][1].question),
-      'tokens': journal.digest(prompts[0].tokens),
-    }
-    if self.header.get('tokens', tokens) != tokens and used:
-      raise self._other_prompts(sampled[0][1].question)
-    if not used:
-      self.header = {
-        'step': first,
-        'config': journal.digest(saved_config.resume_key(cfg)),
-        'policy': checkpoint.fingerprint(trainer.state.params),
-        'prompts': journal.digest(
-          [(draw, example.uid, example.question) for draw, example in sampled]
-        ),
-        'tokens': tokens,
-      }
-    path = journal.path_of(cfg.workdir, first)
     measured = self.experience.metrics if self.experience and used else {}
-    with contextlib.closing(journal.Journal(path, self.header)) as log:
-      if log.completions:
-        hosts.print_once(
-          f'step {first}: {len(log.completions)} completions and '
-          f'{len(log.scores)} scores are in the journal'
+    self.drawing.begin(resumed=bool(used))
+    rollout = {
+      'step': first,
+      'config': journal.digest(saved_config.resume_key(cfg)),
+      # That of an interrupted rollout is gone; its headers are known.
+      'policy': None if used else checkpoint.fingerprint(trainer.state.params),
+    }
+    rounds: list[selection.Round] = []
+    with contextlib.ExitStack() as logs:
+      while count := selection.prompts_wanted(cfg, rounds):
+        number = len(rounds)
+        sampled = self.drawing.draw(count, number, rollout)
+        path = journal.path_of(cfg.workdir, first, number)
+        log = logs.enter_context(
+          contextlib.closing(
+            journal.Journal(path, self.drawing.headers[number])
+          )
         )
-      self.experience = self.collector.collect(
-        trainer.policy, sampled, log, self._check_preempted
-      )
-    self.experience.metrics['prompts/too_long'] = too_long
-    self.experience.metrics |= measured
+        if log.completions:
+          hosts.print_once(
+            f'step {first}: {len(log.completions)} completions and '
+            f'{len(log.scores)} scores are in the journal'
+          )
+        rounds.append(
+          self.collector.sample(
+            trainer.policy, sampled, log, self._check_preempted
+          )
+        )
+      self.experience = self.collector.choose(trainer.policy, rounds)
+    self.drawing.learn(rounds)
+    self.experience.metrics |= self.drawing.describe() | measured
     every = cfg.keep_completions_every
     if -first % every < cfg.updates_per_rollout and hosts.is_first():
       self._write_samples(first, self.experience.records)
-
-  def _draw(self, count: int) -> tuple[list[tuple[int, base.Example]], int]:
-    """The next problems that fit, and how many were too long and left out."""
-    limit = self.max_prompt_len
-    sampled, left_out = encoding.draw_fitting(
-      self.stream, count, self.tokenizer, self.cfg.template, limit
-    )
-    if left_out and not self.told_too_long:
-      self.told_too_long = True
-      uid, length = next(iter(left_out.items()))
-      hosts.print_once(
-        f'warning: training prompt {uid!r} has {length} tokens and '
-        f'Sampling.max_prompt_len is {limit}, so it is left out; '
-        'prompts/too_long counts all such draws.'
-      )
-    return sampled, len(left_out)
-
-  def _check_asked(self, asked: dict[str, Any] | None) -> None:
-    """A question must be the prompt that it was, or samples do not fit it."""
-    if asked is None:
-      return
-    question = Chat.unpack(asked['question'])
-    tokens = encoding.encode_prompt(self.tokenizer, self.cfg.template, question)
-    if journal.digest(tokens) != asked['tokens']:
-      raise self._other_prompts(question)
-
-  def _other_prompts(self, question: str) -> ValueError:
-    return ValueError(
-      f'{self.cfg.workdir} has asked {question[:60]!r} with another prompt '
-      'than the one of now: the tokenizer or its chat template has changed. '
-      'Set it back or choose another workdir.'
-    )
 
   def _check_finite(self, step_metrics: Mapping[str, Any]) -> None:
     loss = step_metrics['policy/loss']
@@ -349,7 +308,7 @@ class TrainingLoop:
     name = f'step_{step:06d}.jsonl'
     files.write_jsonl(
       os.path.join(self.cfg.workdir, 'completions', name),
-      ({'step': step, **r} for r in records[: 2 * self.cfg.group_size]),
+      ({'step': step, **r} for r in records[: 2 * self.cfg.num_samples]),
     )
 
   def _rest(self) -> dict[str, Any]:
@@ -371,13 +330,10 @@ class TrainingLoop:
       trainer.state.params,
       self._rest(),
       {
-        'stream': self.cursor,
+        **self.drawing.get_state(inside=bool(used)),
         'wall_s': self._wall(),
-        'journal': self.header if used else None,
         'metrics': self.experience.metrics if self.experience and used else {},
         'unwritten': self.unwritten,
-        'asked': self.asked,
-        'max_prompt_len': self.max_prompt_len,
       },
     )
     self.saved_step = trainer.step
@@ -393,38 +349,39 @@ class TrainingLoop:
   def _restore(self) -> None:
     cfg, trainer = self.cfg, self.trainer
     saved = self.store.restore(
-      trainer.state.params, self._rest(), self._check_journal
+      trainer.state.params, self._rest(), self._check_journals
     )
     if saved is None:
       return
     metadata = saved.metadata
-    self.asked = metadata.get('asked')
-    self._check_asked(self.asked)
+    self.drawing.set_state(metadata)
     trainer.state = learner.TrainState(saved.params, saved.state['opt_state'])
     trainer.reference = saved.state['reference']
     trainer.step = self.saved_step = saved.step
     self.wall_s, self.unwritten = metadata['wall_s'], metadata['unwritten']
-    self.max_prompt_len = metadata.get('max_prompt_len', self.max_prompt_len)
-    self.cursor = metadata['stream']
-    self.stream.set_state(self.cursor)
     if metadata['journal']:
-      self.header = metadata['journal']
       self.experience = Experience([], metadata['metrics'], [])
     hosts.print_once(
       f'resuming from the checkpoint of step {saved.step} of {cfg.num_steps}'
     )
 
-  def _check_journal(self, metadata: dict[str, Any]) -> str:
+  def _check_journals(self, metadata: dict[str, Any]) -> str:
     """A checkpoint between minibatches needs what its rollout wrote."""
-    cfg, header = self.cfg, metadata['journal']
-    if header is None:
-      return ''
-    path = journal.path_of(cfg.workdir, header['step'])
-    rows = cfg.num_prompts * cfg.group_size * cfg.steps_per_rollout
+    cfg = self.cfg
     recomputed = cfg.objective.old_logprobs == 'recomputed'
-    if hosts.broadcast(journal.is_complete(path, header, rows, recomputed)):
-      return ''
-    return f'its journal {path} is missing or damaged'
+    rows = cfg.num_prompts * cfg.group_size * cfg.steps_per_rollout
+    for number, header in enumerate(metadata['journal'] or ()):
+      path = journal.path_of(cfg.workdir, header['step'], number)
+      whole = journal.is_complete(
+        path,
+        header,
+        header['completions'],
+        # Those of the whole rollout are in its first journal.
+        rows if recomputed and not number else 0,
+      )
+      if not hosts.broadcast(whole):
+        return f'its journal {path} is missing or damaged'
+    return ''
 
   def _wall(self) -> float:
     return self.wall_s + time.monotonic() - self.began

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from rlzero.models import padding
-from rlzero.rollout.scheduler import Usage
 from rlzero.scoring import reward_pool, rewards
 from rlzero.text import readability
 from rlzero.train.packing import RolloutBatch
@@ -33,29 +32,23 @@ class Clock:
 def of_rollout(
   records: Sequence[Mapping[str, Any]],
   groups: np.ndarray,
-  usage: Usage,
-  laps: Mapping[str, float],
-  resharded_bytes: int | None,
+  laps: Sequence[Mapping[str, float]],
   language: rewards.Target = 'prompt',
 ) -> dict[str, float]:
   """Returns the metrics of a rollout, which each of its updates reports.
 
   Args:
     records: graded completions.
-    groups: rewards [P, G].
-    usage: of the slots.
-    laps: seconds by part.
-    resharded_bytes: what devices were sent; None if nothing was resharded.
+    groups: rewards [P, N].
+    laps: seconds by part, of each round of prompts and of what came after.
     language: that the thoughts should have.
   """
-  metrics = _of_completions(records, groups, usage)
+  metrics = _of_completions(records, groups)
   metrics |= _of_texts(records, language)
-  metrics |= {f'time/{name}_s': s for name, s in laps.items()}
-  if resharded_bytes is None:
-    del metrics['time/reshard_s']
-  else:
-    metrics['reshard/bytes'] = resharded_bytes
-  return metrics
+  parts = dict.fromkeys(name for lap in laps for name in lap)
+  return metrics | {
+    f'time/{name}_s': sum(lap.get(name, 0.0) for lap in laps) for name in parts
+  }
 
 
 def of_step(
@@ -64,7 +57,6 @@ def of_step(
   of_update: Mapping[str, float],
   update_s: float,
   updates_per_rollout: int,
-  num_completions: float,
 ) -> dict[str, float]:
   """Joins a rollout's metrics and an update's to those of a step.
 
@@ -76,11 +68,10 @@ def of_step(
     of_update: metrics of the update.
     update_s: seconds that the update took.
     updates_per_rollout: updates that share the rollout.
-    num_completions: sampled for each of them.
   """
   shared_s = sum(of_rollout.get(f'time/{p}_s', 0.0) for p in _SHARED_PARTS)
   step_s = shared_s / updates_per_rollout + update_s
-  tokens = of_rollout['completion/len_mean'] * num_completions
+  tokens = of_rollout['rollout/tokens'] / updates_per_rollout
   return {
     'step': step,
     **of_rollout,
@@ -124,7 +115,7 @@ def expert_balance(loads: np.ndarray | tuple[()]) -> dict[str, float]:
   }
 
 
-def _of_completions(records, groups, usage):
+def _of_completions(records, groups):
   lengths = np.array([r['len'] for r in records])
   correct = np.array([r['correct'] for r in records])
 
@@ -159,7 +150,6 @@ def _of_completions(records, groups, usage):
     },
     **rewards.describe(records),
     'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
-    'rollout/slot_use': usage.tokens / usage.computed,
   }
 
 

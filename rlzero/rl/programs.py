@@ -43,9 +43,9 @@ class AheadOfTime:
     sampling: Sampling,
     eos_ids: tuple[int, ...],
   ) -> None:
-    """Compiles what `scheduler.generate` calls with these arguments."""
+    """Compiles what `scheduler.generate` calls with so many prompts."""
     self._compile(
-      'rollout',
+      f'rollout of {len(prompts)}',
       lambda: rollout_programs.lower_all(
         self._learner.config, params, prompts, group_size, sampling, eos_ids
       ),

@@ -19,8 +19,9 @@ from rlzero.runtime.fields import (
   grows_on_resume,
   mutable_on_resume,
 )
-from rlzero.scoring import reward_pool, rewards
+from rlzero.scoring import reward_pool, rewards, truncation
 from rlzero.tasks import base, countdown
+from rlzero.tasks.datasets.curriculum import Curriculum
 from rlzero.text.template import Template
 from rlzero.train import folders, optim
 from rlzero.train.optim import Optimizer
@@ -52,7 +53,15 @@ class Config:
   rollout_mesh: sharding.Mesh | None = mutable_on_resume(None)
   # Rollout
   num_prompts: int = 32  # prompts a step
-  group_size: int = 16  # G, completions a prompt
+  group_size: int = 16  # G, completions a prompt that are learned from
+  # Completions sampled of a prompt, of which the G whose rewards spread most
+  # are learned from; 0 samples G.
+  samples_per_prompt: int = 0
+  # Rounds of prompts that a rollout may take, until it has enough groups whose
+  # verified outcomes differ (dynamic sampling); 1 takes the first as it is.
+  max_rounds: int = 1
+  # Draws problems more often whose pass rate is near 1/2; None draws all alike.
+  curriculum: Curriculum | None = None
   steps_per_rollout: int = 16  # minibatches, each one policy update
   # Times that each of them is learned from, in another order each time.
   epochs_per_rollout: int = 1
@@ -67,7 +76,12 @@ class Config:
   language: rewards.Target = 'prompt'
   # Weights of the task's further scores (its `parts`), by their names.
   part_rewards: dict[str, float] = dataclasses.field(default_factory=dict)
-  reward_truncated: bool = True  # else completions cut at max_len earn nothing
+  # Completions cut at max_len are scored as they are, earn nothing, or are
+  # masked out of the loss.
+  truncated: truncation.Treatment = 'scored'
+  # Tokens below max_len over which a penalty grows from 0 to 1; 0 has none.
+  overlong_buffer: int = 0
+  overlong_penalty: float = 1.0  # weight
   num_workers: int = mutable_on_resume(2)  # reward processes
   deadline_s: float = 5.0  # seconds a completion may take to score
   # Mixed with the task, whose share is 1; what is measured is the task.
@@ -120,6 +134,10 @@ class Config:
       group_size=at_least(2).because(
         'a group of one has no one to be compared with'
       ),
+      samples_per_prompt=at_least(self.group_size).or_else(0, 'group_size'),
+      max_rounds=at_least(1),
+      overlong_buffer=at_least(0).at_most(self.sampling.max_len),
+      overlong_penalty=at_least(0),
       steps_per_rollout=at_least(1),
       epochs_per_rollout=at_least(1),
       num_workers=at_least(1),
@@ -189,6 +207,12 @@ class Config:
 
   def _check_tasks(self) -> None:
     names = [scenario.task.name for scenario in self.scenarios]
+    paid = any(scenario.accuracy_reward for scenario in self.scenarios)
+    if self.max_rounds > 1 and not paid:
+      raise ValueError(
+        f'grpo.Config.max_rounds is {self.max_rounds}, but accuracy_reward is '
+        '0, so no group has a verified outcome to go by; set max_rounds to 1.'
+      )
     if len({*names}) < len(names):
       raise ValueError(
         f'grpo.Config.others makes the tasks {", ".join(names)}; each needs a '
@@ -213,6 +237,11 @@ class Config:
       part_rewards=self.part_rewards,
     )
     return own, *self.others
+
+  @property
+  def num_samples(self) -> int:
+    """N, completions that are sampled of a prompt."""
+    return self.samples_per_prompt or self.group_size
 
   @property
   def updates_per_rollout(self) -> int:
@@ -269,8 +298,9 @@ def table(cfg: Config, num_examples: int) -> str:
   rows = cfg.num_prompts * cfg.group_size
   rollouts = cfg.num_steps // cfg.updates_per_rollout
   prompts = cfg.num_prompts * cfg.steps_per_rollout * rollouts
+  tokens = prompts * cfg.max_rounds * cfg.num_samples * cfg.sampling.max_len
   devices = 1 if cfg.mesh == sharding.Mesh() else jax.device_count()
-  lines = {
+  lines: dict[str, object] = {
     'devices': f'{devices} of {jax.device_count()}'
     + (
       ' (`mesh` says how to use more)' if devices < jax.device_count() else ''
@@ -282,16 +312,20 @@ def table(cfg: Config, num_examples: int) -> str:
       f'{cfg.steps_per_rollout} x {cfg.epochs_per_rollout} = '
       f'{cfg.updates_per_rollout}'
     ),
+  }
+  if cfg.num_samples > cfg.group_size:
+    lines['completions sampled a prompt'] = cfg.num_samples
+  if cfg.max_rounds > 1:
+    lines['rounds of prompts a rollout, at most'] = cfg.max_rounds
+  lines |= {
     'rollouts x rows a rollout': (
       f'{rollouts} x {rows * cfg.steps_per_rollout}'
     ),
     'policy updates': cfg.num_steps,
-    'prompts in the run': (
+    f'prompts in the run{", at least" * (cfg.max_rounds > 1)}': (
       f'{prompts} ({prompts / num_examples:.2f} epochs of {num_examples})'
     ),
-    'completion tokens in the run, at most': (
-      f'{prompts * cfg.group_size * cfg.sampling.max_len:,}'
-    ),
+    'completion tokens in the run, at most': f'{tokens:,}',
   }
   width = max(map(len, lines))
   return '\n'.join(f'{k:<{width}}  {v}' for k, v in lines.items())

@@ -71,7 +71,6 @@ class Trainer:
       of_update,
       clock.laps['update'],
       cfg.updates_per_rollout,
-      cfg.num_prompts * cfg.group_size / cfg.epochs_per_rollout,
     )
     self.step += 1
     if self.step % cfg.reference_every == 0:

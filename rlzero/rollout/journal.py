@@ -1,11 +1,11 @@
 """A rollout's journal: completions and scores, appended as they finish.
 
-A rollout may take hours and be killed at any moment. The journal is a file of
-lines, each a checksum and a JSON object: a completion, the scores of some
-groups, or what the learner says of a completion. A kill tears at most the last
-line, which is skipped. The first line, the header, names the rollout: step,
-configuration, fingerprint of the policy, prompts. A journal with another header
-is never read; it is started anew.
+A rollout may take hours and be killed at any moment. The journal, one for each
+round of prompts, is a file of lines, each a checksum and a JSON object: a
+completion, the scores of some groups, or what the learner says of a completion.
+A kill tears at most the last line, which is skipped. The first line, the
+header, names the rollout: step, configuration, fingerprint of the policy,
+prompts. A journal with another header is never read; it is started anew.
 """
 
 import base64
@@ -145,20 +145,27 @@ def digest(value: Any) -> str:
   return hashlib.sha256(files.to_json(value).encode()).hexdigest()
 
 
-def path_of(workdir: str, step: int) -> str:
-  """Path of the journal of the rollout that starts at this step."""
-  return os.path.join(workdir, 'journal', f'step_{step:06d}.jsonl')
+def path_of(workdir: str, step: int, number: int = 0) -> str:
+  """Path of a journal of the rollout that starts at this step.
+
+  Args:
+    workdir: of the run.
+    step: updates before the rollout.
+    number: of the round of prompts, from 0.
+  """
+  name = f'step_{step:06d}' + (f'_{number}' if number else '')
+  return os.path.join(workdir, 'journal', f'{name}.jsonl')
 
 
 def prune(workdir: str, first_step: int) -> None:
   """Removes the journals of rollouts that started before `first_step`."""
   for path in pathlib.Path(workdir, 'journal').glob('step_*.jsonl'):
-    if int(path.stem.removeprefix('step_')) < first_step:
+    if int(path.stem.split('_')[1]) < first_step:
       path.unlink()
 
 
 def is_complete(
-  path: str, header: dict[str, Any], count: int, with_logprobs: bool = False
+  path: str, header: dict[str, Any], count: int, num_logprobs: int = 0
 ) -> bool:
   """Whether the journal belongs to this rollout and nothing is missing.
 
@@ -166,14 +173,14 @@ def is_complete(
     path: of the journal.
     header: that names the rollout.
     count: completions of the rollout, which all have scores.
-    with_logprobs: whether they have the learner's log-probs, too.
+    num_logprobs: completions that have the learner's log-probs, too.
   """
   lines = _intact_lines(path)
   if not lines or lines[0][0] != header:
     return False
   scores = sum(len(line.get('scores', ())) for line, _ in lines[1:])
   logprobs = {line['learner'] for line, _ in lines[1:] if 'learner' in line}
-  return scores == count and len(logprobs) == count * with_logprobs
+  return scores == count and len(logprobs) == num_logprobs
 
 
 def _intact_lines(path):

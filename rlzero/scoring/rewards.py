@@ -15,7 +15,7 @@ import numpy as np
 
 from rlzero.runtime import fields
 from rlzero.runtime.fields import above
-from rlzero.scoring import reward_model
+from rlzero.scoring import reward_model, truncation
 from rlzero.tasks import base, execute
 from rlzero.text import language
 
@@ -51,9 +51,15 @@ def give(cfg: Any, records: Sequence[dict[str, Any]]) -> None:
   """Sets the `reward` of each record, by the scenarios of a `grpo.Config`."""
   scenarios = {scenario.task.name: scenario for scenario in cfg.scenarios}
   for record in records:
-    record['reward'] = 0.0
-    if cfg.reward_truncated or not record['truncated']:
-      record['reward'] = total(scenarios[record['task']], record, cfg.language)
+    reward = total(scenarios[record['task']], record, cfg.language)
+    if not truncation.earns(cfg.truncated, record['truncated']):
+      reward = 0.0
+    if cfg.overlong_buffer:
+      record['length_penalty'] = truncation.length_penalty(
+        record['len'], cfg.sampling.max_len, cfg.overlong_buffer
+      )
+      reward += cfg.overlong_penalty * record['length_penalty']
+    record['reward'] = reward
 
 
 def total(
@@ -113,6 +119,7 @@ def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   judged = [r for r in records if 'preference_mean' in r]
   tasks = sorted({r['task'] for r in records})
   metrics = {'reward/language': _mean(map(consistency, records))}
+  metrics |= truncation.describe(records)
   for name in tasks if len(tasks) > 1 else ():
     own = [r for r in records if r['task'] == name]
     metrics[f'{name}/reward'] = _mean(r['reward'] for r in own)

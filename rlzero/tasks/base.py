@@ -55,7 +55,8 @@ class Task(Verifier, Protocol):
 
   A task may also have `parts(text, target)`, further scores of a completion
   by their names, for rewards beside that of a right answer; `rating(target)`,
-  how hard a problem is; `warm_up()`, which loads what judging needs;
+  how hard a problem is; `level(target)`, the name of the problems that are as
+  hard as it; `warm_up()`, which loads what judging needs;
   `notice()`, a sentence about judging that is said once; `deadline_s`, the
   seconds that a verdict may take, if they are more than usual; and
   `outcome(answer, target)`, how an answer did in one word, ACCEPTED if and
@@ -100,6 +101,7 @@ class Wrapper:
     if name in (
       'parts',
       'rating',
+      'level',
       'warm_up',
       'notice',
       'outcome',

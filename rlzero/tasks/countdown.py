@@ -205,6 +205,13 @@ class Countdown:
     """Number of two-move attempts written down."""
     return len(_TRY.findall(text))
 
+  def level(self, target: str) -> str:
+    """How many first moves there are, and from how many it can be reached."""
+    value, _, numbers = target.partition(' ')
+    first = openings(ast.literal_eval(numbers))
+    ways = sum(bool(endings(opening, int(value))) for opening in first)
+    return f'{ways} of {len(first)}'
+
   def parts(self, text: str, target: str) -> dict[str, float]:
     """A process reward: what a step-wise verifier says of the thought.
 

@@ -99,6 +99,21 @@ class ReasoningGym:
   def count_tries(self, text: str) -> int:
     return verify.count_results(text)
 
+  def level(self, target: str) -> str:
+    """The counts that the generator says make a problem hard, such as terms.
+
+    '' for all problems of a generator that says none.
+    """
+    facts = json.loads(target).get('metadata') or {}
+    found = {}
+    for name in sorted(facts.get('difficulty') or ()):
+      value = facts.get(name)
+      if isinstance(value, list):
+        found[name] = len(value)
+      elif isinstance(value, int) and name.startswith('num_'):
+        found[name] = value
+    return ' '.join(f'{name}={value}' for name, value in found.items())
+
   def warm_up(self) -> None:
     """Loads the generators, which takes seconds, and what `same` needs."""
     _is_numeric(*self._key)

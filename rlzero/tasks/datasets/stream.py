@@ -7,16 +7,22 @@ from typing import Any
 import grain
 
 from rlzero.tasks import base
+from rlzero.tasks.datasets import curriculum
 
 
 class PromptStream:
-  """Shuffled epochs of problems, with a position that can be saved."""
+  """Shuffled epochs of problems, with a position that can be saved.
+
+  Attributes:
+    pass_rates: of a curriculum; None without one.
+  """
 
   def __init__(
     self,
     sources: Sequence[Sequence[base.Example]],
     seed: int,
     shares: Sequence[float],
+    pass_rates: curriculum.PassRates | None = None,
   ):
     """Starts at draw 0.
 
@@ -24,6 +30,7 @@ class PromptStream:
       sources: the problems of one epoch of each task.
       seed: of the shuffling; each epoch has an order of its own.
       shares: of the draws that are of each task, to any scale.
+      pass_rates: decide which problems are taken; by default all are.
 
     Raises:
       ValueError: no problems.
@@ -46,12 +53,18 @@ class PromptStream:
     dataset = epochs[0]
     if len(epochs) > 1:
       dataset = grain.MapDataset.mix(epochs, shares)
+    self.pass_rates = pass_rates
     # Threads would only fetch ahead of a list that is in memory already.
     self._iterator = iter(
       dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
       )
     )
+
+  @property
+  def position(self) -> int:
+    """The number of the next draw; draws that are passed over count."""
+    return self._iterator.get_state()['next_index']
 
   @property
   def num_examples(self) -> int:
@@ -67,16 +80,20 @@ class PromptStream:
 
     Args:
       count: how many problems.
-      fits: whether a problem can be used; others are drawn and passed over.
+      fits: whether a problem can be used; others are drawn and passed over, as
+        are those that a curriculum does not take.
 
     Raises:
-      ValueError: of as many draws in a row as there are problems, none fits.
+      ValueError: of as many problems in a row as there are, none fits.
     """
     found = []
     passed_over = 0  # in a row
     while len(found) < count:
-      draw = self._iterator.get_state()['next_index']
+      draw = self.position
       example = next(self._iterator)
+      rates = self.pass_rates
+      if rates is not None and not rates.takes(example, draw):
+        continue
       if fits(example):
         found.append((draw, example))
         passed_over = 0
@@ -90,8 +107,11 @@ class PromptStream:
     return found
 
   def get_state(self) -> dict[str, Any]:
-    """The position, as plain values."""
-    return {**self._iterator.get_state(), **self._fixed}
+    """The position, and what a curriculum knows, as plain values."""
+    state = {**self._iterator.get_state(), **self._fixed}
+    if self.pass_rates is not None:
+      state['pass_rates'] = self.pass_rates.get_state()
+    return state
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes on from a position.
@@ -114,6 +134,8 @@ class PromptStream:
         'settings of the saved run.'
       )
     self._iterator.set_state({'next_index': state['next_index']})
+    if self.pass_rates is not None:
+      self.pass_rates.set_state(state['pass_rates'])
 
 
 def prompt_stream(examples: Sequence[base.Example], seed: int) -> PromptStream:
@@ -122,17 +144,28 @@ def prompt_stream(examples: Sequence[base.Example], seed: int) -> PromptStream:
 
 
 def mixed(
-  tasks: Sequence[base.Task], shares: Sequence[float], seed: int
+  tasks: Sequence[base.Task],
+  shares: Sequence[float],
+  seed: int,
+  settings: curriculum.Curriculum | None = None,
 ) -> PromptStream:
   """Draws from the training problems of several tasks, evenly by share.
 
+  A curriculum passes over problems of every task, so that fewer are drawn of
+  one that is too easy or too hard than its share.
+
   Raises:
-    ValueError: a task without problems.
+    ValueError: a task without problems, or without what a curriculum needs.
   """
+  pass_rates = None
+  if settings is not None:
+    pass_rates = curriculum.PassRates(
+      settings, curriculum.classes(settings.by, tasks), seed
+    )
 
   def named(task: base.Task) -> base.View:
     return base.View(
       task.examples('train'), lambda e: dataclasses.replace(e, task=task.name)
     )
 
-  return PromptStream([named(task) for task in tasks], seed, shares)
+  return PromptStream([named(task) for task in tasks], seed, shares, pass_rates)
