@@ -1,12 +1,15 @@
 """Kills a run at random moments until it is done, and compares bits.
 
-  python -m rlzero.benchmarks.crash_test --folder=DIR [--kills=20] [--out=FILE]
+  python -m rlzero.benchmarks.crash_test --folder=DIR [--kills=20] [--selective]
+    [--out=FILE]
 
 A tiny run is left alone once. The same run is then killed (SIGKILL) twenty
 times and started again each time; its last checkpoint is damaged and it is
 started once more. Parameters, metrics (but for times), kept completions and
 evaluations must be those of the run that was left alone. The series goes on
-where it was, if it is killed itself.
+where it was, if it is killed itself. With `--selective` the run has dynamic
+sampling, down-selection, a curriculum and masked completions, so that what it
+draws depends on what it has sampled.
 
 A kill is aimed at the part of a step that was hit least so far, at a random
 moment of it, after a random part of the run. What it hit is what the run
@@ -68,16 +71,27 @@ grpo.Config.final_problems = 4
 grpo.Config.final_samples = 2
 grpo.Config.keep_completions_every = 2
 """
+_SELECTIVE = """
+from rlzero.tasks.datasets import curriculum
+grpo.Config.samples_per_prompt = 6
+grpo.Config.max_rounds = 3
+grpo.Config.curriculum = @curriculum.Curriculum()
+curriculum.Curriculum.by = 'level'
+curriculum.Curriculum.half_life = 4.0
+grpo.Config.truncated = 'masked'
+grpo.Config.overlong_buffer = 16
+"""
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--folder', type=pathlib.Path, required=True)
   parser.add_argument('--kills', type=int, default=20)
+  parser.add_argument('--selective', action='store_true')
   parser.add_argument('--out', type=pathlib.Path)
   flags = parser.parse_args()
   flags.folder.mkdir(exist_ok=True)
-  measured = series(flags.folder, flags.kills)
+  measured = series(flags.folder, flags.kills, flags.selective)
   text = files.to_json(measured, indent=2)
   print(text)
   if flags.out:
@@ -86,9 +100,9 @@ def main() -> None:
     sys.exit('The bits differ.')
 
 
-def series(folder: pathlib.Path, kills: int) -> dict:
+def series(folder: pathlib.Path, kills: int, selective: bool = False) -> dict:
   """Runs it all; what happened, in numbers."""
-  (folder / 'run.gin').write_text(_GIN)
+  (folder / 'run.gin').write_text(_GIN + _SELECTIVE * selective)
   whole, killed = folder / 'whole', folder / 'killed'
   if not (whole / 'summary.json').exists():
     _finish(whole)

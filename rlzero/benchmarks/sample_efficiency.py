@@ -1,0 +1,345 @@
+"""Counts what training takes to a goal, by the way problems are chosen.
+
+  python -m rlzero.benchmarks.sample_efficiency --folder=DIR
+    [--seeds=0,1,2] [--only=plain,curriculum] [--goal=0.8] [--out=FILE]
+
+The run of configs/runs/r1_zero_tiny.gin, once plain and once with each way to
+choose problems and completions, for each seed. A run ends when it reaches the
+goal, pass@1 on validation problems, measured every five steps. The output has
+the tokens that were sampled and the seconds of rollouts and updates until
+then: without evaluations, and without compiling, which falls to whichever run
+comes first. A run that is there already is not repeated, and one that was
+interrupted is resumed; so the series can be stopped at any time.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import scipy.stats
+
+from rlzero import grpo
+from rlzero.rl import collect, loop, update
+from rlzero.runtime import config, files, lifecycle, metrics, provenance
+from rlzero.tasks.datasets.curriculum import Curriculum
+
+_FLAGS = (
+  '--gin_file=configs/runs/r1_zero_tiny.gin',
+  '--num_steps=160',
+  '--eval_every=5',
+  '--eval_problems=96',
+  '--eval_samples=4',
+  '--save_every=20',
+  '--final_problems=4',  # of no use here
+  '--final_samples=2',
+)
+# Rows of these updates cost half, from as many completions.
+_DOWN = {'group_size': 8, 'samples_per_prompt': 16}
+_COMPILING = '/jax/core/compile/'  # tracing and lowering too
+_COMMITS = 'commits.txt'  # that worked on a run
+
+WAYS: dict[str, dict[str, Any]] = {
+  'plain': {},
+  'dynamic_sampling': {'max_rounds': 4},
+  'curriculum': {'curriculum': Curriculum(by='level')},
+  'down_selection': _DOWN,
+  'all_three': {
+    'max_rounds': 4,
+    'curriculum': Curriculum(by='level'),
+    **_DOWN,
+  },
+}
+
+
+class _Reached(Exception):
+  """The goal was reached; nothing more is sampled."""
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--folder', type=pathlib.Path, required=True)
+  parser.add_argument('--seeds', type=_numbers, default=[0, 1, 2])
+  parser.add_argument('--only', type=_names, default=list(WAYS))
+  parser.add_argument('--goal', type=float, default=0.8)
+  parser.add_argument('--out', type=pathlib.Path)
+  given = parser.parse_args()
+  given.folder.mkdir(parents=True, exist_ok=True)
+  # All ways of a seed before the next, so that what is there can be compared.
+  runs = {
+    (way, seed): train(given.folder / f'{way}_{seed}', way, seed, given.goal)
+    for seed in given.seeds
+    for way in given.only
+  }
+  ways = {
+    way: summary([runs[way, seed] for seed in given.seeds], given.goal)
+    for way in given.only
+  }
+  if 'plain' in ways:
+    for found in ways.values():
+      found['of_plain'] = ratios(found['runs'], ways['plain']['runs'])
+  measured = {
+    'command': 'python -m rlzero.benchmarks.sample_efficiency '
+    + ' '.join(sys.argv[1:]),
+    **provenance.metadata(),
+    'processor': _processor(),
+    'goal': given.goal,
+    'seeds': given.seeds,
+    'ways': ways,
+  }
+  print(table(ways))
+  if given.out:
+    files.write_json(str(given.out), measured, indent=2)
+
+
+def train(
+  workdir: pathlib.Path, way: str, seed: int, goal: float
+) -> dict[str, Any]:
+  """Trains until the goal; the cost so far at each evaluation.
+
+  Returns:
+    `evaluations`, each with steps, pass@1, tokens and seconds; `compile_s`; the
+    commits that ran; and means of the metrics that say what was wasted.
+  """
+  if not _is_done(workdir, goal):
+    cfg = config.build(
+      grpo, [*_FLAGS, f'--seed={seed}', f'--workdir={workdir}']
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / _COMMITS, 'a', encoding='ascii') as file:
+      file.write(f'{provenance.commit()}\n')
+    with _stopping(goal), contextlib.suppress(_Reached):
+      grpo.run(dataclasses.replace(cfg, **WAYS[way]))
+  rows = metrics.read_metrics(str(workdir))
+  compile_s = [row['time/compile_s'] for row in rows]
+  tokens = np.cumsum([row['rollout/tokens'] for row in rows])
+  seconds = np.cumsum([row['time/step_s'] for row in rows])
+  seconds -= np.cumsum(compile_s)
+  return {
+    'seed': seed,
+    'commits': sorted({*(workdir / _COMMITS).read_text().split()}),
+    'compile_s': sum(compile_s),
+    'evaluations': [
+      {
+        'steps': row['step'] + 1,
+        'pass@1': row['eval/pass@1'],
+        'tokens': int(tokens[i]),
+        'seconds': float(seconds[i]),
+      }
+      for i, row in enumerate(rows)
+      if 'eval/pass@1' in row
+    ],
+    'means': {
+      name: float(np.mean([row[name] for row in rows]))
+      for name in (
+        'groups/zero_variance',
+        'groups/rounds',
+        'groups/dropped',
+        'groups/filled_up',
+        'rollout/tokens',
+        'rollout/tokens_unused',
+        'curriculum/passed_over',
+        'curriculum/pass_rate',
+        'completion/len_mean',
+      )
+      if rows and name in rows[-1]
+    },
+  }
+
+
+def cost(run: Mapping[str, Any], name: str, goal: float) -> float | None:
+  """The cost of a run until it first reached the goal; None if it did not.
+
+  Along the line from the evaluation before.
+
+  Args:
+    run: as `train` returns it.
+    name: 'steps', 'tokens' or 'seconds'.
+    goal: pass@1.
+  """
+  before = {'pass@1': 0.0, name: 0.0}
+  for now in run['evaluations']:
+    if now['pass@1'] >= goal:
+      part = (goal - before['pass@1']) / (now['pass@1'] - before['pass@1'])
+      return before[name] + part * (now[name] - before[name])
+    before = now
+  return None
+
+
+def summary(runs: Sequence[dict[str, Any]], goal: float) -> dict[str, Any]:
+  """The runs of a way with their costs, and the means with 95% intervals."""
+  runs = [
+    {**run, 'cost': {n: cost(run, n, goal) for n in ('steps', *_COSTS)}}
+    for run in runs
+  ]
+  return {
+    'runs': runs,
+    'mean': {
+      name: interval([run['cost'][name] for run in runs])
+      for name in ('steps', *_COSTS)
+    },
+  }
+
+
+_COSTS = 'tokens', 'seconds'
+
+
+def ratios(
+  runs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """The cost of each run over that of the plain one of its seed.
+
+  Returns:
+    by cost, the geometric mean and its 95% interval.
+  """
+  found = {}
+  for name in _COSTS:
+    pairs = [
+      (run['cost'][name], other['cost'][name])
+      for run, other in zip(runs, plain, strict=True)
+    ]
+    logs = [
+      np.log(a / b) if a is not None and b is not None else None
+      for a, b in pairs
+    ]
+    of_logs = interval(logs)
+    found[name] = of_logs and {k: float(np.exp(v)) for k, v in of_logs.items()}
+  return found
+
+
+def interval(values: Sequence[Any]) -> dict[str, float] | None:
+  """Mean and 95% interval by Student's t; None if a value is missing.
+
+  Of one value there is no interval.
+  """
+  if not values or any(value is None for value in values):
+    return None
+  mean = float(np.mean(values))
+  if len(values) < 2:
+    return {'mean': mean}
+  error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+  half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+  return {'mean': mean, 'low': mean - half, 'high': mean + half}
+
+
+def table(ways: Mapping[str, Mapping[str, Any]]) -> str:
+  """The costs as a table in Markdown, each seed and the mean."""
+  lines = ['| | steps | tokens | seconds | tokens / plain | seconds / plain |']
+  lines.append('|---' * 6 + '|')
+  for way, found in ways.items():
+    cells = []
+    for name in ('steps', *_COSTS):
+      each = [_said(run['cost'][name]) for run in found['runs']]
+      cells.append(f'{_said_interval(found["mean"][name])} ({", ".join(each)})')
+    of_plain = found.get('of_plain') or {}
+    cells += [_said_interval(of_plain.get(name)) for name in _COSTS]
+    lines.append(f'| {way} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def _said(value: float | None) -> str:
+  if value is None:
+    return 'not reached'
+  return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def _said_interval(found: Mapping[str, float] | None) -> str:
+  if found is None:
+    return '-'
+  if 'low' not in found:
+    return _said(found['mean'])
+  low, high = _said(found['low']), _said(found['high'])
+  return f'{_said(found["mean"])} [{low}, {high}]'
+
+
+def _is_done(workdir: pathlib.Path, goal: float) -> bool:
+  """Whether a run has reached the goal, or its last step."""
+  if (workdir / 'summary.json').exists():
+    return True
+  if not (workdir / 'metrics.jsonl').exists():
+    return False
+  rows = metrics.read_metrics(str(workdir))
+  return any(row.get('eval/pass@1', 0) >= goal for row in rows)
+
+
+@contextlib.contextmanager
+def _stopping(goal: float) -> Iterator[None]:
+  """Ends a run before the first rollout after it has reached the goal.
+
+  Its metrics say how long each step compiled.
+  """
+  evaluate, sample = loop.TrainingLoop.evaluate, collect.Collector.sample
+  make_update = update.Trainer.update
+  reached: list[float] = []
+
+  def evaluated(self: loop.TrainingLoop, split: str, *args: Any) -> Any:
+    with mock.patch.dict(_compiled, {'counts': False}):
+      measured, generations = evaluate(self, split, *args)
+    if split == 'validation' and measured['pass@1'] >= goal:
+      reached.append(measured['pass@1'])
+    return measured, generations
+
+  def sampled(self: collect.Collector, *args: Any) -> Any:
+    if reached:
+      raise _Reached
+    return sample(self, *args)
+
+  def updated(self: update.Trainer, experience: collect.Experience) -> Any:
+    step_metrics = make_update(self, experience)
+    step_metrics['time/compile_s'] = _compiled['seconds']
+    _compiled['seconds'] = 0.0
+    return step_metrics
+
+  with (
+    mock.patch.object(update.Trainer, 'update', updated),
+    mock.patch.object(loop.TrainingLoop, 'evaluate', evaluated),
+    mock.patch.object(collect.Collector, 'sample', sampled),
+  ):
+    yield
+
+
+_compiled: dict[str, Any] = {'seconds': 0.0, 'counts': True}
+
+
+def _count_compiling(event: str, seconds: float, **kwargs: Any) -> None:
+  del kwargs
+  if event.startswith(_COMPILING) and _compiled['counts']:
+    _compiled['seconds'] += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compiling)
+
+
+def _processor() -> str:
+  """The processor's name, where the system says it."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    return ''
+  names = [x for x in text.splitlines() if x.startswith('model name')]
+  return names[0].partition(':')[2].strip() if names else ''
+
+
+def _names(text: str) -> list[str]:
+  names = text.split(',')
+  if unknown := sorted(set(names) - set(WAYS)):
+    raise argparse.ArgumentTypeError(
+      f'{", ".join(unknown)} is no way; choose from {", ".join(WAYS)}.'
+    )
+  return names
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in text.split(',')]
+
+
+if __name__ == '__main__':
+  lifecycle.reexec_with_malloc_settings()  # as a run has them
+  lifecycle.enable_compilation_cache()
+  main()
