@@ -10,6 +10,7 @@ from helpers import (
   distance,
   letters,
   make_examples,
+  mostly_slow,
   noisy,
   packed,
   write_lines,
@@ -132,9 +133,10 @@ def test_traces_are_learned_as_by_sft(base, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
   ('loss', 'on_policy'),
-  [('forward_kl', False), ('reverse_kl', True)],
+  {'teacher': ('forward_kl', False), 'on-policy': ('reverse_kl', True)},
+  quick=('teacher',),
 )
 def test_student_comes_close_and_goes_on(
   base,

@@ -613,7 +613,7 @@ def test_rounds_and_a_curriculum_resume_to_the_bit(
   _assert_same_folder(whole, killed)
 
 
-@mostly_slow('call', {'first': 5, 'second': 21}, quick=('second',))
+@mostly_slow('call', {'first': 5, 'second': 21}, quick=())
 def test_sigterm_in_a_rollout(whole_of_two, tmp_path, monkeypatch, call):
   cfg = grpo_config(tmp_path, **_TWO | {'save_every': 4})
   add, calls = journal.Journal.add_completion, []
