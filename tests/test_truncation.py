@@ -1,17 +1,18 @@
 """Completions that are cut off: what they earn, and what the loss sees."""
 
 import dataclasses
+from unittest import mock
 
-import jax
 import numpy as np
 import pytest
 from helpers import grpo_config
 
 from rlzero import grpo
-from rlzero.rl import collect, settings, update
+from rlzero.rl import collect, selection, settings
+from rlzero.rollout import journal, scheduler
 from rlzero.rollout.sampling import Finish
 from rlzero.rollout.scheduler import Completion
-from rlzero.scoring import rewards, truncation
+from rlzero.scoring import reward_pool, rewards, truncation
 from rlzero.text.template import Template
 
 
@@ -88,39 +89,54 @@ def test_a_buffer_longer_than_a_completion():
     dataclasses.replace(_config(), overlong_buffer=101)
 
 
-@pytest.mark.model
-@pytest.mark.usefixtures('quick_compilation')
-def test_masked_completions_do_not_move_the_policy(tmp_path):
-  """They change no gradient, whatever they say; the others count as before."""
-  cfg = grpo_config(tmp_path, max_len=24, kl_coef=0.0)
-  drawn = list(enumerate(cfg.task.examples('train')[:3]))
+def test_masked_completions_have_no_advantage_and_count_in_that_of_others():
+  """So they are not computed in an update."""
+  cfg = grpo_config('', kl_coef=0.0, num_prompts=1)
   loaded = settings.load_start(cfg)
-  trainer = update.Trainer(cfg, loaded)
-  with settings.make_reward_pool(cfg) as pool:
-
-    def batch(cfg):
-      collector = collect.Collector(
-        cfg, trainer.learner, loaded.tokenizer, pool
-      )
-      (found,) = collector.collect(trainer.policy, drawn).minibatches
-      return found
-
-    scored = batch(cfg)
-    masked = batch(dataclasses.replace(cfg, truncated='masked'))
-  cut = np.array([m is not None for m in masked.masks])
-  assert 0 < cut.sum() < len(cut)
-  assert (scored.advantages[cut] != 0).any()
-  assert not masked.advantages[cut].any()
-  np.testing.assert_array_equal(
-    masked.advantages[~cut], scored.advantages[~cut]
+  learner = cfg.make_learner(loaded.config)
+  completion = Completion(
+    np.arange(3, dtype=np.int32), np.zeros(3, np.float32), Finish.EOS
   )
-  # Even where rows without advantage are computed.
-  learner = trainer.learner
-  kept = masked._replace(advantages=scored.advantages)
-  assert len(learner.chosen(kept)) > len(learner.chosen(masked))
-  grads = [learner.gradient(trainer.state.params, b)[0] for b in (kept, masked)]
-  for first, second in zip(
-    *(np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in grads),
-    strict=True,
-  ):
-    assert first == pytest.approx(second, rel=1e-3, abs=1e-5)
+  cut = completion._replace(finish=Finish.LENGTH)
+
+  def batch(cfg):
+    log = journal.Journal(None, {})
+    log.add_scores(
+      [
+        {**_GRADED, **_record(accuracy=right, truncated=i == 1)}
+        for i, right in enumerate((1.0, 1.0, 0.0, 0.0))
+      ]
+    )
+    sampled = selection.Round(
+      [],
+      [scheduler.Prompt(0, [5, 6])],
+      [completion, cut, completion, completion],
+      log,
+      scheduler.Usage(12, 12),
+      None,
+      {},
+    )
+    pool = mock.create_autospec(reward_pool.RewardPool, instance=True)
+    collector = collect.Collector(cfg, learner, loaded.tokenizer, pool)
+    policy = collect.Policy(0, loaded.params, {})
+    (found,) = collector.choose(policy, [sampled]).minibatches
+    return found
+
+  scored = batch(cfg)
+  assert scored.masks == [None] * 4
+  assert scored.advantages.tolist() == [1, 1, -1, -1]
+  assert learner.chosen(scored).tolist() == [0, 1, 2, 3]
+  masked = batch(dataclasses.replace(cfg, truncated='masked'))
+  assert [m is None for m in masked.masks] == [True, False, True, True]
+  assert not masked.masks[1].any()
+  assert masked.advantages.tolist() == [1, 0, -1, -1]
+  assert learner.chosen(masked).tolist() == [0, 2, 3]
+
+
+_GRADED = {
+  'completion': 'ok',
+  'correct': True,
+  'tries': 1,
+  'reflections': 0,
+  'outcome': '',
+}

@@ -75,7 +75,6 @@ _SELECTIVE = """
 from rlzero.tasks.datasets import curriculum
 grpo.Config.samples_per_prompt = 6
 grpo.Config.max_rounds = 3
-grpo.Config.curriculum = @curriculum.Curriculum()
 curriculum.Curriculum.by = 'level'
 curriculum.Curriculum.half_life = 4.0
 grpo.Config.truncated = 'masked'

@@ -60,8 +60,8 @@ class Config:
   # Rounds of prompts that a rollout may take, until it has enough groups whose
   # verified outcomes differ (dynamic sampling); 1 takes the first as it is.
   max_rounds: int = 1
-  # Draws problems more often whose pass rate is near 1/2; None draws all alike.
-  curriculum: Curriculum | None = None
+  # Draws problems more often whose pass rate is near 1/2.
+  curriculum: Curriculum = Curriculum()
   steps_per_rollout: int = 16  # minibatches, each one policy update
   # Times that each of them is learned from, in another order each time.
   epochs_per_rollout: int = 1

@@ -31,8 +31,8 @@ class Curriculum:
   """How often problems are drawn, by the pass rate of their class."""
 
   # Problems of a class: one, those of one level of difficulty (the `level` or
-  # the `rating` of the task), or all of a task.
-  by: Literal['problem', 'level', 'task'] = 'problem'
+  # the `rating` of the task), or all of a task; `none` draws all alike.
+  by: Literal['none', 'problem', 'level', 'task'] = 'none'
   floor: float = 0.1  # probability to take a problem that teaches nothing
   half_life: float = 64.0  # rollouts until an observation counts half
 

@@ -9,6 +9,8 @@ import grain
 from rlzero.tasks import base
 from rlzero.tasks.datasets import curriculum
 
+_NO_CURRICULUM = curriculum.Curriculum()
+
 
 class PromptStream:
   """Shuffled epochs of problems, with a position that can be saved.
@@ -147,7 +149,7 @@ def mixed(
   tasks: Sequence[base.Task],
   shares: Sequence[float],
   seed: int,
-  settings: curriculum.Curriculum | None = None,
+  settings: curriculum.Curriculum = _NO_CURRICULUM,
 ) -> PromptStream:
   """Draws from the training problems of several tasks, evenly by share.
 
@@ -158,7 +160,7 @@ def mixed(
     ValueError: a task without problems, or without what a curriculum needs.
   """
   pass_rates = None
-  if settings is not None:
+  if settings.by != 'none':
     pass_rates = curriculum.PassRates(
       settings, curriculum.classes(settings.by, tasks), seed
     )
