@@ -222,6 +222,19 @@ def test_gaming_is_a_model_that_rises_while_the_rule_falls():
   assert not rings(up[:9], down[:9])  # too early to tell
 
 
+def test_steps_without_an_entropy_do_not_hide_its_collapse():
+  known = [0.5] * 20 + [0.01] * 10
+  gaps = [0.01, None] * 5  # None: the rewards of each group are equal
+  rows = _window(policy__entropy=known + gaps)
+  assert all(
+    'entropy_collapse' in _names(rows[: 30 + n], limits=Thresholds())
+    for n in range(11)
+  )
+  assert not _names(
+    _window(policy__entropy=[0.01, None] * 9), limits=Thresholds()
+  )
+
+
 def test_bfloat16_has_more_rounding():
   rows = _window(
     policy__sampler_learner_mean=[8e-4], policy__sampler_learner_max=[4e-2]

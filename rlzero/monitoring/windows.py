@@ -35,8 +35,12 @@ def now(rows: Rows, name: str) -> float:
 
 
 def level(rows: Rows, name: str, window: int) -> float:
-  """The mean over the window; NaN before it is full."""
-  values = last(rows, name, window)
+  """The mean of the last `window` values that are known; NaN of fewer.
+
+  Some steps have no value: no token of a step counts, and its entropy is of
+  nothing, if the rewards of each group are equal.
+  """
+  values = known(rows[-HORIZON:], name)[-window:]
   full = len(values) == window
   return round(float(values.mean()), 9) if full else math.nan
 
