@@ -7,12 +7,8 @@ that it can be logged (`SampleLog`) and a killed evaluation loses nothing.
 
 import concurrent.futures
 import hashlib
-import http.client
 import json
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -22,14 +18,11 @@ import numpy as np
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import encoding, journal, scheduler
 from rlzero.rollout.sampling import Finish, Sampling
-from rlzero.runtime import files, keys, metrics
+from rlzero.runtime import endpoint, files, metrics
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import folders
 from rlzero.types import Params
-
-_KEY = 'OPENAI_API_KEY'
-_MAX_REPLY = 1 << 28  # bytes
 
 
 class Job(NamedTuple):
@@ -133,10 +126,6 @@ class Local:
 class Endpoint:
   """A model behind a URL, by /chat/completions or /completions.
 
-  What is refused for now (429), broken (5xx), slow or gone is asked again,
-  after waits that double; OPENAI_API_KEY, where set, is the key. It goes to
-  this host alone: no redirect is followed.
-
   Args:
     url: http://host/v1#model.
     max_tries: of one sample.
@@ -144,18 +133,10 @@ class Endpoint:
   """
 
   def __init__(self, url: str, max_tries: int = 8, first_wait_s: float = 1.0):
-    self._base, _, self._model = url.partition('#')
-    if not self._model:
-      raise ValueError(
-        f'{url} names no model; write it after the address, as in '
-        'http://host:8000/v1#model.'
-      )
-    keys.check_address(self._base)
-    keys.headers(self._base, _KEY)  # refused before anything is written
-    self._max_tries, self._first_wait_s = max_tries, first_wait_s
+    self._client = endpoint.Client(url, max_tries, first_wait_s)
 
   def about(self) -> dict[str, Any]:
-    return {'endpoint': self._base, 'model': self._model}
+    return {'endpoint': self._client.base, 'model': self._client.model}
 
   def fingerprint(self, template: Template, question: str) -> str:
     return journal.digest(template.render(question, files.to_json))[:16]
@@ -197,7 +178,6 @@ class Endpoint:
     question = job.questions[index // job.num_samples]
     prompt = job.template.render(question, files.to_json)
     body = {
-      'model': self._model,
       # Servers have the same names; one that lacks any refuses it.
       **job.sampling.distribution._asdict(),
       'max_tokens': job.sampling.max_len,
@@ -209,42 +189,17 @@ class Endpoint:
     return 'completions', body | {'prompt': prompt}
 
   def _ask(self, path: str, body: dict[str, Any]) -> encoding.Sample:
-    url = f'{self._base.rstrip("/")}/{path}'
-    headers = {'Content-Type': 'application/json', **keys.headers(url, _KEY)}
-    opener = keys.opener(url)
-    data = files.to_json(body).encode()
-    wait_s = self._first_wait_s
-    for tries_left in reversed(range(self._max_tries)):
-      request = urllib.request.Request(url, data, headers)
-      try:
-        with opener.open(request, timeout=3600) as response:
-          return _read_reply(url, response.read(_MAX_REPLY))
-      except urllib.error.HTTPError as error:
-        if 300 <= error.code < 400:
-          error.close()
-          raise ValueError(
-            f'{url} redirects to {error.headers["Location"]!r}, where the key '
-            'is not sent; give that address, if you trust it.'
-          ) from error
-        if error.code != 429 and error.code < 500:
-          raise ValueError(
-            f'{url} refuses the request ({error.code}: '
-            f'{error.read(500).decode(errors="replace")}); correct the '
-            'model, the key or the sampling settings.'
-          ) from error
-        why, asked_s = f'status {error.code}', error.headers['Retry-After']
-      except (OSError, http.client.HTTPException) as error:
-        why, asked_s = str(error) or type(error).__name__, None
-      if tries_left:
-        asked_s = asked_s or ''
-        least_s = float(asked_s) if asked_s.isdigit() else 0.0
-        time.sleep(min(max(wait_s, least_s), 60.0))
-        wait_s *= 2
-    raise ConnectionError(
-      f'{url} gave no answer in {self._max_tries} tries (last: {why}); what '
-      'has been answered is kept in the workdir, and the same command resumes '
-      'from there.'
-    )
+    try:
+      reply = self._client.ask(path, body)
+    except ConnectionError as error:
+      raise ConnectionError(
+        f'{error}; what has been answered is kept in the workdir, and the same '
+        'command resumes from there.'
+      ) from error
+    text = reply.text
+    if reply.thought:
+      text = f'<think>{reply.thought}</think>{text}'
+    return encoding.Sample(text, reply.completion_tokens, reply.is_cut)
 
 
 class SampleLog:
@@ -344,24 +299,3 @@ def digest(params: Params) -> str:
     found.update(f'{name} {array.dtype} {array.shape};'.encode())
     found.update(np.ascontiguousarray(array).view(np.uint8).data)
   return found.hexdigest()
-
-
-def _read_reply(url: str, body: bytes) -> encoding.Sample:
-  try:
-    reply = json.loads(body)
-    (choice,) = reply['choices']
-    message = choice.get('message', choice)
-    text = message.get('content', message.get('text'))
-    if thought := message.get('reasoning_content'):
-      text = f'<think>{thought}</think>{text or ""}'
-    return encoding.Sample(
-      str(text or ''),
-      int(reply['usage']['completion_tokens']),
-      choice['finish_reason'] == 'length',
-    )
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise ValueError(
-      f'{url} answers with what is not a completion: '
-      f'{body[:200].decode(errors="replace")!r}; give the address of a server '
-      "that speaks OpenAI's protocol, up to and with /v1."
-    ) from error
