@@ -143,6 +143,13 @@ def run(cfg: Config) -> None:
       )
     print(files.to_json(result) if cfg.json else contamination.text(result))
     return
+  for benchmark in cfg.measured:
+    if getattr(benchmark.task, 'needs_token_ids', False):
+      raise ValueError(
+        f'A function that judges {benchmark.name!r} takes completion_ids, and '
+        'samples of an evaluation are texts alone; give that parameter a '
+        'default.'
+      )
   # The problems come first: where they cannot be had, no model is loaded.
   chosen = [
     measure.examples(b.task, b.split, b.num_problems) for b in cfg.measured

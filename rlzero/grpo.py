@@ -59,6 +59,7 @@ def run(cfg: Config) -> None:
         f'{cfg.checkpoint!r} is {loaded.config}; give the shape that it has, '
         'or none.'
       )
+    pool.wait()  # before anything is written
     hosts.on_first(lambda: saved_config.save(cfg, cfg.workdir))
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     hosts.print_once(settings.table(cfg, prompt_stream.num_examples))

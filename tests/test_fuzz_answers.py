@@ -69,15 +69,14 @@ class _Fuzz:
     target = 'B' if kind == 'choice' else _TARGET
     task = _TASKS[kind]
     began = time.process_time()
-    well_formed, correct, answer, tries, *_ = worker.score(
-      task, has_format, completion, target, in_thought
-    )
+    found = worker.score(task, has_format, completion, target, in_thought)
+    correct, answer = found['correct'], found['answer']
     taken_s = time.process_time() - began
     self.number += 1
     if taken_s > self.slowest_s:
       self.slowest_s, self.slowest = taken_s, completion
     assert correct is False or kind == 'choice'
-    assert well_formed in (True, False) and tries >= 0
+    assert found['format'] in (0, 1) and found['tries'] >= 0
     assert answer is None or isinstance(answer, str)
     if answer is not None and kind != 'choice':
       assert isinstance(task.same(answer, _TARGET), bool)

@@ -133,6 +133,7 @@ def _record(**changes):
     'question': 'what is it',
     'completion': 'it is good',
     'accuracy': 1.0,
+    'correct': True,
     'truncated': False,
     'words': {'en': 3, 'zh': 0, 'other': 0},
     **changes,
@@ -144,6 +145,8 @@ def _record(**changes):
   [
     ({}, None),
     ({'accuracy': 0.0}, 'wrong'),
+    ({'accuracy': 0.5, 'correct': False}, 'wrong'),
+    ({'accuracy': -1.0}, 'wrong'),
     ({'truncated': True}, 'truncated'),
     ({'words': {'en': 1, 'zh': 1, 'other': 0}}, 'language'),
     ({'words': {'en': 0, 'zh': 0, 'other': 0}}, None),

@@ -115,6 +115,7 @@ def compute_metrics(
   shares = ('strict', 'format', 'truncated', 'unparsable', 'tries')
   metrics = {
     **{name: _mean(records, name) for name in shares},
+    'unscored': float(np.mean([r['status'] != 'ok' for r in records])),
     'num_problems': len(chosen),
     'num_samples': num_samples,
     **sampling.about(),
@@ -147,6 +148,8 @@ def compute_metrics(
   outcomes = collections.Counter(r.get('outcome') for r in records)
   if any(outcomes):
     metrics['outcomes'] = {v: outcomes[v] for v in execute.Verdict}
+  if logged := grade.logged(records):
+    metrics['logged'] = logged
   if rate := getattr(task, 'rating', None):
     ratings = [rate(example.target) for example in chosen]
     rating, interval = statistics.elo_rating(ratings, means)
@@ -216,6 +219,7 @@ def summary(metrics: dict[str, Any]) -> str:
   votes = ', '.join(
     f'cons@{k} {value:.3f}' for k, value in metrics['cons@k'].items()
   )
+  unscored = metrics.get('unscored')
   programs = ', '.join(
     f'{verdict} {count}'
     for verdict, count in metrics.get('outcomes', {}).items()
@@ -227,6 +231,7 @@ def summary(metrics: dict[str, Any]) -> str:
     f'truncated {metrics["truncated"]:.3f}, '
     f'unparsable {metrics["unparsable"]:.3f} '
     f'({metrics["num_problems"]} problems x {metrics["num_samples"]})'
+    + (f'; unscored {unscored:.3f}' if unscored else '')
     + (f'; programs: {programs}' if programs else '')
   )
 

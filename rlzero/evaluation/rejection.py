@@ -154,7 +154,7 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
         record['draw'] = part[own][0]
       files.write_jsonl(part_path(cfg, number), records, ensure_ascii=False)
       rate = usage.tokens / (time.perf_counter() - began)
-      right = np.mean([r['accuracy'] > 0 for r in records])
+      right = np.mean([r['strict'] for r in records])
       print(
         f'reject {number + 1}/{num_parts(cfg, examples)}  '
         f'right {right:.3f}  tokens_per_s {rate:.4g}',
@@ -185,7 +185,8 @@ def choose(
 
 
 def _fault(cfg, record, index, seen) -> str | None:
-  if not record['accuracy']:  # right, and in the format where there is one
+  # Right, and in the format where there is one.
+  if not (record['correct'] and record['accuracy'] > 0):
     return 'wrong'
   if record['truncated']:
     return 'truncated'

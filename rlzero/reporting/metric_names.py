@@ -31,7 +31,10 @@ METRICS = {
   # Rewards
   'reward/mean': Metric('grpo', 'reward', 'Mean reward of a completion.'),
   'reward/accuracy': Metric(
-    'grpo', '0 to 1', 'Share of completions that are right and in the format.'
+    'grpo',
+    '0 to 1',
+    'Share of completions that are right and in the format; the mean score of '
+    'one that a function judges.',
   ),
   'reward/correct': Metric(
     'grpo', '0 to 1', 'Share that is right, whatever the format.'
@@ -45,7 +48,8 @@ METRICS = {
   'reward/{score}': Metric(
     'grpo',
     "the score's",
-    "Mean of one of the task's own scores, as `part_rewards` names them.",
+    "Mean of one of the task's own scores, as `part_rewards` names them, over "
+    'the completions that it applies to.',
   ),
   'reward/model': Metric(
     'grpo', '0 to 1', 'Mean score of the reward models, after the sigmoid.'
@@ -91,6 +95,24 @@ METRICS = {
   ),
   'completion/unscored': Metric(
     'grpo', '0 to 1', 'Share without a verdict: the sum of `scoring/*`.'
+  ),
+  'completion/left_out': Metric(
+    'grpo',
+    '0 to 1',
+    'Share that the function of the verifier says nothing of (None); only '
+    'where there are some.',
+  ),
+  'logged/{metric}': Metric(
+    'grpo', "the metric's", 'Mean of what reward functions log (`log_metric`).'
+  ),
+  'judge/prompt_tokens': Metric(
+    'grpo', 'tokens', 'Mean that a judge read for a completion; 0 if cached.'
+  ),
+  'judge/completion_tokens': Metric(
+    'grpo', 'tokens', 'Mean that a judge wrote for a completion; 0 if cached.'
+  ),
+  'judge/cached': Metric(
+    'grpo', '0 to 1', 'Share of the completions that a judge was not asked.'
   ),
   'completion/repetition': Metric(
     'grpo', '0 to 1', 'Mean share of the 8-grams that are repeats.'
@@ -266,6 +288,7 @@ _KINDS = {
   'score': r'\w+',
   'status': r'\w+',
   'task': r'[^/]+',
+  'metric': r'.+',
   'verdict': r'\w+',
   'k': r'\d+',
 }

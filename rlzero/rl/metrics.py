@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlzero.models import padding
-from rlzero.scoring import reward_pool, rewards
+from rlzero.scoring import grade, reward_pool, rewards
 from rlzero.text import readability
 from rlzero.train.packing import RolloutBatch
 
@@ -127,7 +127,7 @@ def _of_completions(records, groups):
 
   return {
     'reward/mean': mean('reward'),
-    'reward/accuracy': mean('accuracy'),
+    **_of_scores(records),
     'reward/format': mean('format'),
     'reward/correct': mean('correct'),
     'completion/len_mean': float(lengths.mean()),
@@ -142,15 +142,29 @@ def _of_completions(records, groups):
     'completion/unscored': float(
       np.mean([r['status'] != 'ok' for r in records])
     ),
-    **{
-      f'reward/{name}': float(
-        np.mean([r['parts'].get(name, 0) for r in records])
-      )
-      for name in sorted({name for r in records for name in r['parts']})
-    },
     **rewards.describe(records),
     'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
   }
+
+
+def _of_scores(records):
+  """Means of further scores and of what judges log, by name.
+
+  A score that does not apply to a completion has no part in the mean.
+  """
+  judged = [r for r in records if r.get('applies', True)]
+  metrics = {'reward/accuracy': _mean(r['accuracy'] for r in judged)}
+  if len(judged) < len(records):
+    metrics['completion/left_out'] = 1 - len(judged) / len(records)
+  for name in sorted({name for r in records for name in r['parts']}):
+    found = [r['parts'].get(name, 0.0) for r in records]
+    metrics[f'reward/{name}'] = _mean(v for v in found if v is not None)
+  return metrics | grade.logged(records)
+
+
+def _mean(values):
+  found = list(values)
+  return float(np.mean(found)) if found else float('nan')
 
 
 def _of_texts(records, language):

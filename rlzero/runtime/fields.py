@@ -13,7 +13,7 @@ import math
 import typing
 from typing import Any, NamedTuple
 
-from rlzero.runtime import naming
+from rlzero.runtime import files, functions, naming
 
 
 def mutable_on_resume(default: Any = dataclasses.MISSING) -> Any:
@@ -35,12 +35,24 @@ def grows_on_resume(default: Any = dataclasses.MISSING, *inner: str) -> Any:
   )
 
 
-def code() -> Any:
+def code(default: Any = '') -> Any:
   """Declares a function in a user's file, 'my_file.py:name'; '' is none.
 
   Its file may not change when a run resumes.
+
+  Args:
+    default: of the field; MISSING has none, and `dict` declares several
+      functions, each by a name.
   """
-  return dataclasses.field(default='', metadata={'code': True})
+  metadata = {'digest': functions.digest}
+  if default is dict:
+    return dataclasses.field(default_factory=dict, metadata=metadata)
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def content_of(default: Any = dataclasses.MISSING) -> Any:
+  """Declares the path of a file that may not change when a run resumes."""
+  return dataclasses.field(default=default, metadata={'digest': files.digest})
 
 
 class Range(NamedTuple):

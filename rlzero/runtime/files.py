@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -62,6 +63,22 @@ def cache_folder(name: str) -> str:
   """A folder of rlzero's cache in the home, or where XDG_CACHE_HOME says."""
   caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return os.path.join(caches, 'rlzero', name)
+
+
+def digest(path: str | os.PathLike) -> str:
+  """The first 16 hex digits of the SHA-256 of a file.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+  except OSError as error:
+    raise ValueError(
+      f'{path} cannot be read ({error.strerror}); paths are relative to the '
+      'current folder.'
+    ) from error
 
 
 def sync(file: int) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
-from rlzero.runtime import failures, files, functions, naming
+from rlzero.runtime import failures, files, naming
 from rlzero.runtime import workdir as locks
 from rlzero.runtime.naming import UserError
 
@@ -166,8 +166,10 @@ def _render(cfg: Any) -> tuple[dict[str, str], set[str], set[str]]:
             mutable.add(key)
           held = getattr(value, f.name)
           lines[key] = rendered(held, prefix + f.name, field_free)
-          if held and f.metadata.get('code'):
-            lines[key] += f'  # sha256 {functions.digest(held)}'
+          if held and (digest := f.metadata.get('digest')):
+            named_files = held.values() if isinstance(held, dict) else [held]
+            hashed = ' '.join(map(digest, named_files))
+            lines[key] += f'  # sha256 {hashed}'
       return f'@{prefix}{name}()'
     if isinstance(value, (list, tuple)):
       items = [rendered(v, f'{scope}_{i}', free) for i, v in enumerate(value)]

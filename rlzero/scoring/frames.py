@@ -3,6 +3,8 @@
 import os
 import socket
 import struct
+from collections.abc import Mapping
+from typing import NamedTuple
 
 START_S = 60.0  # for imports, which the deadline of a request leaves out
 MAX_REPLY = 1 << 26  # bytes
@@ -55,6 +57,27 @@ def send(channel: socket.socket, body: bytes) -> None:
     OSError: nobody reads.
   """
   channel.sendall(_LENGTH.pack(len(body)) + body)
+
+
+class Limit(NamedTuple):
+  """How long a task may take."""
+
+  deadline_s: float  # seconds, of a completion
+  parallel: int = 1  # completions of a group that are judged side by side
+
+
+def limit_s(limits: Mapping[str, Limit], job: tuple) -> float:
+  """Seconds that a job may take; a group has those of all its completions.
+
+  Args:
+    limits: by the name of the task.
+    job: verb, name of the task, and what the verb needs.
+  """
+  verb, name, *rest = job
+  limit = limits[name]
+  if verb != 'judge':
+    return limit.deadline_s
+  return limit.deadline_s * -(-len(rest[0]) // limit.parallel)
 
 
 def receive_or_exit(channel: socket.socket) -> bytes:

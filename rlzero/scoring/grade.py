@@ -1,7 +1,9 @@
 """Completions and samples to graded records, through the reward workers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from rlzero.rollout import encoding, scheduler
 from rlzero.scoring import reward_pool
@@ -32,7 +34,10 @@ def score(
     encoding.to_sample(tokenizer, completion, prompts[i // group].tokens)
     for i, completion in enumerate(completions)
   ]
-  return grade(pool, task, chosen, samples)
+  token_ids = None
+  if pool.takes_token_ids:
+    token_ids = [completion.tokens.tolist() for completion in completions]
+  return grade(pool, task, chosen, samples, token_ids)
 
 
 def grade(
@@ -40,8 +45,17 @@ def grade(
   task: base.Task,
   chosen: Sequence[base.Example],
   samples: Sequence[encoding.Sample],
+  token_ids: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-  """One record a sample, those of a problem adjacent."""
+  """One record a sample, those of a problem adjacent.
+
+  Args:
+    pool: judges.
+    task: of the examples that name none.
+    chosen: the problems.
+    samples: G of each problem.
+    token_ids: of the samples, where they are known.
+  """
   group = len(samples) // len(chosen)
   owners = [example for example in chosen for _ in range(group)]
   verdicts = pool.score(
@@ -51,8 +65,10 @@ def grade(
         sample.text,
         owner.target,
         sample.in_thought,
+        owner.uid,
+        token_ids[i] if token_ids else None,
       )
-      for sample, owner in zip(samples, owners, strict=True)
+      for i, (sample, owner) in enumerate(zip(samples, owners, strict=True))
     ]
   )
   return [
@@ -73,8 +89,24 @@ def grade(
       'reflections': verdict.reflections,
       'words': dict(verdict.words),
       'status': verdict.status,
-      'parts': verdict.parts,
+      'parts': dict(verdict.parts),
       'outcome': verdict.outcome,
+      **({} if verdict.applies else {'applies': False}),
+      **({'logged': dict(verdict.logged)} if verdict.logged else {}),
+      **({'notes': dict(verdict.notes)} if verdict.notes else {}),
     }
     for owner, sample, verdict in zip(owners, samples, verdicts, strict=True)
   ]
+
+
+def logged(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Means of what functions and judges logged, over the records that have it.
+
+  Args:
+    records: of `grade`.
+  """
+  found: dict[str, list[float]] = {}
+  for record in records:
+    for name, value in record.get('logged', {}).items():
+      found.setdefault(name, []).append(value)
+  return {name: float(np.mean(found[name])) for name in sorted(found)}

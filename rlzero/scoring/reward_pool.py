@@ -20,7 +20,7 @@ from collections.abc import Set as AbstractSet
 from multiprocessing import connection
 from typing import Any
 
-from rlzero.scoring import worker_process
+from rlzero.scoring import frames, worker_process
 from rlzero.tasks import base
 from rlzero.text import template
 
@@ -44,24 +44,41 @@ class Request:
   target: str  # of the example
   # Whether the prompt has begun the thought, as some chat templates do.
   in_thought: bool = False
+  # Of the problem: adjacent requests that share it are judged together, where
+  # the task judges groups. '' shares with none.
+  uid: str = ''
+  token_ids: Sequence[int] | None = None  # for tasks that take them
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
   """The scores of a completion."""
 
-  accuracy: float  # reward: 1 if right, in the format where there is one
+  # Reward: 1 if right, in the format where there is one; or what a function
+  # says of the whole completion.
+  accuracy: float
   format: float  # reward: 1 if well formed
   correct: bool  # the last stated answer is right, in whatever format
   answer: str | None  # the last stated answer
   tries: int  # attempts at a solution
   reflections: int  # reflective words
   status: str  # one of STATUSES
-  # Of the task's `parts`; none where the rewards are 0.
-  parts: dict[str, float] = dataclasses.field(default_factory=dict)
+  # Further scores, by name; none where the rewards are 0. None is of one that
+  # does not apply.
+  parts: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
   # Words of the thought, by language; see text/language.py.
   words: Mapping[str, int] = dataclasses.field(default_factory=dict)
   outcome: str = ''  # of the task's `outcome`, such as how a program did
+  applies: bool = True  # else the function has left it out, and it earns 0
+  # Metrics by name, and what is kept with the completion; see `Judgement`.
+  logged: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _unscored(
+  status: str, logged: Mapping[str, float] | None = None
+) -> Verdict:
+  return Verdict(0.0, 0.0, False, None, 0, 0, status, logged=logged or {})
 
 
 def chars_of(max_len: int) -> int:
@@ -78,6 +95,7 @@ class RewardPool:
 
   Attributes:
     counts: how many verdicts of each status were given.
+    takes_token_ids: names of the tasks that read the tokens of completions.
   """
 
   def __init__(
@@ -95,7 +113,8 @@ class RewardPool:
       kind: of the template, one of `template.KINDS`.
       num_workers: processes.
       deadline_s: seconds that one completion may take; more for a task with a
-        larger `deadline_s` of its own.
+        larger `deadline_s` of its own. Those that are judged together share
+        theirs.
       max_chars: of a completion; a longer one is 'junk', is not read and
         earns 0. `chars_of` gives the limit that goes with `max_len`.
 
@@ -114,12 +133,22 @@ class RewardPool:
     self._has_format = template.Template(kind).has_format
     self._max_chars = max_chars
     self._tasks = frozenset(tasks)
-    self._deadlines = {
-      name: max(deadline_s, getattr(task, 'deadline_s', deadline_s))
+    self.takes_token_ids = frozenset(
+      n for n, t in tasks.items() if getattr(t, 'takes_token_ids', False)
+    )
+    self._judged = frozenset(n for n, t in tasks.items() if hasattr(t, 'judge'))
+    self._grouped = frozenset(
+      n for n, t in tasks.items() if getattr(t, 'judges_groups', False)
+    )
+    self._limits = {
+      name: frames.Limit(
+        max(deadline_s, getattr(task, 'deadline_s', deadline_s)),
+        getattr(task, 'parallel', 1),
+      )
       for name, task in tasks.items()
     }
     self._setup = pickle.dumps(
-      (self._has_format, self._deadlines, pickle.dumps(dict(tasks)))
+      (self._has_format, self._limits, pickle.dumps(dict(tasks)))
     )
     says = [getattr(task, 'notice', None) for task in tasks.values()]
     for sentence in dict.fromkeys(say() for say in says if say):
@@ -131,6 +160,21 @@ class RewardPool:
 
   def __exit__(self, *error) -> None:
     self.close()
+
+  def wait(self) -> None:
+    """Waits until the workers have started.
+
+    Raises:
+      ValueError: one cannot start; says why.
+    """
+    try:
+      while starting := [w for w in self._workers if not w.is_idle]:
+        connection.wait(starting, 1.0)  # pyright: ignore[reportArgumentType]
+        for worker in starting:
+          worker.poll()
+    except RuntimeError as error:
+      self.close()
+      raise ValueError(str(error)) from error
 
   def close(self) -> None:
     """Ends the workers."""
@@ -152,22 +196,14 @@ class RewardPool:
     short = [
       i for i, r in enumerate(requests) if len(r.completion) <= self._max_chars
     ]
-    replies: list[tuple[str, Any]] = [('junk', None)] * len(requests)
-    jobs = [
-      ('score', r.task, r.completion, r.target, r.in_thought)
-      for r in (requests[i] for i in short)
-    ]
-    for index, reply in zip(short, self._run(jobs), strict=True):
-      replies[index] = reply
-    verdicts = []
-    for request, (status, reply) in zip(requests, replies, strict=True):
-      if status == 'ok':
-        verdict = self._verdict(reply)
-      else:
-        verdict = Verdict(0.0, 0.0, False, None, 0, 0, status)
-        if reply:
-          self._warn(request.task, reply)
-      verdicts.append(verdict)
+    verdicts = [_unscored('junk')] * len(requests)
+    groups = self._groups(requests, short)
+    jobs = [self._job([requests[i] for i in group]) for group in groups]
+    for group, job, reply in zip(groups, jobs, self._run(jobs), strict=True):
+      found = self._verdicts(job, len(group), *reply)
+      for index, verdict in zip(group, found, strict=True):
+        verdicts[index] = verdict
+    for verdict in verdicts:
       self.counts[verdict.status] += 1
     if len(verdicts) >= _MIN_SILENCE and not any(
       v.status == 'ok' for v in verdicts
@@ -175,32 +211,64 @@ class RewardPool:
       self._warn_of_silence(verdicts)
     return verdicts
 
-  def _verdict(self, reply: Sequence[Any]) -> Verdict:
-    well_formed, correct, answer, tries, reflections, parts, words, outcome = (
-      reply
-    )
-    return Verdict(
-      accuracy=float(correct and (well_formed or not self._has_format)),
-      format=float(well_formed and self._has_format),
-      correct=correct,
-      answer=answer,
-      tries=tries,
-      reflections=reflections,
-      status='ok',
-      parts=parts,
-      words=words,
-      outcome=outcome,
-    )
+  def _groups(
+    self, requests: Sequence[Request], chosen: Sequence[int]
+  ) -> list[list[int]]:
+    """The chosen requests, by index: those that are judged in one job."""
+    groups: list[list[int]] = []
+    before = None
+    for index in chosen:
+      request = requests[index]
+      key = request.task, request.uid
+      if key == before and request.uid and request.task in self._grouped:
+        groups[-1].append(index)
+      else:
+        groups.append([index])
+      before = key
+    return groups
+
+  def _job(self, group: Sequence[Request]) -> tuple:
+    first = group[0]
+    if first.task not in self._judged:
+      told = first.completion, first.target, first.in_thought
+      return 'score', first.task, *told
+    wanted = first.task in self.takes_token_ids
+    token_ids = [r.token_ids if wanted else None for r in group]
+    texts = [r.completion for r in group]
+    told = texts, first.target, first.in_thought
+    return 'judge', first.task, *told, token_ids
+
+  def _verdicts(
+    self, job: tuple, count: int, status: str, reply: Any
+  ) -> list[Verdict]:
+    """The verdicts of a job, of `count` completions."""
+    verb, task, *_ = job
+    if status != 'ok':
+      if reply:
+        self._warn(task, reply)
+      return [_unscored(status)] * count
+    if verb == 'score':
+      return [Verdict(status='ok', **reply)]
+    verdicts = []
+    for scores, error, logged, notes in reply:
+      if scores is None:
+        self._warn(task, error)
+        verdicts.append(_unscored('crash', logged))
+      else:
+        own = {'logged': logged, 'notes': notes}
+        verdicts.append(Verdict(status='ok', **scores, **own))
+    return verdicts
 
   def _warn(self, task: str, error: str) -> None:
     """Says what a verifier raised, once for each task and type."""
-    kind = task, error.partition(':')[0]
+    line, _, trace = error.partition('\n')
+    kind = task, line.partition(': ')[0]
     if kind not in self._warned:
       self._warned.add(kind)
       print(
-        f'The verifier of task {task!r} raised {error}. Such completions earn '
+        f'The verifier of task {task!r} raised {line}. Such completions earn '
         '0 and count in completion/unscored. This is said once for each type '
-        'of error.',
+        'of error.' + (f'\n{trace}' if trace else ''),
         file=sys.stderr,
         flush=True,
       )
@@ -345,4 +413,4 @@ class RewardPool:
     return replies
 
   def _start(self) -> worker_process.WorkerProcess:
-    return worker_process.WorkerProcess(self._setup, self._deadlines)
+    return worker_process.WorkerProcess(self._setup, self._limits)

@@ -99,13 +99,13 @@ def readable_consistency(record: Mapping[str, Any], target: Target) -> float:
 
 
 def _part(record: Mapping[str, Any], name: str) -> float:
-  """A further score of a completion; 0 where it was not judged."""
+  """A further score of a completion; 0 where none was given or applies."""
   if record['status'] == 'ok' and name not in record['parts']:
     raise ValueError(
       f'grpo.Config.part_rewards has {name!r}, but the parts that the task '
       f'judges are {", ".join(record["parts"]) or "none"}; name one of them.'
     )
-  return record['parts'].get(name, 0.0)
+  return record['parts'].get(name) or 0.0
 
 
 def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

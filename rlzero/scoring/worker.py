@@ -9,8 +9,8 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from rlzero.runtime import files
 from rlzero.scoring import frames
@@ -40,9 +40,7 @@ def _serve() -> None:
   # does: nothing handles it, so it ends even a loop inside C.
   signal.setitimer(signal.ITIMER_REAL, 2 * frames.START_S)
   try:
-    has_format, deadlines, pickled = pickle.loads(
-      frames.receive_or_exit(channel)
-    )
+    has_format, limits, pickled = pickle.loads(frames.receive_or_exit(channel))
     tasks = pickle.loads(pickled)
     for task in tasks.values():
       if warm_up := getattr(task, 'warm_up', None):
@@ -55,21 +53,29 @@ def _serve() -> None:
   while True:
     signal.setitimer(signal.ITIMER_REAL, 0)
     first, jobs = pickle.loads(frames.receive_or_exit(channel))
-    for serial, (verb, name, *texts) in enumerate(jobs, first):
-      signal.setitimer(signal.ITIMER_REAL, 2 * deadlines[name])
+    for serial, job in enumerate(jobs, first):
+      limit_s = frames.limit_s(limits, job)
+      signal.setitimer(signal.ITIMER_REAL, 2 * limit_s)
+      verb, name, *rest = job
       try:
-        if verb == 'score':
-          reply = score(tasks[name], has_format, *texts)
-        else:
-          leader, others = texts
-          reply = [
-            _true_or_false(tasks[name].same(leader, other), 'same')
-            for other in others
-          ]
+        reply = _VERBS[verb](tasks[name], has_format, *rest)
         body = _encode(serial, 'ok', reply)
       except BaseException as error:  # a verifier may even call sys.exit
         body = _encode(serial, 'crash', _describe(error))
       frames.send(channel, body)
+
+
+# Fields of a `reward_pool.Verdict`, by name.
+Scores = dict[str, Any]
+
+
+class Judged(NamedTuple):
+  """A completion that was judged whole, as it is sent."""
+
+  scores: Scores | None
+  error: str  # why there are no scores
+  logged: dict[str, float]
+  notes: dict[str, Any]
 
 
 def score(
@@ -78,12 +84,65 @@ def score(
   completion: str,
   target: str,
   in_thought: bool,
-) -> tuple:
-  """The fields of a verdict, in the order in which they are sent."""
+) -> Scores:
+  """Scores a completion by the answer that it states."""
+  parts = {}
+  if find := getattr(task, 'parts', None):
+    parts = {n: _finite(n, v) for n, v in find(completion, target).items()}
+  own = base.Judgement(parts=parts)
+  return _scores(task, has_format, completion, target, in_thought, own)
+
+
+def judge(
+  task: Any,
+  has_format: bool,
+  completions: Sequence[str],
+  target: str,
+  in_thought: bool,
+  token_ids: Sequence[Sequence[int] | None],
+) -> list[Judged]:
+  """Scores completions of a problem by what is said of them as a whole."""
+  responses = [
+    base.Response(text, ids, in_thought)
+    for text, ids in zip(completions, token_ids, strict=True)
+  ]
+  found = []
+  for text, one in zip(completions, task.judge(responses, target), strict=True):
+    scores, error = None, one.error
+    if not error:
+      try:
+        scores = _scores(task, has_format, text, target, in_thought, one)
+      except Exception as raised:
+        error = _describe(raised)
+    found.append(Judged(scores, error, dict(one.logged), dict(one.notes)))
+  return found
+
+
+def same(
+  task: base.Task, has_format: bool, leader: str, others: Sequence[str]
+) -> list[bool]:
+  """Whether each of the answers is the same as the leader."""
+  del has_format
+  return [_true_or_false(task.same(leader, other), 'same') for other in others]
+
+
+_VERBS = {'score': score, 'judge': judge, 'same': same}
+
+
+def _scores(
+  task: base.Task,
+  has_format: bool,
+  completion: str,
+  target: str,
+  in_thought: bool,
+  judgement: base.Judgement,
+) -> Scores:
   parsed = template.parse(completion)
   stated = _stated(task, completion, parsed if has_format else None, in_thought)
   answer, correct, outcome = None, False, ''
-  if find := getattr(task, 'outcome', None):
+  if judgement.correct is not None:
+    answer, correct = next(stated, None), judgement.correct
+  elif find := getattr(task, 'outcome', None):
     if readings := list(stated):
       answer = readings[-1]
       # `verify` says no more, and would run the program again.
@@ -93,18 +152,22 @@ def score(
     for answer in stated:
       if correct := _true_or_false(task.verify(answer, target), 'verify'):
         break
-  parts = {}
-  if judge := getattr(task, 'parts', None):
-    parts = {n: _finite(n, v) for n, v in judge(completion, target).items()}
-  return (
-    parsed.well_formed,
-    correct,
-    answer if answer is None else str(answer),
-    int(task.count_tries(completion)),
-    template.reflective_words(completion),
-    parts,
-    language.count_words(language.thought(completion, in_thought)),
-    outcome,
+  accuracy = float(correct and (parsed.well_formed or not has_format))
+  applies = judgement.correct is None or judgement.score is not None
+  if judgement.correct is not None:
+    # Who judges the whole completion has judged its format, too.
+    accuracy = judgement.score or 0.0
+  return dict(
+    accuracy=accuracy,
+    format=float(parsed.well_formed and has_format),
+    correct=correct,
+    answer=answer if answer is None else str(answer),
+    tries=int(task.count_tries(completion)),
+    reflections=template.reflective_words(completion),
+    parts=dict(judgement.parts),
+    words=language.count_words(language.thought(completion, in_thought)),
+    outcome=outcome,
+    applies=applies,
   )
 
 

@@ -27,7 +27,7 @@ class WorkerProcess:
 
   Args:
     setup: its first frame.
-    deadlines: seconds that a job may take, by the name of its task.
+    limits: how long tasks may take, by name.
 
   Attributes:
     batch: jobs, by index, that it has not answered; the first is under way.
@@ -36,8 +36,8 @@ class WorkerProcess:
     is_idle: whether it waits for jobs.
   """
 
-  def __init__(self, setup: bytes, deadlines: Mapping[str, float]):
-    self._deadlines = deadlines
+  def __init__(self, setup: bytes, limits: Mapping[str, frames.Limit]):
+    self._limits = limits
     self._socket, theirs = socket.socketpair()
     with theirs:
       self._process = subprocess.Popen(
@@ -50,7 +50,7 @@ class WorkerProcess:
     self._serial = 0  # of the reply awaited; another one is junk
     self._has_answered = False
     self.batch: list[int] = []
-    self._limits: collections.deque[float] = collections.deque()
+    self._ahead: collections.deque[float] = collections.deque()  # seconds
     self.failure: str | None = None
     self.is_idle = False
     self.deadline = time.monotonic() + frames.START_S
@@ -78,8 +78,10 @@ class WorkerProcess:
     """
     self.batch = batch
     self.is_idle = False
-    self._limits = collections.deque(self._deadlines[job[1]] for job in jobs)
-    self.deadline = time.monotonic() + self._limits.popleft()
+    self._ahead = collections.deque(
+      frames.limit_s(self._limits, job) for job in jobs
+    )
+    self.deadline = time.monotonic() + self._ahead.popleft()
     self._serial += 1
     self._send(pickle.dumps((self._serial, jobs)))
 
@@ -99,7 +101,7 @@ class WorkerProcess:
         self._has_answered = True
         self.is_idle = not self.batch
         if self.batch:
-          self.deadline = time.monotonic() + self._limits.popleft()
+          self.deadline = time.monotonic() + self._ahead.popleft()
           self._serial += 1
       elif reply[0] == 'crash':
         raise RuntimeError(f'A reward worker could not start: {reply[1]}.')
@@ -133,7 +135,8 @@ class WorkerProcess:
     self._process.wait()
 
   def _send(self, body: bytes) -> None:
-    self._socket.settimeout(max(self._deadlines.values(), default=None))
+    longest_s = [limit.deadline_s for limit in self._limits.values()]
+    self._socket.settimeout(max(longest_s, default=None))
     # If nobody reads, poll finds that out as well, and says so.
     with contextlib.suppress(OSError):
       frames.send(self._socket, body)

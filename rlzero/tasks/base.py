@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, overload, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
 ACCEPTED = 'accepted'  # the outcome of a right answer
 
@@ -19,6 +19,36 @@ class Example:
   task: str = ''  # name of its task, where several are mixed
 
 
+class Response(NamedTuple):
+  """A completion, for who judges all of it."""
+
+  text: str
+  token_ids: Sequence[int] | None = None  # where they are asked for
+  in_thought: bool = False  # its prompt has begun the thought
+
+
+class Problem(NamedTuple):
+  """A problem, as those are told who judge completions."""
+
+  prompt: str | list[dict[str, str]]  # the question: text, or messages
+  target: Any
+  columns: Mapping[str, Any]  # of a table by name, the target's among them
+
+
+class Judgement(NamedTuple):
+  """The worth of a completion, or why nobody can say it.
+
+  `correct` is None where no score was given, and `Task.verify` decides.
+  """
+
+  score: float | None = None  # None: does not apply
+  correct: bool | None = None
+  parts: Mapping[str, float | None] = {}  # further scores, by name
+  error: str = ''  # a line, and a traceback behind it if there is one
+  logged: Mapping[str, float] = {}  # metrics, by their whole names
+  notes: Mapping[str, Any] = {}  # kept with the completion; JSON
+
+
 @runtime_checkable
 class Verifier(Protocol):
   """The judge of answers.
@@ -27,6 +57,10 @@ class Verifier(Protocol):
   table, and raises ValueError (in words that follow the column's name) where
   it cannot; and, of the methods that a task may have, `warm_up`, `notice`,
   `deadline_s` and `outcome`.
+
+  One that judges whole completions has `judge(responses, problem)`, with a
+  Judgement of each of one problem's responses, and `plan`, what it needs for
+  that (`reward_functions.Plan`).
   """
 
   def extract(self, text: str) -> str | None:
@@ -61,6 +95,12 @@ class Task(Verifier, Protocol):
   seconds that a verdict may take, if they are more than usual; and
   `outcome(answer, target)`, how an answer did in one word, ACCEPTED if and
   only if `verify` is true.
+
+  One whose completions are judged whole has `judge(responses, target)`, a
+  Judgement of each of one problem's responses; `judges_groups`, whether it
+  wants all of them at once; `takes_token_ids`, whether it reads those, and
+  `needs_token_ids`, whether it cannot do without; and `parallel`, of how many
+  it judges at once, which share one `deadline_s`.
   """
 
   @property
@@ -106,6 +146,11 @@ class Wrapper:
       'notice',
       'outcome',
       'deadline_s',
+      'judge',
+      'judges_groups',
+      'takes_token_ids',
+      'needs_token_ids',
+      'parallel',
     ):
       return getattr(self.task, name)
     raise AttributeError(f'{type(self).__name__} has no {name!r}.')

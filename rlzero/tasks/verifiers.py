@@ -2,6 +2,7 @@
 
 `Numbers` and `Formulas` compare mathematics (`verify`), `Choice` the letters of
 multiple choice, `Contains` short texts; `Code` runs programs against tests.
+`Function` is a function of yours, and scores whole completions.
 """
 
 import ast
@@ -11,12 +12,28 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlzero.runtime import fields
+from rlzero.runtime import fields, functions
 from rlzero.runtime.fields import above, at_least
-from rlzero.tasks import answers, base, execute, fences, isolation, letters
+from rlzero.tasks import (
+  answers,
+  base,
+  execute,
+  fences,
+  isolation,
+  letters,
+  reward_functions,
+)
 from rlzero.tasks.verify import Formulas, Numbers
 
-__all__ = ['Choice', 'Code', 'Contains', 'Formulas', 'Numbers', 'Programs']
+__all__ = [
+  'Choice',
+  'Code',
+  'Contains',
+  'Formulas',
+  'Function',
+  'Numbers',
+  'Programs',
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +120,67 @@ class Contains:
       ):
         return True
     return False
+
+  def same(self, first: str, second: str) -> bool:
+    return _words(first) == _words(second)
+
+  def count_tries(self, text: str) -> int:
+    return answers.count_results(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Function:
+  """Scores whole completions by a function of yours; see `reward_functions`.
+
+  The score is the reward in the place of that of a right answer, whatever the
+  format. A dict's entry `score` is, and the others are further rewards.
+
+  Raises:
+    ValueError: no such function, or one that needs what there is not.
+  """
+
+  function: str = fields.code(dataclasses.MISSING)  # 'my_rewards.py:score'
+  passing: float = 1.0  # the least score of a completion that counts as right
+  # Of the function's file as the run begins.
+  digest: str = dataclasses.field(init=False, repr=False, default='')
+
+  def __post_init__(self):
+    fields.check(self)
+    reward_functions.plan(self.function)
+    object.__setattr__(self, 'digest', functions.digest(self.function))
+
+  @property
+  def plan(self) -> reward_functions.Plan:
+    """The needs of the function."""
+    return reward_functions.plan(self.function)
+
+  def judge(
+    self, responses: Sequence[base.Response], problem: base.Problem
+  ) -> list[base.Judgement]:
+    """A judgement of each response of a problem."""
+    function = reward_functions.load(self.function, self.digest)
+    return [
+      found._replace(
+        correct=found.score is not None and found.score >= self.passing
+      )
+      for found in function.judge(responses, problem)
+    ]
+
+  def warm_up(self) -> None:
+    """Loads the function."""
+    reward_functions.load(self.function, self.digest)
+
+  def target_of(self, value: Any) -> Any:
+    """The column as it is: the function knows what it means."""
+    return value
+
+  def extract(self, text: str) -> str | None:
+    return answers.last_answer(text, numeric=False)
+
+  def verify(self, answer: str, target: Any) -> bool:
+    """Whether the function passes a completion that is the answer alone."""
+    problem = base.Problem('', target, {})
+    return bool(self.judge([base.Response(answer)], problem)[0].correct)
 
   def same(self, first: str, second: str) -> bool:
     return _words(first) == _words(second)

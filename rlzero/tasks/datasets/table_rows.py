@@ -36,6 +36,7 @@ class Columns(NamedTuple):
   question: str
   target: str
   others: tuple[str, ...] = ()  # for functions that judge
+  optional: tuple[str, ...] = ()  # for them too, where a row has them
   split: str = ''
   min_chars: int = 1  # of a question
   max_chars: int = 100_000
@@ -43,7 +44,8 @@ class Columns(NamedTuple):
   @property
   def read(self) -> tuple[str, ...]:
     """Names that may be those of whole columns."""
-    names = [self.question, self.target, *self.others, self.split]
+    names = [self.question, self.target, *self.others, *self.optional]
+    names.append(self.split)
     heads = [name.partition('.')[0] for name in names]
     return tuple(dict.fromkeys(n for n in (*names, *heads) if n))
 
@@ -64,24 +66,27 @@ class Columns(NamedTuple):
     question = question.strip() if type(question) is str else question
     if not self.min_chars <= len(question) <= self.max_chars:
       raise self._length(question)
-    value = _lookup(row, self.target)
+    value = _lookup(row, self.target) if self.target else None
     try:
       target = target_of(value)
     except ValueError as error:
       raise Unusable(f'{self.target!r} {error}') from None
     split = self._split(row) if self.split else ''
-    if isinstance(target, str) and not self.others:
+    others = [n for n in self.optional if n in row]
+    if isinstance(target, str) and not (self.others or others):
       return Row(question, f'{{"target": {_quote(target)}}}', split)
     values: dict[str, Any] = {'target': target}
-    if self.others:
+    if self.others or others:
       values['columns'] = {
-        name.rpartition('.')[2]: _lookup(row, name) for name in self.others
+        name.rpartition('.')[2]: _lookup(row, name)
+        for name in (*self.others, *others)
       }
     try:
       return Row(question, _to_json(values), split)
     except (TypeError, ValueError):
       raise Unusable(
-        f'{", ".join((self.target, *self.others))} hold what JSON does not'
+        f'{", ".join((self.target, *self.others, *others))} hold what JSON '
+        'does not'
       ) from None
 
   def parse_plain(
@@ -92,7 +97,7 @@ class Columns(NamedTuple):
     Returns:
       None where a row is anything else, or cannot be used.
     """
-    if self.others or self.split:
+    if self.others or self.optional or self.split or not self.target:
       return None
     try:
       questions = [row[self.question].strip() for row in rows]
