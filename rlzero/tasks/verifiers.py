@@ -2,7 +2,8 @@
 
 `Numbers` and `Formulas` compare mathematics (`verify`), `Choice` the letters of
 multiple choice, `Contains` short texts; `Code` runs programs against tests.
-`Function` is a function of yours, and scores whole completions.
+`Function` is a function of yours, and `Judge` a model; they score completions
+as a whole.
 """
 
 import ast
@@ -23,6 +24,7 @@ from rlzero.tasks import (
   letters,
   reward_functions,
 )
+from rlzero.tasks.judge import Judge
 from rlzero.tasks.verify import Formulas, Numbers
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
   'Contains',
   'Formulas',
   'Function',
+  'Judge',
   'Numbers',
   'Programs',
 ]
