@@ -307,10 +307,10 @@ def _stopping(goal: float) -> Iterator[None]:
 _compiled: dict[str, Any] = {'seconds': 0.0, 'counts': True}
 
 
-def _count_compiling(event: str, seconds: float, **kwargs: Any) -> None:
+def _count_compiling(event: str, duration_secs: float, **kwargs: Any) -> None:
   del kwargs
   if event.startswith(_COMPILING) and _compiled['counts']:
-    _compiled['seconds'] += seconds
+    _compiled['seconds'] += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compiling)

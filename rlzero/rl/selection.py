@@ -185,7 +185,7 @@ def describe(
 def subset(batch: RolloutBatch, groups: Int[np.ndarray, ' P']) -> RolloutBatch:
   """The whole groups of a batch that have these indices, in their order."""
   size = len(batch.completions) // len(batch.prompts)
-  places = (groups[:, None] * size + np.arange(size)).reshape(-1)
+  places = (groups[:, None] * size + np.arange(size)).reshape(-1).tolist()
 
   def pick(values: Sequence[T]) -> list[T]:
     return [values[p] for p in places]
@@ -194,7 +194,7 @@ def subset(batch: RolloutBatch, groups: Int[np.ndarray, ' P']) -> RolloutBatch:
     return None if values is None else pick(values)
 
   return RolloutBatch(
-    prompts=[batch.prompts[g] for g in groups],
+    prompts=[batch.prompts[g] for g in groups.tolist()],
     prompt_index=np.repeat(np.arange(len(groups)), size),
     completions=pick(batch.completions),
     old_logprobs=pick(batch.old_logprobs),
