@@ -128,6 +128,11 @@ class Table:
     return self.verifier.count_tries(text)
 
   @property
+  def part_names(self) -> tuple[str, ...] | None:
+    """Names of the further scores; None where a function may give others."""
+    return None if hasattr(self.verifier, 'function') else tuple(self.rewards)
+
+  @property
   def judges_groups(self) -> bool:
     """Whether a function judges all completions of a problem at once."""
     return any(plan.is_list for plan in self._plans)
