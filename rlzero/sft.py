@@ -19,7 +19,7 @@ import functools
 
 from rlzero.models import parameters
 from rlzero.runtime import config, saved_config, sharding
-from rlzero.train import demonstrations, folders, supervised
+from rlzero.train import adapters, demonstrations, folders, supervised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,13 @@ def run(cfg: Config) -> None:
     num_steps = cfg.num_steps or order.num_steps(cfg.num_epochs)
     saved_config.save(cfg, cfg.workdir)
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
-    folders.write_description(cfg.workdir, model, loaded.tokenizer)
+    params = sharding.device_put_params(parameters.AXES, loaded.params)
+    params = adapters.start(cfg.adapter, model, params, cfg.seed)
+    folders.write_description(cfg.workdir, model, loaded.tokenizer, params)
     params = supervised.fit(
       cfg,
       'sft',
-      sharding.device_put_params(parameters.AXES, loaded.params),
+      params,
       num_steps,
       lambda step, _: supervised.pack(
         cfg, [demonstrations.pack_item(examples[i]) for i in order.batch(step)]

@@ -14,6 +14,8 @@ and of a mixture of experts and of latent attention:
   C experts a token    Q queries' rank          X = U + the part of H that
   W an expert's width  A = R + rotated part       is not rotated
   Z shared width         of H: cached
+
+and J, the rank of an adapter.
 """
 
 from typing import Any, NamedTuple

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -10,10 +11,10 @@ import pytest
 from helpers import CONFIGS
 
 import rlzero
-from rlzero.models import parameters, transformer
+from rlzero.models import lora, parameters, transformer
 from rlzero.planner import flops
 from rlzero.runtime import sharding
-from rlzero.train import optim
+from rlzero.train import adapters, optim
 from rlzero.weights import mapping
 from rlzero.weights.families import FAMILIES
 
@@ -40,6 +41,9 @@ def shapes_of(config):
 def test_axes_by_hand():
   assert (_QUERY.axes, _QUERY.unstacked_axes) == ('DNH', 'NHD')
   assert (_OUTPUT.axes, _OUTPUT.unstacked_axes) == ('NHD', 'DNH')
+  a, b = (parameters.PARAMS['query' + side] for side in lora.SIDES)
+  assert (a.axes, a.unstacked_axes) == ('DJ', 'JD')
+  assert (b.axes, b.unstacked_axes) == ('JNH', 'NHJ')
   # An expert's matrices never move.
   assert (_EXPERT.axes, _EXPERT.unstacked_axes) == ('EWD', 'EWD')
 
@@ -96,7 +100,13 @@ def test_unstacked_layers_have_the_declared_axes(name):
 def test_nothing_is_declared_that_no_model_has():
   used = {'weight', 'bias'}  # of the last layer of a reward model
   for config in CONFIGS.values():
-    used |= {path.split('/')[-1] for path in leaves(shapes_of(config))}
+    shapes = shapes_of(config)
+    adapter = jax.eval_shape(
+      functools.partial(adapters.init, lora.Adapter(), shapes),
+      jax.random.key(0),
+    )
+    for tree in (shapes, adapter):
+      used |= {path.split('/')[-1] for path in leaves(tree)}
   assert used == parameters.PARAMS.keys()
 
 

@@ -15,17 +15,19 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import as_dict, each_config, random_params, words
+from helpers import CONFIGS, as_dict, each_config, random_params, words
 from jax import numpy as jnp
 from tokenizers import pre_tokenizers
 
 from rlzero import weights
 from rlzero.models import transformer
+from rlzero.models.lora import Adapter
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.text.tokenizer import Tokenizer
+from rlzero.train import adapters
 from rlzero.types import Tokens
-from rlzero.weights import hf, mapping
+from rlzero.weights import hf, mapping, peft
 
 pytestmark = pytest.mark.parity
 
@@ -253,6 +255,76 @@ def test_their_folder_here(config, tmp_path, theirs):
   for name, grad in theirs_by_name.items():
     distance = np.linalg.norm(ours_by_name[name] - grad)
     assert distance <= 1e-3 * np.linalg.norm(grad), name
+
+
+@pytest.fixture(scope='module')
+def their_peft(theirs):
+  del theirs
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    return pytest.importorskip('peft')
+
+
+def _adapted(config, scale=0.75):
+  """The model with that scale, random parameters and a random adapter."""
+  base = jax.tree.map(lambda x: x / 2, random_params(config))
+  leaves = adapters.init(Adapter(rank=3), base, jax.random.key(0))
+  rng = np.random.default_rng(1)
+  leaves = jax.tree.map(
+    lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), leaves
+  )
+  return dataclasses.replace(config, adapter_scale=scale), base, leaves
+
+
+@each_config
+def test_our_adapter_in_peft(config, tmp_path, theirs, their_peft):
+  torch, transformers = theirs
+  config, base, leaves = _adapted(config)
+  hf.write_folder(tmp_path / 'base', config, base, words())
+  peft.write_folder(tmp_path / 'adapter', config, leaves, 'base')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'base')
+    model = their_peft.PeftModel.from_pretrained(model, tmp_path / 'adapter')
+  ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 30))
+  found = logprobs(config, adapters.join(leaves, base), ids)
+  np.testing.assert_allclose(
+    found, their_logprobs(torch, model.eval(), ids), atol=5e-5, rtol=1e-5
+  )
+  assert np.abs(found - logprobs(config, base, ids)).max() > 0.1
+
+
+@pytest.mark.parametrize('stabilised', [False, True])
+@pytest.mark.parametrize('name', ['qwen2', 'gemma3', 'deepseek_v3'])
+def test_their_adapter_here(name, stabilised, tmp_path, theirs, their_peft):
+  torch, _ = theirs
+  config = CONFIGS[name]
+  model = random_model(config, theirs)
+  for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.3)
+  model.save_pretrained(tmp_path / 'base')
+  settings = their_peft.LoraConfig(
+    r=4,
+    lora_alpha=6,
+    use_rslora=stabilised,
+    target_modules=['o_proj', 'kv_b_proj', 'q_proj'],
+  )
+  model = their_peft.get_peft_model(model, settings).eval()
+  for key, parameter in model.named_parameters():
+    if 'lora_' in key:
+      torch.nn.init.normal_(parameter, std=0.2)
+  model.save_pretrained(tmp_path / 'adapter')
+  _, base, _ = hf.read_folder(tmp_path / 'base')
+  scale, leaves = peft.open_folder(tmp_path / 'adapter', config)
+  assert scale == (3.0 if stabilised else 1.5)
+  config = dataclasses.replace(config, adapter_scale=scale)
+  params = adapters.join(mapping.place(leaves, 'float32'), base)
+  ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 30))
+  expected = their_logprobs(torch, model, ids)
+  for one in (params, adapters.merge(scale, params)):
+    np.testing.assert_allclose(
+      logprobs(config, one, ids), expected, atol=1e-4, rtol=1e-5
+    )
 
 
 @each_config

@@ -10,9 +10,11 @@ import types
 
 import numpy as np
 import pytest
+from helpers import mostly_slow
 
 from rlzero import grpo, plan
 from rlzero.models.config import Experts, ModelConfig
+from rlzero.models.lora import Adapter
 from rlzero.planner import estimate, flops, hardware, planning, programs, table
 from rlzero.runtime import config, fields, sharding
 
@@ -115,6 +117,54 @@ def test_flops_are_those_of_the_program():
   by_formula = 3 * flops.forward(MODEL, tokens, 256, pairs)
   # Above it: norms, softmax, rotation and the loss.
   assert by_formula < counted < 1.05 * by_formula
+
+
+ADAPTER = Adapter(rank=8)
+
+
+def test_flops_of_an_adapter_are_those_of_the_program():
+  """Neither the frozen matrices nor the head have a gradient of theirs."""
+  run = dataclasses.replace(
+    RUN, mesh=sharding.Mesh(), micro_tokens=256, adapter=ADAPTER
+  )
+  lowered = programs.Run(run, MODEL, 32).update(256)['update']
+  counted = lowered.compile().cost_analysis()['flops']
+  tokens, pairs = 256 + 32, 256 * 192 + 32**2
+  by_formula = flops.update(MODEL, tokens, 256, pairs, ADAPTER)
+  assert by_formula < counted < 1.05 * by_formula
+
+
+@mostly_slow('topology', {t: t for t in ('cpu', 'h100:8')}, quick=('h100:8',))
+def test_an_adapter_by_hand(topology):
+  plan = planning.make_plan(_plan(topology, {'adapter': ADAPTER}, fit=False))
+  # 8 for each input and output of its matrices.
+  weights = 8 * (320 + 2 * 288 + 320 + 3 * 1280)
+  assert flops.adapter_weights(MODEL, ADAPTER) == plan['trained'] == weights
+  # Of a device: D in four parts, heads and F in two.
+  of_attention = (64 + 32) + 2 * (64 + 16) + (32 + 64)
+  own = 4 * 8 * (of_attention + 3 * (64 + 512))
+  for phase in plan['phases']:
+    memory = phase['memory']
+    assert memory['reference'] == own
+    assert memory['optimiser'] == pytest.approx(2 * own, abs=16)
+    if phase['name'] in ('update', 'apply'):
+      assert memory['gradients'] == own
+    assert memory['temporaries'] >= 0
+  whole = planning.make_plan(_plan(topology, fit=False))
+  phases, others = (
+    {p['name']: p for p in found['phases']} for found in (plan, whole)
+  )
+  for name, phase in phases.items():
+    base = others[name]['memory']['parameters']
+    assert phase['memory']['parameters'] == base + own
+    assert (phase['flops'] > others[name]['flops']) == (
+      name not in ('update', 'apply')
+    )
+  body, head = flops.matmul_weights(MODEL)
+  layers = 2 * (1024 + 128)
+  pairs = flops.pair(MODEL) * (1024 * 192 + 4 * 32**2)
+  update = layers * (2 * body + 3 * weights) + 3 * pairs + 4 * head * 1024
+  assert phases['update']['flops'] == update / 8
 
 
 def test_arithmetic_agrees_with_the_compiler(compiled):

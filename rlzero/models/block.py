@@ -29,10 +29,10 @@ class Attention(nn.Module):
 
   def setup(self) -> None:
     c = self.config
-    self.query = parameters.declare(self, 'query')
-    self.key = parameters.declare(self, 'key')
-    self.value = parameters.declare(self, 'value')
-    self.output = parameters.declare(self, 'output')
+    self.query = parameters.declare_matrix(self, 'query')
+    self.key = parameters.declare_matrix(self, 'key')
+    self.value = parameters.declare_matrix(self, 'value')
+    self.output = parameters.declare_matrix(self, 'output')
     if c.qkv_bias:
       self.query_bias = parameters.declare(self, 'query_bias')
       self.key_bias = parameters.declare(self, 'key_bias')

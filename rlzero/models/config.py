@@ -197,6 +197,7 @@ class ModelConfig:
   dtype: str = 'float32'  # of activations; parameters stay float32
   remat: bool = False  # recompute layers whole in the backward pass
   fused_attention: bool = True  # by a kernel, where the backend has one
+  adapter_scale: float = 1.0  # s of `models/lora.py`, where there is an adapter
 
   def __post_init__(self):
     fields.check(

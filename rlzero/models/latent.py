@@ -12,11 +12,14 @@ them with equal results:
             cache, so for decoding
 """
 
+import functools
+
 import flax.linen as nn
+import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from rlzero.models import layers, parameters, rope
+from rlzero.models import layers, lora, parameters, rope
 from rlzero.models.attention import KeyValueHeads
 from rlzero.models.config import Latent, ModelConfig
 from rlzero.types import KeyValues
@@ -35,15 +38,15 @@ class LatentAttention(nn.Module):
 
   def setup(self) -> None:
     if self._sizes.query_rank:
-      self.query_down = parameters.declare(self, 'query_down')
+      self.query_down = parameters.declare_matrix(self, 'query_down')
       self.query_down_norm = parameters.declare(self, 'query_down_norm')
-      self.query_up = parameters.declare(self, 'query_up')
+      self.query_up = parameters.declare_matrix(self, 'query_up')
     else:
-      self.query = parameters.declare(self, 'query')
-    self.latent_down = parameters.declare(self, 'latent_down')
+      self.query = parameters.declare_matrix(self, 'query')
+    self.latent_down = parameters.declare_matrix(self, 'latent_down')
     self.latent_norm = parameters.declare(self, 'latent_norm')
-    self.latent_up = parameters.declare(self, 'latent_up')
-    self.latent_output = parameters.declare(self, 'latent_output')
+    self.latent_up = parameters.declare_matrix(self, 'latent_up')
+    self.latent_output = parameters.declare_matrix(self, 'latent_output')
 
   def project(
     self,
@@ -68,11 +71,11 @@ class LatentAttention(nn.Module):
     entry = KeyValues(entry, None)
     key_up, value_up = self._up(x.dtype)
     if absorbed:
-      query = jnp.einsum('bnth,rnh->bntr', query, key_up)
+      query = _to_latent(query, key_up)
       query = jnp.concatenate([query, turned], axis=-1)[:, None]
       return query, self.read_cache(entry), entry
     key, value = (
-      jnp.einsum('btr,rnh->bnth', latent, up) for up in (key_up, value_up)
+      lora.times(latent, up, _from_latent) for up in (key_up, value_up)
     )
     shared = jnp.broadcast_to(shared, (*key.shape[:-1], a.rope_dim))
     key = jnp.concatenate([key, shared], axis=-1)
@@ -92,7 +95,7 @@ class LatentAttention(nn.Module):
     if absorbed:
       _, value_up = self._up(heads.dtype)
       latent = heads[:, 0, ..., : self._sizes.kv_rank]
-      heads = jnp.einsum('bntr,rnh->bnth', latent, value_up)
+      heads = lora.times(latent, value_up, _from_latent_of_heads)
     else:
       heads = heads[:, :, 0]
     b, _, t, _ = heads.shape
@@ -117,4 +120,32 @@ class LatentAttention(nn.Module):
   def _up(self, dtype):
     """From latents to the keys' plain part and to the values, [R, N, ...]."""
     plain = self.config.head_dim - self._sizes.rope_dim
-    return jnp.split(self.latent_up.astype(dtype), [plain], axis=-1)
+    split = functools.partial(jnp.split, indices_or_sections=[plain], axis=-1)
+    up = jax.tree.map(lambda part: part.astype(dtype), self.latent_up)
+    if not isinstance(up, lora.Adapted):
+      return split(up)
+    return [
+      up.replace(kernel=kernel, b=b)
+      for kernel, b in zip(split(up.kernel), split(up.b), strict=True)
+    ]
+
+
+def _to_latent(query, up):
+  """q W^T: queries of heads, [B, N, T, H], to the latent space."""
+  if not isinstance(up, lora.Adapted):
+    return jnp.einsum('bnth,rnh->bntr', query, up)
+  low = jnp.einsum('bnth,jnh->bntj', query, up.b)
+  more = up.scale * jnp.einsum('bntj,rj->bntr', low, up.a)
+  return _to_latent(query, up.kernel) + more
+
+
+def _from_latent(latent, up):
+  """Latents of tokens, [B, T, R], to all heads, or to an adapter's rank."""
+  axes = 'btr,rj->btj' if up.ndim == 2 else 'btr,rnh->bnth'
+  return jnp.einsum(axes, latent, up)
+
+
+def _from_latent_of_heads(latent, up):
+  """Latents of heads, [B, N, T, R], to their heads, or to an adapter's rank."""
+  axes = 'bntr,rj->bntj' if up.ndim == 2 else 'bntr,rnh->bnth'
+  return jnp.einsum(axes, latent, up)

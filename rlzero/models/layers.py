@@ -5,7 +5,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from rlzero.models import parameters
+from rlzero.models import lora, parameters
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
 
@@ -50,7 +50,7 @@ def rms_norm(
 
 def multiply(
   x: Float[Array, '*B in'],
-  kernel: Float[Array, '...'],
+  kernel: Float[Array, '...'] | lora.Adapted,
   transposed: bool = False,
   dtype: DTypeLike | None = None,
 ) -> Float[Array, '*B out']:
@@ -61,7 +61,8 @@ def multiply(
 
   Args:
     x: [..., in].
-    kernel: of as many numbers as [in, out], or [out, in] if it is transposed.
+    kernel: of as many numbers as [in, out], or [out, in] if it is transposed;
+      with its adapter, if it has one.
     transposed: whether the kernel is [out, in] and stands on the left. XLA:CPU
       rearranges the right side of a product each time; when tokens are few,
       they are the cheaper side to rearrange.
@@ -78,12 +79,15 @@ def _flat(x, transposed):
 
 
 def _times(flat, kernel, transposed, dtype=None):
-  kernel = kernel.astype(flat.dtype)
-  if transposed:
-    sides = kernel.reshape(-1, flat.shape[0]), flat
-  else:
-    sides = flat, kernel.reshape(flat.shape[1], -1)
-  return jnp.matmul(*sides, preferred_element_type=dtype)
+  def product(flat, kernel):
+    kernel = kernel.astype(flat.dtype)
+    if transposed:
+      sides = kernel.reshape(-1, flat.shape[0]), flat
+    else:
+      sides = flat, kernel.reshape(flat.shape[1], -1)
+    return jnp.matmul(*sides, preferred_element_type=dtype)
+
+  return lora.times(flat, kernel, product)
 
 
 def _rows(flat, like, transposed):
@@ -103,16 +107,16 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     gate, up, down = (
-      parameters.declare(self, name) for name in ('gate', 'up', 'down')
+      parameters.declare_matrix(self, name) for name in ('gate', 'up', 'down')
     )
     return glu(x, gate, up, down, self.config, self.transposed)
 
 
 def glu(
   x: Float[Array, '*B D'],
-  gate: Float[Array, 'D F'] | Float[Array, 'F D'],
-  up: Float[Array, 'D F'] | Float[Array, 'F D'],
-  down: Float[Array, 'F D'] | Float[Array, 'D F'],
+  gate: Float[Array, 'D F'] | Float[Array, 'F D'] | lora.Adapted,
+  up: Float[Array, 'D F'] | Float[Array, 'F D'] | lora.Adapted,
+  down: Float[Array, 'F D'] | Float[Array, 'D F'] | lora.Adapted,
   config: ModelConfig,
   transposed: bool = False,
 ) -> Float[Array, '*B D']:

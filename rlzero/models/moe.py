@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero.models import layers, parameters
+from rlzero.models import layers, lora, parameters
 from rlzero.models.config import Experts, ModelConfig
 from rlzero.runtime import sharding
 from rlzero.types import AnyArray, Params
@@ -51,9 +51,9 @@ class MoE(nn.Module):
     bias = None
     if e.scores == 'sigmoid':
       bias = parameters.declare(self, 'router_bias')
-    gate = parameters.declare(self, 'expert_gate')
-    up = parameters.declare(self, 'expert_up')
-    down = parameters.declare(self, 'expert_down')
+    gate = parameters.declare_matrix(self, 'expert_gate')
+    up = parameters.declare_matrix(self, 'expert_up')
+    down = parameters.declare_matrix(self, 'expert_down')
     # bfloat16 products of a router would choose other experts.
     logits = jnp.einsum(
       'btd,de->bte',
@@ -67,9 +67,9 @@ class MoE(nn.Module):
     if e.shared_width:
       out += layers.glu(
         x,
-        parameters.declare(self, 'shared_gate'),
-        parameters.declare(self, 'shared_up'),
-        parameters.declare(self, 'shared_down'),
+        parameters.declare_matrix(self, 'shared_gate'),
+        parameters.declare_matrix(self, 'shared_up'),
+        parameters.declare_matrix(self, 'shared_down'),
         self.config,
         self.transposed,
       )
@@ -148,9 +148,10 @@ def with_balanced(
 ) -> Params:
   """Parameters with the router's bias moved by the loads and nothing else.
 
-  Its gradient is zero, and neither optimiser nor weight decay may move it.
+  Its gradient is zero, and neither optimiser nor weight decay may move it. Of
+  an adapter, which has no router, nothing changes.
   """
-  if 'router_bias' not in before['layers'].get('moe', {}):
+  if 'router_bias' not in before.get('layers', {}).get('moe', {}):
     return params
   assert not isinstance(loads, tuple)  # which a model without experts has
   bias = balanced(before['layers']['moe']['router_bias'], loads, speed)
@@ -162,37 +163,49 @@ def routed(
   x: Float[Array, 'B T D'],
   ids: Int[Array, 'B T C'],
   weights: Float[Array, 'B T C'],
-  gate: Float[Array, 'E D W'],
-  up: Float[Array, 'E D W'],
-  down: Float[Array, 'E W D'],
+  gate: Float[Array, 'E D W'] | lora.Adapted,
+  up: Float[Array, 'E D W'] | lora.Adapted,
+  down: Float[Array, 'E W D'] | lora.Adapted,
 ) -> Float[Array, 'B T D']:
   """sum_c weight_c * expert_c(x) of each token; id E is no expert.
 
   Experts are SwiGLU layers. On a mesh each device holds a part of the experts
   (E) and of their width (W), and the whole of D while the layer runs.
   """
-  gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
+  experts = jax.tree.map(lambda w: w.astype(x.dtype), (gate, up, down))
   if not sharding.on_mesh():
-    return _of_device(x, ids, weights, gate, up, down)
+    return _of_device(x, ids, weights, *experts)
   spec = sharding.spec
   rows = spec('BT_', x.shape, 'Tokens')
   chosen = spec('BT_', ids.shape, 'Experts of tokens')
-  matrices = [
-    spec(axes, w.shape, 'Experts')
-    for axes, w in (('E_W', gate), ('E_W', up), ('EW_', down))
-  ]
+  matrices = jax.tree.map(
+    lambda axes, w: spec(axes, w.shape, 'Experts'),
+    tuple(map(_axes, ('E_W', 'E_W', 'EW_'), experts)),
+    experts,
+  )
 
   def of_device(x, ids, weights, *experts):
     # Going back, the sum over devices that share an array stands where the
     # array begins to vary: here, once, and not in every part at the size of its
     # room.
     x, weights = _varying(x, rows), _varying(weights, chosen)
-    return _of_device(x, ids, weights, *map(_varying, experts, matrices))
+    experts = jax.tree.map(_varying, experts, matrices)
+    return _of_device(x, ids, weights, *experts)
 
   across = jax.shard_map(
     of_device, in_specs=(rows, chosen, chosen, *matrices), out_specs=rows
   )
-  return across(x, ids, weights, gate, up, down)
+  return across(x, ids, weights, *experts)
+
+
+def _axes(axes, matrix):
+  """Axes of the experts' matrices, and of A and B beside them."""
+  if not isinstance(matrix, lora.Adapted):
+    return axes
+  stack, inputs, outputs = axes
+  return matrix.replace(
+    kernel=axes, a=f'{stack}{inputs}_', b=f'{stack}_{outputs}'
+  )
 
 
 def _of_device(x, ids, weights, gate, up, down):
@@ -238,7 +251,11 @@ _Flat = tuple[Float[Array, 'T D'], Int[Array, 'T C'], Float[Array, 'T C']]
 
 
 def _in_parts(
-  flat: _Flat, num_shards: int, gate: Array, up: Array, down: Array
+  flat: _Flat,
+  num_shards: int,
+  gate: lora.Matrix,
+  up: lora.Matrix,
+  down: lora.Matrix,
 ) -> Float[Array, 'T D']:
   """Exchanges as many tokens at a time as there is room for."""
   tokens, chosen = flat[1].shape
@@ -315,13 +332,12 @@ def _grouped(gate, up, down, rows, sizes):
   real = (jnp.arange(rows.shape[0]) < jnp.sum(sizes))[:, None]
   # What a ragged product leaves beyond its groups is the backend's own.
   rows = jnp.where(real, rows, 0)
+  product = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
   hidden = nn.silu(
-    checkpoint_name(jax.lax.ragged_dot(rows, gate, sizes), 'expert_product')
+    checkpoint_name(lora.times(rows, gate, product), 'expert_product')
   )
-  hidden *= checkpoint_name(
-    jax.lax.ragged_dot(rows, up, sizes), 'expert_product'
-  )
-  return jnp.where(real, jax.lax.ragged_dot(hidden, down, sizes), 0)
+  hidden *= checkpoint_name(lora.times(rows, up, product), 'expert_product')
+  return jnp.where(real, lora.times(hidden, down, product), 0)
 
 
 def _count(ids, number):

@@ -5,7 +5,8 @@ from its kind. All else reads it: the modules that make parameters (`declare`),
 the mesh (`AXES`), the compute dtype (`cast`), layers unstacked for decoding
 (`unstack`), the optimiser (`train/optim.py`) and the files of weights
 (`weights/rows.py`). Letters of axes are those of `rlzero/types.py`; a stack of
-layers puts an L before them.
+layers puts an L before them. A matrix that an adapter may change has two more
+parameters beside it where there is one (`models/lora.py`).
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import flax.linen as nn
 import jax
 from jax import numpy as jnp
 
+from rlzero.models import lora
 from rlzero.models.config import ModelConfig
 from rlzero.types import Params
 
@@ -37,6 +39,8 @@ class Param:
   transposes: bool = False
   muon: bool = False  # updated by Muon, where that is the optimiser
   float32: bool = False  # computed with in float32 whatever the model's dtype
+  adapts: bool = False  # an adapter may stand beside it
+  trains: bool = False  # also where an adapter leaves the model as it is
 
   @property
   def axes(self) -> str:
@@ -60,13 +64,20 @@ class Param:
 def _dense(inputs: str, outputs: str, muon: bool = False) -> Param:
   """A matrix that multiplies all tokens."""
   return Param(
-    kind='matrix', inputs=inputs, outputs=outputs, transposes=True, muon=muon
+    kind='matrix',
+    inputs=inputs,
+    outputs=outputs,
+    transposes=True,
+    muon=muon,
+    adapts=True,
   )
 
 
 def _expert(inputs: str, outputs: str) -> Param:
   """A matrix for each expert."""
-  return Param(kind='matrix', stack='E', inputs=inputs, outputs=outputs)
+  return Param(
+    kind='matrix', stack='E', inputs=inputs, outputs=outputs, adapts=True
+  )
 
 
 def _norm(axis: str) -> Param:
@@ -80,7 +91,9 @@ def _bias(axes: str, float32: bool = False) -> Param:
 
 PARAMS: dict[str, Param] = {
   'embedding': Param(kind='embedding', inputs='V', outputs='D'),
-  'kernel': _dense('D', 'V'),  # of the head
+  'kernel': Param(  # of the head
+    kind='matrix', inputs='D', outputs='V', transposes=True
+  ),
   'scale': _norm('D'),
   # Attention with heads
   'query': _dense('D', 'NH', muon=True),
@@ -98,7 +111,7 @@ PARAMS: dict[str, Param] = {
   'query_up': _dense('Q', 'NH'),
   'latent_down': _dense('D', 'A'),
   'latent_norm': _norm('R'),
-  'latent_up': Param(kind='matrix', inputs='R', outputs='NX'),
+  'latent_up': Param(kind='matrix', inputs='R', outputs='NX', adapts=True),
   'latent_output': _dense('NU', 'D'),
   # The MLP
   'gate': _dense('D', 'F', muon=True),
@@ -114,8 +127,24 @@ PARAMS: dict[str, Param] = {
   'shared_up': _dense('D', 'Z'),
   'shared_down': _dense('Z', 'D'),
   # The last layer of a reward model
-  'weight': Param(kind='matrix', inputs='D', outputs=''),
-  'bias': _bias(''),
+  'weight': Param(kind='matrix', inputs='D', outputs='', trains=True),
+  'bias': Param(kind='bias', outputs='', trains=True),
+}
+
+
+def _adapter(param: Param) -> tuple[Param, Param]:
+  """A and B beside a matrix; J is their rank."""
+  return tuple(
+    dataclasses.replace(param, muon=False, adapts=False, trains=True, **axes)
+    for axes in ({'outputs': 'J'}, {'inputs': 'J'})
+  )
+
+
+PARAMS |= {
+  name + side: part
+  for name, param in PARAMS.items()
+  if param.adapts
+  for side, part in zip(lora.SIDES, _adapter(param), strict=True)
 }
 
 # Axes by last name, for `runtime/sharding.py`: of stacked layers, and of
@@ -169,6 +198,20 @@ def declare(module: nn.Module, name: str) -> jax.Array:
   axes = param.unstacked_axes if transposed else param.axes
   return module.param(
     name, param.initializer(module.config), shape(module.config, axes)
+  )
+
+
+def declare_matrix(module: nn.Module, name: str) -> lora.Matrix:
+  """`declare`, with the adapter that stands beside the matrix, if any."""
+  kernel = declare(module, name)
+  a, b = (name + side for side in lora.SIDES)
+  if not module.has_variable('params', a):
+    return kernel
+  return lora.Adapted(
+    kernel,
+    module.get_variable('params', a),
+    module.get_variable('params', b),
+    module.config.adapter_scale,
   )
 
 

@@ -53,6 +53,7 @@ class Estimate:
     self.head = flops.matmul_weights(m)[1] / self.tensor
     self.heads = m.num_heads / self.tensor
     self.params = sharding.bytes_per_device(run.state.params)
+    self.trained = sharding.bytes_per_device(run.trained)
     # Numbers of one token that a layer works on, and those of its vocabulary.
     hidden = m.experts.shared_width if m.experts else m.mlp_width
     self.layer = 6 * m.width + (_of_heads(m) + 3 * hidden) / self.tensor
@@ -60,6 +61,8 @@ class Estimate:
     # all else is made again, products and what attention makes of them.
     chosen = m.experts.num_chosen * m.experts.width if m.experts else 0
     products = m.width + (_of_heads(m) + 2 * (hidden + chosen)) / self.tensor
+    if run.cfg.adapter:
+      products *= 2  # that of the base, and what is added to it
     self.kept = m.width + (0 if m.remat else products)
     self.logits = m.vocab_size / self.tensor
     self.one_layer = max(stacks.values()) * self.item
@@ -188,28 +191,33 @@ class Estimate:
       + rows * width * s.logits * 12,
       received=s._gathered(1) + s._reduced(tokens, 1) + s.routed * sent,
     )
-    passes = 3 + m.remat
+    passes, weights = 3 + m.remat, (s.body + s.head) * s.item
+    adapter = run.cfg.adapter is not None
+    # Those of the head are summed over chunks.
+    of_head = 0.0 if adapter else s.head * (4 + s.item)
     gradient = Program(
-      memory=2 * s.params  # and the sum so far, donated
-      + s.params  # what this microbatch adds
+      memory=s.params
+      + s.trained  # the sum so far, donated
+      + s.trained  # what this microbatch adds
       + inputs
       + tokens * m.num_layers * s.kept * s.item
       + max(
         2 * working + scores * (2 * 4 + s.item),
-        head + s.head * (4 + s.item),
+        head + of_head,
       ),
-      moved=passes * reference.moved + 3 * s.params,
+      moved=passes * reference.moved - adapter * weights + 3 * s.trained,
       received=s._gathered(2 + m.remat)
       + s._reduced(tokens, 2 + m.remat)
       + (2 + m.remat) * s.routed * sent
       # Gradients: each device gets its part of the sum, all copies the same.
-      + (1 - 1 / s.fsdp) * 4 * (s.body + s.head)
-      + 2 * (1 - 1 / s.copies) * s.params,
+      + (1 - 1 / s.fsdp)
+      * (s.fsdp * s.trained if adapter else 4 * (s.body + s.head))
+      + 2 * (1 - 1 / s.copies) * s.trained,
     )
-    state = sharding.bytes_per_device(run.state)
+    state = s.trained + sharding.bytes_per_device(run.state.opt_state)
     apply = Program(
-      memory=state + 3 * s.params,  # the gradient, and the updates
-      moved=2 * state + 4 * s.params,
+      memory=state + 3 * s.trained,  # the gradient, and the updates
+      moved=2 * state + 4 * s.trained,
       received=0.0,
     )
     return {'reference': reference, 'update': gradient, 'apply': apply}

@@ -12,6 +12,8 @@ import jax
 
 from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
+from rlzero.models.lora import Adapter
+from rlzero.train import adapters
 
 
 def matrices(model: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -41,6 +43,23 @@ def matmul_weights(model: ModelConfig) -> tuple[int, int]:
   return body, model.width * model.vocab_size
 
 
+@functools.cache
+def adapter_weights(model: ModelConfig, adapter: Adapter | None) -> int:
+  """Weights of an adapter that multiply each token; of experts, the chosen."""
+  if adapter is None:
+    return 0
+  shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+  fresh = functools.partial(adapters.init, adapter, shapes)
+  leaves = jax.eval_shape(fresh, jax.random.key(0))
+  total = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
+    size = math.prod(leaf.shape)
+    if parameters.of_path(path).stack == 'E' and model.experts:
+      size = size * model.experts.num_chosen // model.experts.num_experts
+    total += size
+  return total
+
+
 def idle(model: ModelConfig) -> int:
   """Weights of the experts that a token does not go to."""
   if not model.experts:
@@ -67,12 +86,41 @@ def pair(model: ModelConfig, absorbed: bool = False) -> int:
   return 2 * model.num_layers * model.num_heads * numbers
 
 
+def update(
+  model: ModelConfig,
+  tokens: float,
+  predicted: float,
+  pairs: float,
+  adapter: Adapter | None = None,
+) -> float:
+  """FLOPs of a forward pass and of going back, with what is computed again.
+
+  Going back costs two passes, one for the inputs and one for the weights; the
+  frozen matrices of a base have no second.
+
+  Args:
+    model: its shape.
+    tokens: as of `forward`.
+    predicted: as of `forward`.
+    pairs: as of `forward`.
+    adapter: of the policy.
+  """
+  passes = 3 + model.remat
+  layers = passes * forward(model, tokens, 0, pairs, adapter=adapter)
+  head = 3 * forward(model, 0, predicted, 0)
+  if adapter is not None:
+    layers -= forward(model, tokens, 0, 0)
+    head -= forward(model, 0, predicted, 0)
+  return layers + head
+
+
 def forward(
   model: ModelConfig,
   tokens: float,
   predicted: float,
   pairs: float,
   absorbed: bool = False,
+  adapter: Adapter | None = None,
 ) -> float:
   """FLOPs of a forward pass.
 
@@ -82,6 +130,8 @@ def forward(
     predicted: tokens whose logits are computed.
     pairs: of a query and a key.
     absorbed: as of `pair`.
+    adapter: of the policy.
   """
   body, head = matmul_weights(model)
+  body += adapter_weights(model, adapter)
   return 2 * (body * tokens + head * predicted) + pair(model, absorbed) * pairs

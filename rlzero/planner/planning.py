@@ -162,8 +162,10 @@ class _Plan:
           'update', rows, most_rows, self.num_shards * self.width
         ),
       }
-    params = jax.tree.leaves(self.run.state.params)
-    total = sum(math.prod(x.shape) for x in params)
+    total, trained = (
+      sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+      for tree in (self.run.state.params, self.run.trained)
+    )
     return {
       'topology': cfg.topology,
       'devices': self.num_devices,
@@ -172,6 +174,7 @@ class _Plan:
       'hbm_bytes': self.chip.memory,
       'parameters': total,
       'active': total - flops.idle(self.model),
+      'trained': trained,
       'max_len': run.sampling.max_len,
       'mean_len': cfg.assumed_len,
       'prompt_len': self.run.prompt_len,
@@ -224,11 +227,14 @@ class _Plan:
       )
       own |= {'cache'} if name == 'decode' else set()
     elif name != 'reference':
-      held['gradients'] = held['parameters']
+      held['gradients'] = sharding.bytes_per_device(self.run.trained)
       own |= {'gradients'}
       own |= {'optimiser'} if name == 'apply' else set()
     program = self.found[name, size]
-    held['temporaries'] = program.memory - sum(held[one] for one in own)
+    counted = sum(held[one] for one in own)
+    if name == 'apply':  # a frozen base is none of its inputs
+      counted -= held['parameters'] - held['gradients']
+    held['temporaries'] = program.memory - counted
     return held
 
   def _phase(self, name: str, size: int) -> Phase:
@@ -273,7 +279,7 @@ class _Plan:
   def _work(self, name: str, size: int) -> tuple[float, dict[float, float]]:
     """FLOPs of a call on a device, and calls a step by their share of it."""
     run, model, prompt_len = self.cfg.run, self.model, self.run.prompt_len
-    forward = functools.partial(flops.forward, model)
+    forward = functools.partial(flops.forward, model, adapter=run.adapter)
     match name:
       case 'prefill':
         block = buckets.prefill_batch(self.run.num_prompts)
@@ -288,7 +294,7 @@ class _Plan:
         work = steps * forward(rows, rows, rows * keys, absorbed=True)
         calls = {1.0: self._decode_calls(rows)}
       case 'apply':  # some twenty operations a parameter
-        work = 20 * sum(x.size for x in jax.tree.leaves(self.run.state.params))
+        work = 20 * sum(x.size for x in jax.tree.leaves(self.run.trained))
         calls = {1.0: 1.0}
       case _:
 
@@ -298,9 +304,10 @@ class _Plan:
           looked_at = width + micro.prompts.index.shape[1] * prompt_width
           tokens = rows * width + prompts * prompt_width
           pairs = rows * width * looked_at + prompts * prompt_width**2
-          passes = 3 + model.remat if name == 'update' else 1
-          layers = passes * forward(tokens, 0, pairs)
-          return layers + min(passes, 3) * forward(0, rows * width, 0)
+          of_passes = rows * width, pairs
+          if name == 'update':
+            return flops.update(model, tokens, *of_passes, run.adapter)
+          return forward(tokens, *of_passes)
 
         micro_tokens = size * self.num_shards * self.width
         work = of_micro(self.run.micro(micro_tokens))

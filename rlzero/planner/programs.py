@@ -28,7 +28,7 @@ from rlzero.rollout import programs as rollout_programs
 from rlzero.rollout.sampling import Sampling
 from rlzero.rollout.slots import Slots
 from rlzero.runtime import sharding
-from rlzero.train import packing
+from rlzero.train import adapters, packing
 from rlzero.types import Params
 
 _EOS = (0,)  # as many as most tokenizers have; which one does not matter
@@ -63,8 +63,14 @@ class Run:
       lambda: transformer.init(self.model, jax.random.key(0))
     )
     return update_programs.abstract_state(
-      self.cfg.make_learner(self.model), shapes
+      self.cfg.make_learner(self.model),
+      adapters.shapes(self.cfg.adapter, self.model, shapes),
     )
+
+  @property
+  def trained(self) -> Params:
+    """Parameters that an update changes."""
+    return adapters.split(self.state.params)[0]
 
   @property
   def num_prompts(self) -> int:
@@ -73,7 +79,8 @@ class Run:
 
   @property
   def reference(self) -> Params:
-    return self.state.params if self.cfg.objective.kl_coef else {}
+    """Its arrays: a copy of the adapter beside the base, or of all."""
+    return self.trained if self.cfg.objective.kl_coef else {}
 
   @property
   def widest(self) -> int:

@@ -14,6 +14,8 @@ def describe(cfg: Settings, report: dict[str, Any]) -> str:
   active = ''
   if r['active'] < r['parameters']:
     active = f', {r["active"] / 1e9:.2f}B of them for a token'
+  if r['trained'] < r['parameters']:
+    active += f', {r["trained"] / 1e6:.1f}M trained'
   lines = [
     f'{r["topology"]}: {r["devices"]} devices of '
     f'{r["hbm_bytes"] / planning.GIB:.1f} GiB, {mesh} ({r["source"]})',

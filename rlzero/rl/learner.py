@@ -24,7 +24,7 @@ from rlzero.rl.objective import Objective
 from rlzero.rl.objectives import aggregation
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import hosts, sharding
-from rlzero.train import packing
+from rlzero.train import adapters, packing
 from rlzero.types import Params
 
 CHUNK = 512  # tokens whose logits are held at a time
@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
   """A policy in training."""
 
   params: Params
-  opt_state: Any
+  opt_state: Any  # of the adapter alone, where there is one
 
 
 class Programs(NamedTuple):
@@ -101,12 +101,12 @@ class Learner:
     Those that lie there already are not copied: the first update donates them.
     """
     params = sharding.device_put_params(parameters.AXES, params)
-    return TrainState(params, self.transform.init(params))
+    return TrainState(params, self.transform.init(adapters.split(params)[0]))
 
   def update(
     self, state: TrainState, batch: packing.RolloutBatch
   ) -> tuple[TrainState, dict[str, float]]:
-    """Makes one optimiser step on the batch; `state` is donated.
+    """Makes one optimiser step on the batch; what it trains is donated.
 
     Returns:
       the new state and metrics. On a loss or gradient that is not finite the
@@ -114,9 +114,11 @@ class Learner:
     """
     grads, totals = self.gradient(state.params, batch)
     _, divisor = aggregation.divisors(self.objective, batch, self.max_len)
+    trained, frozen = adapters.split(state.params)
     state, loss, norm = self.programs.apply(
-      state, grads, totals, jnp.float32(divisor)
+      state._replace(params=trained), grads, totals, jnp.float32(divisor)
     )
+    state = state._replace(params=adapters.join(state.params, frozen))
     totals, loss, norm = jax.device_get((totals, loss, norm))
     # Means over nothing, where no row has an advantage, are NaN.
     tokens = float(totals.tokens) or math.nan
@@ -138,7 +140,10 @@ class Learner:
   def gradient(
     self, params: Params, batch: packing.RolloutBatch
   ) -> tuple[Params, Totals]:
-    """Sums the gradient of the loss over the rows; does not divide it."""
+    """Sums the gradient of the loss over the rows; does not divide it.
+
+    It is that of the adapter alone, where there is one.
+    """
     counts, _ = aggregation.divisors(self.objective, batch, self.max_len)
     batch, chosen = batch._replace(counts=counts), self.chosen(batch)
     if self._device_sums:
@@ -192,7 +197,7 @@ class Learner:
       routed = self.config.num_layers - self.config.num_dense_layers
       loads = jnp.zeros((routed, self.config.experts.num_experts))
     totals = Totals(**zeros, loads=loads)
-    return jax.tree.map(jnp.zeros_like, params), totals
+    return jax.tree.map(jnp.zeros_like, adapters.split(params)[0]), totals
 
 
 def put(
@@ -245,8 +250,9 @@ def _logprobs(config, temperature, params, micro):
   )[0]
 
 
-def _loss(config, objective, sampling, params, micro):
+def _loss(config, objective, sampling, trained, frozen, micro):
   """Computes minus the rows' summed objective (`losses.terms`)."""
+  params = adapters.join(trained, frozen)
   before, head, routing = _predicted(config, params, micro)
   terms = functools.partial(losses.terms, objective)
   inputs, ids = losses.inputs(objective, micro), micro.tokens.ids
@@ -293,7 +299,9 @@ def _psum(carry, axis_name):
 def _accumulate(config, objective, sampling, params, carry, micro):
   grads, totals = carry
   loss = functools.partial(_loss, config, objective, sampling)
-  (_, more), new = jax.value_and_grad(loss, has_aux=True)(params, micro)
+  (_, more), new = jax.value_and_grad(loss, has_aux=True)(
+    *adapters.split(params), micro
+  )
   return _as_params(jax.tree.map(jnp.add, grads, new)), totals + more
 
 

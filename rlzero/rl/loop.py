@@ -18,7 +18,7 @@ import rlzero
 from rlzero import weights
 from rlzero.evaluation import measure
 from rlzero.monitoring import history
-from rlzero.rl import learner, selection
+from rlzero.rl import selection
 from rlzero.rl.collect import Collector, Experience, resharded
 from rlzero.rl.drawing import Drawing
 from rlzero.rl.settings import Config
@@ -75,7 +75,12 @@ class TrainingLoop:
     self.unwritten: dict[str, Any] | None = None  # metrics of the last step
     self._restore()
     if hosts.is_first():
-      folders.write_description(cfg.workdir, self.trainer.model, self.tokenizer)
+      folders.write_description(
+        cfg.workdir,
+        self.trainer.model,
+        self.tokenizer,
+        self.trainer.state.params,
+      )
 
   def run(self) -> None:
     """Runs to the last step; skips every part that is done already.
@@ -311,13 +316,6 @@ class TrainingLoop:
       ({'step': step, **r} for r in records[: 2 * self.cfg.num_samples]),
     )
 
-  def _rest(self) -> dict[str, Any]:
-    trainer = self.trainer
-    return {
-      'opt_state': trainer.state.opt_state,
-      'reference': trainer.reference,
-    }
-
   def _save(self) -> None:
     cfg, trainer = self.cfg, self.trainer
     if self.saved_step == trainer.step:
@@ -327,8 +325,8 @@ class TrainingLoop:
       self._prune()
     self.store.save(
       trainer.step,
-      trainer.state.params,
-      self._rest(),
+      trainer.trained,
+      trainer.rest,
       {
         **self.drawing.get_state(inside=bool(used)),
         'wall_s': self._wall(),
@@ -349,15 +347,14 @@ class TrainingLoop:
   def _restore(self) -> None:
     cfg, trainer = self.cfg, self.trainer
     saved = self.store.restore(
-      trainer.state.params, self._rest(), self._check_journals
+      trainer.trained, trainer.rest, self._check_journals
     )
     if saved is None:
       return
     metadata = saved.metadata
     self.drawing.set_state(metadata)
-    trainer.state = learner.TrainState(saved.params, saved.state['opt_state'])
-    trainer.reference = saved.state['reference']
-    trainer.step = self.saved_step = saved.step
+    trainer.restore(saved)
+    self.saved_step = saved.step
     self.wall_s, self.unwritten = metadata['wall_s'], metadata['unwritten']
     if metadata['journal']:
       self.experience = Experience([], metadata['metrics'], [])

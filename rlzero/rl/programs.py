@@ -16,7 +16,7 @@ from rlzero.rollout import programs as rollout_programs
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
-from rlzero.train import packing
+from rlzero.train import adapters, packing
 from rlzero.types import Params
 
 
@@ -89,7 +89,8 @@ def abstract_state(learner: Learner, params: Params) -> TrainState:
     ends = (of_params.get(path[i:]) for i in range(len(path)))
     return next(filter(None, ends), leaf)
 
-  opt_state = jax.eval_shape(learner.transform.init, params)
+  trained, _ = adapters.split(params)
+  opt_state = jax.eval_shape(learner.transform.init, trained)
   return TrainState(params, jax.tree_util.tree_map_with_path(placed, opt_state))
 
 
@@ -112,6 +113,8 @@ def lower(
   _, micro = next(learner.microbatches(batch, learner.chosen(batch)))
   micro = put(micro, sharding.abstract)
   one = jax.ShapeDtypeStruct((), np.float32)
+  trained, _ = adapters.split(state.params)
+  state = state._replace(params=trained)
   return {
     'reference': learner.programs.logprobs.lower(params, micro),
     'update': learner.programs.accumulate.lower(params, carry, micro),
@@ -170,4 +173,5 @@ def shapes(
 def _abstract_carry(learner, params):
   params = sharding.abstract_params(parameters.AXES, params)
   _, totals = jax.eval_shape(learner.zeros, params)
-  return params, (params, totals)
+  trained, _ = adapters.split(params)
+  return params, (trained, totals)

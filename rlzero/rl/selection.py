@@ -64,8 +64,7 @@ def outcomes(
 ) -> Float[np.ndarray, 'D N']:
   """The verified outcomes of groups, which the accuracy reward is paid for.
 
-  No other reward is part of it. NaN where a task pays nothing for it, and where
-  a function says that it does not apply.
+  No other reward is part of it. NaN where a task pays nothing for it.
 
   Args:
     cfg: of the run.
@@ -74,7 +73,7 @@ def outcomes(
   verified = {s.task.name for s in cfg.scenarios if s.accuracy_reward}
   found = [
     record['accuracy'] * truncation.earns(cfg.truncated, record['truncated'])
-    if record['task'] in verified and record.get('applies', True)
+    if record['task'] in verified
     else np.nan
     for record in records
   ]
@@ -89,10 +88,7 @@ def teaches(
   Groups without such outcomes count as if they did.
   """
   found = outcomes(cfg, records)
-  unknown = np.isnan(found)
-  lowest = np.where(unknown, np.inf, found).min(axis=1)
-  highest = np.where(unknown, -np.inf, found).max(axis=1)
-  return unknown.all(axis=1) | (highest > lowest)
+  return np.isnan(found).any(axis=1) | (np.ptp(found, axis=1) > 0)
 
 
 def kept(

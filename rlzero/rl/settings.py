@@ -7,6 +7,7 @@ import jax
 
 from rlzero import weights
 from rlzero.models.config import ModelConfig
+from rlzero.models.lora import Adapter
 from rlzero.monitoring.alerts import Thresholds
 from rlzero.rl import learner, objective
 from rlzero.rl.objective import Objective
@@ -88,6 +89,9 @@ class Config:
   others: tuple[rewards.Scenario, ...] = ()
   preference_from_step: int = 0  # the first that reward models have a say in
   # Update
+  # Trained in place of the model, which is then its frozen base; None trains
+  # all parameters.
+  adapter: Adapter | None = None
   objective: Objective = Objective()
   optimizer: Optimizer = Optimizer(learning_rate=3e-6)
   micro_tokens: int = mutable_on_resume(8192)  # completion tokens a microbatch
@@ -163,6 +167,12 @@ class Config:
     self._check_steps()
     self._check_meshes()
     self._check_tasks()
+    optim.check_adapter(self.adapter, self.optimizer)
+    if self.adapter and self.balance_speed:
+      raise ValueError(
+        f'grpo.Config.balance_speed is {self.balance_speed} with an adapter; '
+        'it moves the routers of the base, which is frozen, so set it to 0.'
+      )
 
   def _check_sampling(self) -> None:
     if self.sampling.temperature == 0:
@@ -265,6 +275,7 @@ class Config:
       dtype=self.dtype,
       remat=self.remat,
       fused_attention=self.fused_attention,
+      adapter_scale=self.adapter.scale if self.adapter else 1.0,
     )
 
   def make_learner(self, model: ModelConfig) -> learner.Learner:

@@ -1,17 +1,23 @@
 """Updates a policy from experience."""
 
+from typing import Any
+
 import jax
 
 from rlzero import weights
 from rlzero.rl import metrics, programs
 from rlzero.rl.collect import Experience, Policy
+from rlzero.rl.learner import TrainState
 from rlzero.rl.settings import Config
 from rlzero.runtime import hosts
+from rlzero.train import adapters, checkpoint
 from rlzero.types import Params
 
 
 class Trainer:
   """Holds a policy in training: parameters, optimiser state and reference.
+
+  Of an adapter, the reference is a copy of it beside the same base.
 
   Args:
     cfg: of the run.
@@ -32,14 +38,38 @@ class Trainer:
     self.learner = cfg.make_learner(self.model)
     self._ahead = programs.AheadOfTime(self.learner, cfg.compile_ahead)
     self.step = 0  # updates so far
-    self.state = self.learner.init(loaded.params)
-    self.reference: Params = {}
+    self.state = self.learner.init(
+      adapters.start(cfg.adapter, self.model, loaded.params, cfg.seed)
+    )
+    self._reference: Params = {}
     self._replace_reference()
 
   @property
   def policy(self) -> Policy:
     """The policy as it is now; the next update takes its buffers."""
-    return Policy(self.step, self.state.params, self.reference)
+    params, reference = self.state.params, self._reference
+    if reference:
+      # The adapter's copy, beside the one base.
+      reference = adapters.join(reference, adapters.split(params)[1])
+    return Policy(self.step, params, reference)
+
+  @property
+  def trained(self) -> Params:
+    """Parameters that change, which is what a checkpoint holds of them."""
+    return adapters.split(self.state.params)[0]
+
+  @property
+  def rest(self) -> dict[str, Any]:
+    """Other arrays of a checkpoint."""
+    return {'opt_state': self.state.opt_state, 'reference': self._reference}
+
+  def restore(self, saved: checkpoint.Saved) -> None:
+    """Goes back to what a checkpoint holds."""
+    _, frozen = adapters.split(self.state.params)
+    params = adapters.join(saved.params, frozen)
+    self.state = TrainState(params, saved.state['opt_state'])
+    self._reference = saved.state['reference']
+    self.step = saved.step
 
   def update(self, experience: Experience) -> dict[str, float]:
     """Makes one update with the next minibatch, which leaves the experience.
@@ -80,4 +110,4 @@ class Trainer:
   def _replace_reference(self):
     # A copy: the update donates the policy's buffers.
     if self._cfg.objective.kl_coef:
-      self.reference = jax.tree.map(lambda x: x.copy(), self.state.params)
+      self._reference = jax.tree.map(lambda x: x.copy(), self.trained)

@@ -36,6 +36,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'Z': ('tensor',),
   'A': (),
   'H': (),
+  'J': (),
   'L': (),
   'M': (),
   'Q': ('fsdp',),

@@ -13,9 +13,9 @@ from rlzero.models import transformer
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import fields, metrics
 from rlzero.runtime.fields import above
-from rlzero.train import checkpoint, folders
+from rlzero.train import adapters, checkpoint, folders
 from rlzero.types import Params, Tokens
-from rlzero.weights import mapping
+from rlzero.weights import mapping, peft
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Settings:
 
   checkpoint: str  # run folder, Hugging Face folder, hf:// name or GGUF file
   output: str  # folder to write
+  adapter: str = ''  # PEFT folder that is merged into the checkpoint
   kind: Literal['folder', 'run'] = 'folder'  # Hugging Face's, or a run's
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the written weights
   shard_gb: float = 5.0  # the most a file of weights holds, in GB
@@ -37,6 +38,21 @@ class Settings:
         f"convert.Config.kind is 'run' with dtype {self.dtype!r}; runs hold "
         "float32, so leave dtype out, or write a 'folder'."
       )
+
+
+def read(cfg: Settings) -> weights.Loaded:
+  """The model to write; its weights are not read yet, unless they are merged.
+
+  Raises:
+    FileNotFoundError, ValueError: nothing usable there; one sentence.
+  """
+  model = folders.open_model(cfg.checkpoint)
+  if not cfg.adapter:
+    return model
+  scale, leaves = peft.open_folder(cfg.adapter, model.config)
+  params = mapping.place(adapters.join(leaves, model.params), 'float32')
+  mapping.check_finite(params, cfg.adapter)
+  return dataclasses.replace(model, params=adapters.merge(scale, params))
 
 
 def write_folder(cfg: Settings, model: weights.Loaded) -> None:

@@ -18,15 +18,29 @@ from rlzero.models.config import ModelConfig
 from rlzero.runtime import files, hosts, lifecycle, sharding
 from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import checkpoint
+from rlzero.train import adapters, checkpoint
 from rlzero.types import Params
-from rlzero.weights import hf, mapping
+from rlzero.weights import hf, hub, mapping, peft
+
+_BASE = 'base.json'  # in a run's folder: what it began with
 
 
 def write_description(
-  workdir: str, config: ModelConfig, tokenizer: Tokenizer
+  workdir: str,
+  config: ModelConfig,
+  tokenizer: Tokenizer,
+  params: Params | None = None,
 ) -> None:
-  """Writes `WORKDIR/model` without weights: what the checkpoints hold."""
+  """Writes `WORKDIR/model` without weights: what the checkpoints hold.
+
+  Args:
+    workdir: of the run.
+    config: of the model.
+    tokenizer: of the model.
+    params: of the run, if an adapter may be among them.
+  """
+  if params is not None:
+    adapters.describe(workdir, config, params)
   folder = pathlib.Path(workdir) / 'model'
   tokenizer.save(folder)
   description = mapping.hf_config(config, tokenizer.eos_ids, tokenizer.bos_id)
@@ -38,11 +52,19 @@ def write_model(
 ) -> str:
   """Writes `WORKDIR/model`, a Hugging Face folder; returns its path.
 
+  An adapter is merged into it, and `WORKDIR/adapter` is the adapter alone, a
+  PEFT folder.
+
   Raises:
     ValueError: a parameter is not finite; nothing is written.
   """
   folder = os.path.join(workdir, 'model')
   mapping.check_finite(params, f'The policy of {workdir}')
+  if adapters.exists(params):
+    leaves, _ = adapters.split(params)
+    base = _base_of(workdir).removeprefix(hub.SCHEME)
+    peft.write_folder(os.path.join(workdir, 'adapter'), config, leaves, base)
+    params = adapters.merge(config.adapter_scale, params)
   hf.write_folder(folder, config, params, tokenizer)
   return folder
 
@@ -65,7 +87,7 @@ def check_base(workdir: str, path: str, params: Params) -> None:
   Raises:
     ValueError: the base holds other parameters than the run began with.
   """
-  file = os.path.join(workdir, 'base.json')
+  file = os.path.join(workdir, _BASE)
   now = checkpoint.fingerprint(params)
   saved = None
   if hosts.is_first() and os.path.exists(file):
@@ -141,9 +163,12 @@ def open_model(path: str) -> weights.Loaded:
   config = mapping.model_config_from_hf(
     text_files.read_json(described), str(described)
   )
+  adapter = adapters.described(path)
   shapes = jax.eval_shape(
     lambda key: transformer.init(config, key), jax.random.key(0)
   )
+  if adapter:
+    scale, shapes = adapter
   one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   where = sharding.param_shardings(parameters.AXES, shapes) or jax.tree.map(
     lambda _: one, shapes
@@ -156,4 +181,31 @@ def open_model(path: str) -> weights.Loaded:
     )
   )
   store.close()
+  if adapter:
+    params = adapters.merge(scale, adapters.join(params, _load_base(path)))
   return weights.Loaded(config, params, Tokenizer.load(folder / 'model'))
+
+
+def _base_of(workdir: str) -> str:
+  """Path or name of the model that a run began with."""
+  with open(os.path.join(workdir, _BASE), encoding='utf-8') as file:
+    return json.load(file)['checkpoint'] or embedded('tiny_base')
+
+
+def _load_base(workdir: str) -> Params:
+  """The base beside which a run trains an adapter.
+
+  Raises:
+    ValueError: it is not there, or another than the run began with.
+  """
+  path = _base_of(workdir)
+  try:
+    params = load_model(path).params
+  except FileNotFoundError as error:
+    raise ValueError(
+      f'The run in {workdir!r} trains an adapter of {path!r}, which cannot be '
+      f'read ({error}); put it back, or take {workdir}/model, which a finished '
+      'run has with the adapter merged.'
+    ) from error
+  check_base(workdir, path, params)
+  return params

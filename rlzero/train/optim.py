@@ -7,6 +7,7 @@ import jax
 import optax
 
 from rlzero.models import parameters
+from rlzero.models.lora import Adapter
 from rlzero.runtime import fields, naming
 from rlzero.runtime.fields import above, at_least
 from rlzero.types import Params
@@ -91,6 +92,19 @@ class Optimizer:
         rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay
       )
     return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), rule)
+
+
+def check_adapter(adapter: Adapter | None, optimizer: Optimizer) -> None:
+  """Refuses an optimiser that is not for adapters.
+
+  Raises:
+    ValueError: it is Muon, whose steps are as long in A as in B.
+  """
+  if adapter and optimizer.kind == 'muon':
+    raise ValueError(
+      "optim.Optimizer.kind is 'muon' with an adapter; it is for the whole "
+      "matrices of a model made from nothing, so use 'adamw'."
+    )
 
 
 def muon_matrices(params: Params) -> Params:

@@ -22,6 +22,7 @@ from jax import numpy as jnp
 
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
+from rlzero.models.lora import Adapter
 from rlzero.runtime import fields, lifecycle, metrics, naming, sharding
 from rlzero.runtime.fields import (
   above,
@@ -31,7 +32,7 @@ from rlzero.runtime.fields import (
 )
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
-from rlzero.train import checkpoint, optim, sequences
+from rlzero.train import adapters, checkpoint, optim, sequences
 from rlzero.train.optim import Optimizer
 from rlzero.types import Params
 
@@ -69,6 +70,9 @@ class Config:
   # Updates; 0 takes as many as num_epochs has.
   num_steps: int = grows_on_resume(0)
   # Update
+  # Trained in place of the model, which is then its frozen base; None trains
+  # all parameters.
+  adapter: Adapter | None = None
   optimizer: Optimizer = Optimizer(
     learning_rate=5e-5, schedule='cosine', final_fraction=0.1
   )
@@ -91,6 +95,7 @@ class Config:
       seed=fields.SEED,
       save_every=at_least(1),
     )
+    optim.check_adapter(self.adapter, self.optimizer)
     if not self.data:
       name = naming.label(type(self))
       raise ValueError(f'{name}.data is empty; give a path or sources.')
@@ -109,7 +114,11 @@ class Config:
         'to learn longer sequences.'
       )
     return dataclasses.replace(
-      config, dtype=self.dtype, remat=self.remat, max_position=most
+      config,
+      dtype=self.dtype,
+      remat=self.remat,
+      max_position=most,
+      adapter_scale=self.adapter.scale if self.adapter else 1.0,
     )
 
 
@@ -247,16 +256,21 @@ def gradient(
 ) -> Callable[[Params, Iterable[Any], Any], tuple[Params, dict]]:
   """A function that sums gradient and totals over microbatches.
 
+  The gradient is that of what is trained: of an adapter, where there is one.
+
   Args:
     loss: of a microbatch.
   """
   lay = functools.partial(sharding.constrain_params, parameters.AXES)
 
+  def of_trained(trained, base, micro, frozen):
+    return loss(adapters.join(trained, base), micro, frozen)
+
   @functools.partial(jax.jit, donate_argnums=1)
   def add(params, carry, micro, frozen):
     grads, totals = carry
-    (_, more), new = jax.value_and_grad(loss, has_aux=True)(
-      params, micro, frozen
+    (_, more), new = jax.value_and_grad(of_trained, has_aux=True)(
+      *adapters.split(params), micro, frozen
     )
     return lay(jax.tree.map(jnp.add, grads, new)), jax.tree.map(
       jnp.add, totals, more
@@ -268,7 +282,7 @@ def gradient(
       if carry is None:
         _, totals = jax.eval_shape(loss, params, micro, frozen)
         carry = (
-          jax.tree.map(jnp.zeros_like, params),
+          jax.tree.map(jnp.zeros_like, adapters.split(params)[0]),
           jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), totals),
         )
       carry = add(params, carry, micro, frozen)
@@ -291,7 +305,8 @@ def fit(
   Args:
     cfg: has workdir, optimizer and save_every.
     stage: its name, for progress.
-    params: on the devices, sharded as they shall be; they are given away.
+    params: on the devices, sharded as they shall be; those that are trained
+      are given away.
     num_steps: updates.
     batch: (step, parameters) -> the step's microbatches, on the devices; rows
       are `sequences.PackedBatch`.
@@ -305,11 +320,12 @@ def fit(
   transform = cfg.optimizer.transform(num_steps)
   rate = cfg.optimizer.rate(num_steps)
   gradient_of, apply = gradient(loss), _apply(transform)
-  opt_state = transform.init(params)
+  trained, base = adapters.split(params)
+  opt_state = transform.init(trained)
   store = checkpoint.Store(cfg.workdir)
   start = 0
-  if saved := store.restore(params, opt_state):
-    start, params, opt_state = saved.step, saved.params, saved.state
+  if saved := store.restore(trained, opt_state):
+    start, trained, opt_state = saved.step, saved.params, saved.state
     print(f'resuming from the checkpoint of step {start}', flush=True)
   with (
     contextlib.closing(store),
@@ -319,9 +335,10 @@ def fit(
   ):
     for step in range(start, num_steps):
       began = time.perf_counter()
+      params = adapters.join(trained, base)
       micros = list(batch(step, params))
       grads, totals = gradient_of(params, micros, frozen)
-      params, opt_state, norm = apply(params, opt_state, grads, totals)
+      trained, opt_state, norm = apply(trained, opt_state, grads, totals)
       totals, norm = jax.device_get((totals, norm))
       norm = float(norm)
       seconds = time.perf_counter() - began
@@ -339,10 +356,10 @@ def fit(
       )
       done, stop = step + 1 == num_steps, preempted()
       if (step + 1) % cfg.save_every == 0 or done or stop:
-        store.save(step + 1, params, opt_state)
+        store.save(step + 1, trained, opt_state)
       if stop and not done:
         sys.exit(lifecycle.PREEMPTED)
-  return params
+  return adapters.join(trained, base)
 
 
 def _apply(
@@ -350,7 +367,7 @@ def _apply(
 ) -> Callable[..., tuple[Params, Any, jax.Array]]:
   """A function that divides a gradient and steps the optimiser.
 
-  It takes parameters and the optimiser's state, which are donated, the
+  It takes what is trained and the optimiser's state, which are donated, the
   gradient and the totals; it returns the new ones and the gradient's norm.
   """
 

@@ -7,7 +7,7 @@ import pathlib
 from rlzero.models.config import ModelConfig
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.types import Params
-from rlzero.weights import hub, mapping
+from rlzero.weights import hub, mapping, peft
 from rlzero.weights.families import FAMILIES
 from rlzero.weights.gguf import open_gguf
 from rlzero.weights.hf import open_folder, read_folder, write_folder
@@ -65,6 +65,12 @@ def open_model(path: str | os.PathLike[str]) -> Loaded:
     raise FileNotFoundError(
       f'{path} does not exist; give a Hugging Face folder, hf://org/name '
       'or a .gguf file.'
+    )
+  if peft.is_folder(path):
+    raise FileNotFoundError(
+      f'{path} is a PEFT adapter and no model; merge it into its base with '
+      f'python -m rlzero.convert --checkpoint=BASE --adapter={path} '
+      '--output=DIR.'
     )
   if path.is_dir() and (path / 'config.json').is_file():
     tokenizer = Tokenizer.load(path)

@@ -58,10 +58,10 @@ def open_folder(folder: str | os.PathLike[str]) -> mapping.Read:
       'as safetensors.'
     )
   quantised = fp8.quantised(metadata)
-  tensors = _tensors(folder, names, quantised)
+  found = tensors(folder, names, quantised)
   if quantised:
-    tensors = fp8.dequantised(tensors, str(folder))
-  return mapping.params_from_tensors(config, tensors, 'hf', str(folder))
+    found = fp8.dequantised(found, str(folder))
+  return mapping.params_from_tensors(config, found, 'hf', str(folder))
 
 
 def write_folder(
@@ -171,9 +171,20 @@ def _shards(index: pathlib.Path) -> list[str]:
   return sorted(set(places.values()))
 
 
-def _tensors(
-  folder: pathlib.Path, names: Sequence[str], quantised: bool
+def tensors(
+  folder: pathlib.Path, names: Sequence[str], quantised: bool = False
 ) -> Iterator[tuple[str, Stored]]:
+  """The tensors of .safetensors files by name; no numbers are read yet.
+
+  Args:
+    folder: of the files.
+    names: of the files.
+    quantised: whether numbers of 8 bits are allowed.
+
+  Raises:
+    FileNotFoundError: a file is missing.
+    WeightsError: a damaged file, or numbers of a kind that is not read.
+  """
   for file in names:
     path = folder / file
     if not path.is_file():

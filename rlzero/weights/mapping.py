@@ -28,7 +28,7 @@ from rlzero.weights.rows import Lazy, Row, Stored
 _BLOCK_BYTES = 128 * 2**20  # of a parameter that the host holds at a time
 
 # Fields of ModelConfig that say how it is computed and are in no file.
-_OF_A_RUN = ('dtype', 'remat', 'fused_attention')
+_OF_A_RUN = ('dtype', 'remat', 'fused_attention', 'adapter_scale')
 
 
 def table(config: ModelConfig) -> tuple[Row, ...]:
