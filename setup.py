@@ -72,6 +72,7 @@ setuptools.setup(
       'transformers>=5.0',
       'accelerate',
       'peft>=0.21',
+      'trl>=1.0',
     ],
   },
 )

@@ -265,6 +265,19 @@ def test_new_once_and_again_after_it_was_silent():
     assert [resumed.add(row) for row in rows[cut:]] == added[cut:]
 
 
+def test_what_depends_on_a_clock_is_left_out():
+  rows = [
+    {'step': 0, 'time/step_s': 1.0, 'loss': 2.0, 'alerts': ['throughput']},
+    {'step': 1, 'alerts': ['kl', 'throughput']},
+    {'step': 2},
+  ]
+  assert history.without_times(rows) == [
+    {'step': 0, 'loss': 2.0},
+    {'step': 1, 'alerts': ['kl']},
+    {'step': 2},
+  ]
+
+
 @pytest.mark.parametrize(
   'field', [f.name for f in dataclasses.fields(Thresholds)]
 )

@@ -17,6 +17,7 @@ from helpers import GRPO_SETTINGS, grpo_config, mostly_slow
 
 from rlzero import grpo
 from rlzero.evaluation import measure
+from rlzero.monitoring import history
 from rlzero.reporting import metric_names
 from rlzero.rl import collect, drawing, learner, selection, settings, update
 from rlzero.rl.objective import Objective
@@ -36,10 +37,7 @@ def _params(workdir):
 
 def _rows(workdir):
   """Metrics without what a clock says."""
-  return [
-    {k: v for k, v in row.items() if not k.startswith('time/')}
-    for row in metrics.read_metrics(str(workdir))
-  ]
+  return history.without_times(metrics.read_metrics(str(workdir)))
 
 
 def _assert_same_run(first, second):

@@ -16,6 +16,7 @@ from helpers import distance
 
 from rlzero import grpo, sft
 from rlzero.benchmarks.host_steps import CONFIG
+from rlzero.monitoring import history
 from rlzero.rl import settings, update
 from rlzero.runtime import (
   config,
@@ -155,10 +156,7 @@ def _params(workdir):
 
 
 def _rows(workdir):
-  return [
-    {k: v for k, v in row.items() if not k.startswith('time/')}
-    for row in metrics.read_metrics(str(workdir))
-  ]
+  return history.without_times(metrics.read_metrics(str(workdir)))
 
 
 def test_one_process_asks_nobody():

@@ -396,6 +396,22 @@ def test_refused_tables(tmp_path, settings, message):
     _table(tmp_path, **settings)
 
 
+def test_a_weight_of_nothing_is_refused(tmp_path, mine):
+  task = _table(
+    tmp_path, verifier=verifiers.Numbers(), rewards={'own': f'{mine}:one'}
+  )
+  rewards.Scenario(task=task, part_rewards={'own': 1.0})
+  with pytest.raises(
+    ValueError, match="weighs 'won', .* 'table' are own; name"
+  ):
+    rewards.Scenario(task=task, part_rewards={'won': 1.0})
+  with pytest.raises(ValueError, match="weighs 'won'"):
+    grpo.Config(workdir='', task=task, part_rewards={'won': 1.0})
+  # A function's dict may have any name.
+  task = _table(tmp_path, verifier=verifiers.Function(function=f'{mine}:one'))
+  rewards.Scenario(task=task, part_rewards={'tone': 1.0})
+
+
 def test_reserved_names_are_those_of_all_runs():
   names = {n.removeprefix('reward/') for n in metric_names.METRICS}
   names = {n for n in names if f'reward/{n}' in metric_names.METRICS}

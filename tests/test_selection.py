@@ -110,6 +110,15 @@ def test_outcomes_are_verdicts_and_no_other_reward():
   assert selection.teaches(cfg, records).tolist() == [True, False, True]
 
 
+def test_a_score_that_does_not_apply_is_no_outcome():
+  records = _records([1, 0, 0])
+  for i in (0, 4, 8, 9, 10, 11):
+    records[i]['applies'] = False
+  found = selection.outcomes(_config(), records)
+  assert np.isnan(found).sum(axis=1).tolist() == [1, 1, 4]
+  assert selection.teaches(_config(), records).tolist() == [False, False, True]
+
+
 def test_a_cut_completion_that_earns_nothing_is_not_right():
   records = _records([4])
   records[0]['truncated'] = True

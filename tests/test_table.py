@@ -23,6 +23,7 @@ from rlzero.runtime import config, failures, metrics
 from rlzero.scoring import reward_pool, rewards
 from rlzero.tasks import base, table, verifiers
 from rlzero.tasks.datasets import materialise, stream, table_rows
+from rlzero.tasks.datasets.curriculum import Curriculum
 from rlzero.text import warn
 from rlzero.text.template import Chat
 
@@ -574,3 +575,22 @@ def _gin(lines):
     yield from (
       [f'{head}{mark}{n}' for n in names.split(', ')] if mark else [line]
     )
+
+
+def test_a_column_says_how_hard_a_problem_is(tmp_path):
+  path = _jsonl(
+    tmp_path / 't.jsonl',
+    [
+      {'question': f'q{i}', 'answer': i, 'meta': {'level': f'Level {i % 3}'}}
+      for i in range(9)
+    ],
+  )
+  task = table.Table(path=path, verifier=_NUMBERS, level_column='meta.level')
+  levels = {e.question: task.level(e.target) for e in task.examples('train')}
+  assert levels
+  assert all(v == f'Level {int(q[1:]) % 3}' for q, v in levels.items())
+  problems = stream.mixed([task], [1.0], 0, Curriculum(by='level'))
+  assert len(problems.next(12)) == 12
+  plain = table.Table(path=path, verifier=_NUMBERS)
+  with pytest.raises(ValueError, match='has no levels'):
+    stream.mixed([plain], [1.0], 0, Curriculum(by='level'))

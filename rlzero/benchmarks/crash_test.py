@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from rlzero.benchmarks import instrumented_run
+from rlzero.monitoring import history
 from rlzero.runtime import files, metrics, provenance
 from rlzero.train import folders
 
@@ -228,10 +229,7 @@ def _same(first, second):
   """Whether two runs left the same bits."""
 
   def rows(workdir):
-    return [
-      {k: v for k, v in row.items() if not k.startswith('time/')}
-      for row in metrics.read_metrics(str(workdir))
-    ]
+    return history.without_times(metrics.read_metrics(str(workdir)))
 
   def texts(workdir, name):
     folder = workdir / name

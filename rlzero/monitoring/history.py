@@ -107,6 +107,23 @@ def replay(
   return list(zip(began, ended, strict=True))
 
 
+def without_times(rows: Rows) -> list[dict[str, Any]]:
+  """Steps without what depends on a clock: `time/` and the throughput alert.
+
+  Two runs with the same settings have the rest in common, to the bit.
+  """
+  found = []
+  for row in rows:
+    ringing = [n for n in row.get('alerts', ()) if n != 'throughput']
+    kept = {
+      name: value
+      for name, value in row.items()
+      if name != 'alerts' and not name.startswith('time/')
+    }
+    found.append(kept | ({'alerts': ringing} if ringing else {}))
+  return found
+
+
 def of_run(rows: Rows, config: Mapping[str, Any]) -> list[tuple[Alert, int]]:
   """The history of a run, with the thresholds and dtype of its config.json.
 

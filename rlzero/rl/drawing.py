@@ -131,10 +131,10 @@ class Drawing:
     for sampled in rounds:
       found = selection.outcomes(self._cfg, sampled.log.scores)
       for example, group in zip(sampled.examples, found, strict=True):
-        if not np.isnan(group).any():
-          right = float(np.clip(group, 0, 1).sum())
+        known = np.clip(group[~np.isnan(group)], 0, 1)
+        if known.size:
           observations.append(
-            curriculum.Observation(example, right, len(group))
+            curriculum.Observation(example, float(known.sum()), known.size)
           )
     rates.observe(observations)
 

@@ -64,7 +64,8 @@ def outcomes(
 ) -> Float[np.ndarray, 'D N']:
   """The verified outcomes of groups, which the accuracy reward is paid for.
 
-  No other reward is part of it. NaN where a task pays nothing for it.
+  No other reward is part of it. NaN where a task pays nothing for it, and where
+  a function says that it does not apply.
 
   Args:
     cfg: of the run.
@@ -73,7 +74,7 @@ def outcomes(
   verified = {s.task.name for s in cfg.scenarios if s.accuracy_reward}
   found = [
     record['accuracy'] * truncation.earns(cfg.truncated, record['truncated'])
-    if record['task'] in verified
+    if record['task'] in verified and record.get('applies', True)
     else np.nan
     for record in records
   ]
@@ -88,7 +89,10 @@ def teaches(
   Groups without such outcomes count as if they did.
   """
   found = outcomes(cfg, records)
-  return np.isnan(found).any(axis=1) | (np.ptp(found, axis=1) > 0)
+  unknown = np.isnan(found)
+  lowest = np.where(unknown, np.inf, found).min(axis=1)
+  highest = np.where(unknown, -np.inf, found).max(axis=1)
+  return unknown.all(axis=1) | (highest > lowest)
 
 
 def kept(

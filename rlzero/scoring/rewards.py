@@ -45,6 +45,14 @@ class Scenario:
 
   def __post_init__(self):
     fields.check(self, share=above(0))
+    known = getattr(self.task, 'part_names', None)
+    if known is not None:
+      for name in self.part_rewards.keys() - set(known):
+        raise ValueError(
+          f'Scenario.part_rewards weighs {name!r}, and the further rewards of '
+          f'task {self.task.name!r} are {", ".join(known) or "none"}; name one '
+          'of them, or add it to Table.rewards.'
+        )
 
 
 def give(cfg: Any, records: Sequence[dict[str, Any]]) -> None:

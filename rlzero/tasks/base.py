@@ -88,7 +88,8 @@ class Task(Verifier, Protocol):
   they hold settings, not data. `examples` is deterministic.
 
   A task may also have `parts(text, target)`, further scores of a completion
-  by their names, for rewards beside that of a right answer; `rating(target)`,
+  by their names, for rewards beside that of a right answer; `part_names`, all
+  names that these can have, or None; `rating(target)`,
   how hard a problem is; `level(target)`, the name of the problems that are as
   hard as it; `warm_up()`, which loads what judging needs;
   `notice()`, a sentence about judging that is said once; `deadline_s`, the
@@ -140,6 +141,7 @@ class Wrapper:
     # What not every task has, this one has if the judging one does.
     if name in (
       'parts',
+      'part_names',
       'rating',
       'level',
       'warm_up',

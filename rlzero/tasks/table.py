@@ -53,6 +53,7 @@ class Table:
   columns: tuple[str, ...] = ()
   system: str = ''  # a message put first, in place of the question's own
   split_column: str = ''
+  level_column: str = ''  # how hard a problem is, for a curriculum
   # Percent of the training rows, where there is no such split.
   validation_percent: float = 5.0
   test_percent: float = 5.0
@@ -78,7 +79,7 @@ class Table:
         f'test_percent {self.test_percent}; they must leave some rows to train '
         'on.'
       )
-    short = [_short(name) for name in (*self.columns, self.target)]
+    short = [_short(name) for name in (*self._columns, self.target)]
     if len({*short}) < len(short):
       raise ValueError(
         f'Table.columns is {self.columns} and target {self.target!r}; '
@@ -127,6 +128,11 @@ class Table:
     return self.verifier.count_tries(text)
 
   @property
+  def part_names(self) -> tuple[str, ...] | None:
+    """Names of the further scores; None where a function may give others."""
+    return None if hasattr(self.verifier, 'function') else tuple(self.rewards)
+
+  @property
   def judges_groups(self) -> bool:
     """Whether a function judges all completions of a problem at once."""
     return any(plan.is_list for plan in self._plans)
@@ -145,6 +151,8 @@ class Table:
     # What not every verifier has.
     if name in ('notice', 'deadline_s', 'parallel'):
       return getattr(self.verifier, name)
+    if name == 'level' and self.level_column:
+      return self._level
     if name == 'outcome':
       found = self.verifier.outcome  # pyright: ignore[reportAttributeAccessIssue]
       return lambda answer, target: found(answer, _target(target))
@@ -152,6 +160,15 @@ class Table:
     if name in own and (self.rewards or hasattr(self.verifier, name)):
       return own[name]
     raise AttributeError(f'{type(self).__name__} has no {name!r}.')
+
+  @property
+  def _columns(self) -> tuple[str, ...]:
+    """The columns that are kept beside question and target, each once."""
+    level = (self.level_column,) if self.level_column else ()
+    return tuple(dict.fromkeys((*self.columns, *level)))
+
+  def _level(self, target: str) -> str:
+    return str(json.loads(target)['columns'][_short(self.level_column)])
 
   def _warm_up(self) -> None:
     if warm_up := getattr(self.verifier, 'warm_up', None):
@@ -205,8 +222,8 @@ class Table:
     plans = self._plans
     needed = frozenset[str]().union(*(plan.needed for plan in plans))
     wanted = frozenset[str]().union(*(plan.wanted for plan in plans))
-    named = {_short(name) for name in (*self.columns, self.target)}
-    others = (*self.columns, *sorted(needed - named))
+    named = {_short(name) for name in (*self._columns, self.target)}
+    others = (*self._columns, *sorted(needed - named))
     if plans and self.target and not hasattr(self.verifier, 'judge'):
       # Functions are passed what the column holds, not what the verifier
       # makes of it.
