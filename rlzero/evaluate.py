@@ -228,6 +228,7 @@ def _measure_benchmark(
     benchmark.deadline_s,
     max_chars=reward_pool.chars_of(benchmark.sampling.max_len),
   ) as pool:
+    pool.wait()
     records = grade.grade(pool, benchmark.task, chosen, samples)
     metrics = measure.compute_metrics(
       pool, benchmark.task, chosen, records, benchmark

@@ -5,6 +5,8 @@ import json
 import pathlib
 import pickle
 import re
+import threading
+import time
 
 import pytest
 from helpers import serve
@@ -25,8 +27,18 @@ class Model(http.server.BaseHTTPRequestHandler):
   asked: list[dict]
   failures: list[int]  # status of the next replies
   cut = False
+  pause_s = 0.0
+  at_once = most_at_once = 0
+  lock = threading.Lock()
 
   def do_POST(self):
+    own = type(self)
+    with own.lock:
+      own.at_once += 1
+      own.most_at_once = max(own.at_once, own.most_at_once)
+    time.sleep(self.pause_s)
+    with own.lock:
+      own.at_once -= 1
     body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
     self.asked.append(body)
     if self.failures:
@@ -248,6 +260,23 @@ def test_a_judge_is_a_verifier(model, tmp_path, capfd):
   assert 'Unreadable in http' in capfd.readouterr().err
   user = model.asked[-1]['messages'][1]['content']
   assert re.search('reference\nhello\n', user)
+
+
+def test_a_group_is_asked_about_side_by_side(model, tmp_path):
+  task = _table(model, tmp_path, concurrency=8)
+  (example,) = task.examples('train')
+  texts = [f'{i} say: {_verdict(i / 4)}' for i in range(40)]
+  requests = [
+    reward_pool.Request('t', text, example.target, uid=example.uid)
+    for text in texts
+  ]
+  with reward_pool.RewardPool({'t': task}, 'chat', 1) as pool:
+    pool.wait()
+    model.asked.clear()
+    model.pause_s = 0.02
+    found = pool.score(requests)
+  assert [v.accuracy for v in found] == [i / 40 for i in range(40)]
+  assert len(model.asked) == 40 and 2 <= model.most_at_once <= 8
 
 
 def test_what_cannot_be_asked_is_said_as_workers_start(model, tmp_path):

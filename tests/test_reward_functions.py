@@ -254,6 +254,9 @@ def test_what_cannot_run_is_said_as_workers_start(tmp_path):
   with reward_pool.RewardPool({'t': task}, 'chat', 1) as pool:
     with pytest.raises(RuntimeError, match='ModuleNotFoundError: No module'):
       pool.score([reward_pool.Request('t', 'a', '{"target": 1}')])
+  with reward_pool.RewardPool({'t': task}, 'chat', 2) as pool:
+    with pytest.raises(ValueError, match=r'start: .* can be imported\.$'):
+      pool.wait()
 
 
 # Tables.

@@ -118,6 +118,7 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
     ) as pool,
   ):
     loaded = folders.load_model(cfg.checkpoint)
+    pool.wait()
     source = {
       # The name alone: the bytes shall not depend on where a run stands.
       'checkpoint': os.path.basename(os.path.normpath(cfg.checkpoint)),

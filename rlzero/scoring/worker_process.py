@@ -104,7 +104,8 @@ class WorkerProcess:
           self.deadline = time.monotonic() + self._ahead.popleft()
           self._serial += 1
       elif reply[0] == 'crash':
-        raise RuntimeError(f'A reward worker could not start: {reply[1]}.')
+        why = str(reply[1]).rstrip('.')
+        raise RuntimeError(f'A reward worker could not start: {why}.')
       else:
         self.is_idle = True
     if self.is_idle:
