@@ -19,7 +19,7 @@ from rlzero.runtime import config, fields, metrics
 from rlzero.tasks import countdown
 from rlzero.text.template import Template
 
-_RISE = [0.4 + 0.02 * i for i in range(30)]
+_RISE = [0.2 + 0.02 * i for i in range(40)]
 
 
 def _window(**values):
@@ -49,8 +49,8 @@ _FAILING = {
     'EOS was never emitted at step 0: .* check the eos_token_id',
   ),
   'format_only': (
-    _window(reward__format=_RISE, reward__correct=[0.2] * 30),
-    r'Only the format was learned \(0.44 to 0.89\) .* lower format_reward',
+    _window(reward__format=_RISE, reward__correct=[0.2] * 40),
+    r'Only the format was learned \(0.24 to 0.89\) .* lower format_reward',
   ),
   'length_collapse': (
     _window(
@@ -189,8 +189,17 @@ def test_the_run_of_a_0_5b_model_that_nobody_was_told_about():
 def test_the_reward_of_the_format_alone():
   both = _window(reward__format=_RISE, reward__correct=_RISE)
   assert not _names(both, limits=Thresholds())
-  early = _window(reward__format=_RISE[:29], reward__correct=[0.2] * 29)
+  early = _window(reward__format=_RISE[:39], reward__correct=[0.2] * 39)
   assert not _names(early, limits=Thresholds())
+
+
+def test_accuracy_may_follow_the_format():
+  """As seed 2 of r1_zero_tiny.gin went: nothing until step 25, then all."""
+  form = [min(0.4 + 0.02 * i, 0.95) for i in range(60)]
+  right = [0.16] * 25 + [0.17 + 0.01 * i for i in range(35)]
+  assert not _names(
+    _window(reward__format=form, reward__correct=right), limits=Thresholds()
+  )
 
 
 @pytest.mark.parametrize('lengths', [[47] * 5 + [20] * 5, [40] * 5 + [200] * 5])
