@@ -356,6 +356,7 @@ def test_a_broken_function_costs_its_completion(tmp_path, mine, capfd):
   assert said.count('KeyError in ') == 1 and said.count('Traceback') == 1
   assert said.count("raise KeyError('no such thing')") == 1
   assert said.count('InvalidScore in ') == 1 and 'it gave nan' in said
+  assert said.count("of task 't' took more than 0.5 s for 1 completion.") == 1
 
 
 def test_a_broken_reward_costs_all_of_the_completion(tmp_path, mine):

@@ -129,7 +129,6 @@ class RewardPool:
       )
     self.counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
     self._warned: set[tuple[str, str]] = set()
-    self._warned_of_silence = False
     self._has_format = template.Template(kind).has_format
     self._max_chars = max_chars
     self._tasks = frozenset(tasks)
@@ -246,6 +245,15 @@ class RewardPool:
     if status != 'ok':
       if reply:
         self._warn(task, reply)
+      elif status == 'timeout':
+        limit_s = frames.limit_s(self._limits, job)
+        self._say_once(
+          (task, status),
+          f'The verifier of task {task!r} took more than {limit_s:g} s for '
+          f'{count} completion{"s" * (count > 1)}. Such completions earn 0 and '
+          'count in scoring/timeout; deadline_s is the limit of each. This is '
+          'said once.',
+        )
       return [_unscored(status)] * count
     if verb == 'score':
       return [Verdict(status='ok', **reply)]
@@ -262,29 +270,27 @@ class RewardPool:
   def _warn(self, task: str, error: str) -> None:
     """Says what a verifier raised, once for each task and type."""
     line, _, trace = error.partition('\n')
-    kind = task, line.partition(': ')[0]
-    if kind not in self._warned:
-      self._warned.add(kind)
-      print(
-        f'The verifier of task {task!r} raised {line}. Such completions earn '
-        '0 and count in completion/unscored. This is said once for each type '
-        'of error.' + (f'\n{trace}' if trace else ''),
-        file=sys.stderr,
-        flush=True,
-      )
+    self._say_once(
+      (task, line.partition(': ')[0]),
+      f'The verifier of task {task!r} raised {line}. Such completions earn '
+      '0 and count in completion/unscored. This is said once for each type '
+      'of error.' + (f'\n{trace}' if trace else ''),
+    )
 
   def _warn_of_silence(self, verdicts: Sequence[Verdict]) -> None:
-    if not self._warned_of_silence:
-      self._warned_of_silence = True
-      found = collections.Counter(v.status for v in verdicts)
-      print(
-        f'None of {len(verdicts)} completions could be scored ('
-        + ', '.join(f'{count} {status}' for status, count in found.items())
-        + '), so all of them earn 0. Check the verifier of the task, or raise '
-        'deadline_s if most are timeouts. This is said once.',
-        file=sys.stderr,
-        flush=True,
-      )
+    found = collections.Counter(v.status for v in verdicts)
+    self._say_once(
+      ('', 'silence'),
+      f'None of {len(verdicts)} completions could be scored ('
+      + ', '.join(f'{count} {status}' for status, count in found.items())
+      + '), so all of them earn 0. Check the verifier of the task, or raise '
+      'deadline_s if most are timeouts. This is said once.',
+    )
+
+  def _say_once(self, kind: tuple[str, str], sentence: str) -> None:
+    if kind not in self._warned:
+      self._warned.add(kind)
+      print(sentence, file=sys.stderr, flush=True)
 
   def classes(self, task: str, answers: Sequence[str | None]) -> list[int]:
     """The class of each answer, equal ones alike; -1 for no answer.

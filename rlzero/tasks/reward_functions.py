@@ -40,7 +40,7 @@ _REFUSED = {
   'same at every step and in every evaluation',
   'environments': 'there are no environments here',
 }
-_MAX_TRACEBACK, _MAX_LINE = 2000, 300  # characters
+_MAX_TRACEBACK, _MAX_LINE, _MAX_NOTE = 2000, 300, 2000  # characters
 _NAME = re.compile(r'[\w./@-]{1,100}')
 
 
@@ -301,7 +301,7 @@ class _Log:
     self.metrics[f'logged/{name}'] = number
 
   def extra(self, column: str, values: Sequence[Any]) -> None:
-    """Takes a value for each completion; what JSON lacks, as text."""
+    """Takes a value for each completion; text, if long, is cut."""
     values = list(values)
     if len(values) != len(self.notes):
       raise InvalidScore(
@@ -309,8 +309,8 @@ class _Log:
         f'{len(self.notes)} completions'
       )
     for notes, value in zip(self.notes, values, strict=True):
-      plain = value is None or isinstance(value, (str, bool, int, float))
-      notes[str(column)] = value if plain else str(value)
+      plain = value is None or isinstance(value, (bool, int, float))
+      notes[str(column)] = value if plain else str(value)[:_MAX_NOTE]
 
 
 def _check_known(spec: str, names: frozenset[str]) -> None:
