@@ -266,9 +266,17 @@ def their_peft(theirs):
 
 
 def _adapted(config, scale=0.75):
-  """The model with that scale, random parameters and a random adapter."""
+  """The model with that scale, random parameters and a random adapter.
+
+  Where PEFT fuses experts it drops an adapter of other MLPs, whose matrices
+  have the same names, so these have none there.
+  """
   base = jax.tree.map(lambda x: x / 2, random_params(config))
-  leaves = adapters.init(Adapter(rank=3), base, jax.random.key(0))
+  adapter = Adapter(rank=3)
+  if config.experts:
+    experts = 'expert_gate', 'expert_up', 'expert_down'
+    adapter = Adapter(rank=3, targets=('attention', *experts))
+  leaves = adapters.init(adapter, base, jax.random.key(0))
   rng = np.random.default_rng(1)
   leaves = jax.tree.map(
     lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), leaves
@@ -307,13 +315,15 @@ def test_their_adapter_here(name, stabilised, tmp_path, theirs, their_peft):
     r=4,
     lora_alpha=6,
     use_rslora=stabilised,
-    target_modules=['o_proj', 'kv_b_proj', 'q_proj'],
+    target_modules=['o_proj', 'kv_b_proj', 'q_b_proj', 'q_proj'],
   )
-  model = their_peft.get_peft_model(model, settings).eval()
-  for key, parameter in model.named_parameters():
-    if 'lora_' in key:
-      torch.nn.init.normal_(parameter, std=0.2)
-  model.save_pretrained(tmp_path / 'adapter')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    model = their_peft.get_peft_model(model, settings).eval()
+    for key, parameter in model.named_parameters():
+      if 'lora_' in key:
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / 'adapter')
   _, base, _ = hf.read_folder(tmp_path / 'base')
   scale, leaves = peft.open_folder(tmp_path / 'adapter', config)
   assert scale == (3.0 if stabilised else 1.5)

@@ -209,7 +209,8 @@ def _check(
 def _target_modules(config: ModelConfig, paths: set[str]) -> list[str] | str:
   """Tells PEFT what to adapt: last names, or where those say more, a regex.
 
-  A regex must match the whole name of a module.
+  A regex must match the whole name of a module. Newer versions of transformers
+  have all experts of a layer in one module, so the number may be absent.
   """
   adapted, others = set(), set()
   for row in mapping.table(config):
@@ -221,7 +222,7 @@ def _target_modules(config: ModelConfig, paths: set[str]) -> list[str] | str:
   if not experts and not last & {m.rpartition('.')[2] for m in others}:
     return sorted(last)
   parts = {
-    re.escape(module.partition('{L}.')[2]).replace(r'\{E\}', r'\d+')
+    re.escape(module.partition('{L}.')[2]).replace(r'\{E\}\.', r'(\d+\.)?')
     for module in adapted
   }
   return rf'.*\.({"|".join(sorted(parts))})'
