@@ -12,6 +12,7 @@ them with equal results:
             cache, so for decoding
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -125,7 +126,7 @@ class LatentAttention(nn.Module):
     if not isinstance(up, lora.Adapted):
       return split(up)
     return [
-      up.replace(kernel=kernel, b=b)
+      dataclasses.replace(up, kernel=kernel, b=b)
       for kernel, b in zip(split(up.kernel), split(up.b), strict=True)
     ]
 

@@ -6,6 +6,7 @@ On a mesh the experts are sharded over `expert`, and so are the rows, so
 tokens travel to their experts and back.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -203,8 +204,8 @@ def _axes(axes, matrix):
   if not isinstance(matrix, lora.Adapted):
     return axes
   stack, inputs, outputs = axes
-  return matrix.replace(
-    kernel=axes, a=f'{stack}{inputs}_', b=f'{stack}_{outputs}'
+  return dataclasses.replace(
+    matrix, kernel=axes, a=f'{stack}{inputs}_', b=f'{stack}_{outputs}'
   )
 
 

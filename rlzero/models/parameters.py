@@ -134,9 +134,10 @@ PARAMS: dict[str, Param] = {
 
 def _adapter(param: Param) -> tuple[Param, Param]:
   """A and B beside a matrix; J is their rank."""
-  return tuple(
-    dataclasses.replace(param, muon=False, adapts=False, trains=True, **axes)
-    for axes in ({'outputs': 'J'}, {'inputs': 'J'})
+  side = dataclasses.replace(param, muon=False, adapts=False, trains=True)
+  return (
+    dataclasses.replace(side, outputs='J'),
+    dataclasses.replace(side, inputs='J'),
   )
 
 

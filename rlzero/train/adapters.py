@@ -72,7 +72,7 @@ def init(adapter: Adapter, params: Params, key: jax.Array) -> Params:
   Raises:
     ValueError: a target that is none of the model's.
   """
-  flat, leaves = traverse_util.flatten_dict(params), {}
+  flat, leaves = _flatten(params), {}
   chosen = _chosen(adapter, flat)
   for path, name in zip(
     chosen, jax.random.split(key, len(chosen)), strict=True
@@ -118,7 +118,7 @@ def _read(adapter: Adapter, config: ModelConfig, shapes: Params) -> Params:
       f'in {adapter.start!r} has {scale:g}; set alpha and rank to its own.'
     )
   found, wanted = (
-    {path: x.shape for path, x in traverse_util.flatten_dict(tree).items()}
+    {path: x.shape for path, x in _flatten(tree).items()}
     for tree in (leaves, shapes)
   )
   if found != wanted:
@@ -136,7 +136,7 @@ def _read(adapter: Adapter, config: ModelConfig, shapes: Params) -> Params:
 def _frozen(config: ModelConfig, params: Params) -> Params:
   """The base in the compute dtype; leaf by leaf, since both may not fit."""
   out = {}
-  for path, leaf in traverse_util.flatten_dict(params).items():
+  for path, leaf in _flatten(params).items():
     out[path] = parameters.cast(config, {path[-1]: leaf})[path[-1]]
     if out[path].dtype != leaf.dtype:
       jax.block_until_ready(out[path])
@@ -158,9 +158,7 @@ def shapes(
 
 def exists(params: Params) -> bool:
   """Whether there is an adapter among the parameters."""
-  return any(
-    path[-1].endswith(lora.SIDES) for path in traverse_util.flatten_dict(params)
-  )
+  return any(path[-1].endswith(lora.SIDES) for path in _flatten(params))
 
 
 def split(params: Params) -> tuple[Params, Params]:
@@ -171,7 +169,7 @@ def split(params: Params) -> tuple[Params, Params]:
   if not exists(params):
     return params, {}
   trained, frozen = {}, {}
-  for path, leaf in traverse_util.flatten_dict(params).items():
+  for path, leaf in _flatten(params).items():
     param = parameters.PARAMS.get(path[-1])
     (trained if param and param.trains else frozen)[path] = leaf
   return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(
@@ -183,9 +181,7 @@ def join(trained: Params, frozen: Params) -> Params:
   """Undoes `split`, also with other leaves of the same names."""
   if not frozen:
     return trained
-  return traverse_util.unflatten_dict(
-    traverse_util.flatten_dict(frozen) | traverse_util.flatten_dict(trained)
-  )
+  return traverse_util.unflatten_dict(_flatten(frozen) | _flatten(trained))
 
 
 def merge(scale: float, params: Params) -> Params:
@@ -195,7 +191,7 @@ def merge(scale: float, params: Params) -> Params:
     scale: s.
     params: with an adapter; arrays of the devices, or of the host.
   """
-  flat = traverse_util.flatten_dict(params)
+  flat = _flatten(params)
   merged = {}
   for path, leaf in flat.items():
     if path[-1].endswith(lora.SIDES):
@@ -225,7 +221,7 @@ def describe(workdir: str, config: ModelConfig, params: Params) -> None:
   """Writes what the checkpoints of a run hold, if it trains an adapter."""
   if not exists(params):
     return
-  leaves = traverse_util.flatten_dict(split(params)[0], sep='/')
+  leaves = {'/'.join(p): leaf for p, leaf in _flatten(split(params)[0]).items()}
   files.write_json(
     os.path.join(workdir, _DESCRIBED),
     {
@@ -250,3 +246,7 @@ def described(workdir: str) -> tuple[float, Params] | None:
     for path, shape in found['shapes'].items()
   }
   return found['scale'], traverse_util.unflatten_dict(shapes, sep='/')
+
+
+def _flatten(params: Params) -> dict[tuple[str, ...], Any]:
+  return traverse_util.flatten_dict(params)

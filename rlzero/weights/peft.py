@@ -104,7 +104,7 @@ def write_folder(
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  flat = traverse_util.flatten_dict(leaves, sep='/')
+  flat: dict[str, Any] = traverse_util.flatten_dict(leaves, sep='/')
   rank = next(x for path, x in flat.items() if path.endswith('_a')).shape[-1]
   sizes = parameters.axis_sizes(config) | {'J': rank}
   tensors = {}
