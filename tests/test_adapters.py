@@ -315,7 +315,7 @@ def _supervised(stage, base, workdir, folder):
 @mostly_slow(
   'stage',
   {'sft': sft, 'distill': distill, 'reward_model': reward_model},
-  quick=('sft',),
+  quick=(),
 )
 def test_supervised_stages_train_an_adapter_and_resume(
   stage, base, tmp_path, monkeypatch

@@ -73,7 +73,7 @@ def _micro() -> packing.Microbatch:
 def _loss_and_gradient(config, params, micro):
   loss = functools.partial(learner._loss, config, OBJECTIVE, SAMPLING)
   (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-    params, micro
+    params, {}, micro
   )
   return value, grads
 

@@ -55,6 +55,7 @@ def test_intervals_and_ratios():
 
 
 @pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.usefixtures('quick_compilation')
 def test_a_run_ends_at_the_goal_and_is_not_repeated(tmp_path, monkeypatch):
   flags = (
