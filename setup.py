@@ -40,7 +40,7 @@ setuptools.setup(
     'ml_dtypes>=0.5',
     'mpmath>=1.3',
     'numpy>=2.0',
-    'optax>=0.2.7',
+    'optax>=0.2.8',
     'orbax-checkpoint>=0.11.28',
     'pyarrow>=16.0',
     'reasoning-gym>=0.1.23',
