@@ -69,6 +69,7 @@ def whole(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_sampler_and_learner_agree(whole):
   rows = metrics.read_metrics(str(whole))
   assert len(rows) == 4
@@ -78,6 +79,7 @@ def test_sampler_and_learner_agree(whole):
     assert (row['policy/kl'] < 1e-9) == (row['step'] % 2 == 0)
 
 
+@pytest.mark.slow
 def test_the_model_is_the_base_with_the_adapter_merged(whole):
   base = _base()
   written = hf.read_folder(whole / 'model')
@@ -113,6 +115,7 @@ def test_the_model_is_the_base_with_the_adapter_merged(whole):
   assert not tensors and moved == 7 * base.config.num_layers
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_adapter_and_a_run_is_a_model(whole):
   size = sum(x.nbytes for x in jax.tree.leaves(_base().params))
   saved = whole / 'checkpoints' / '4'
@@ -154,6 +157,7 @@ def test_killed_between_updates_it_ends_with_the_same_bits(
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_run_without_its_base_says_so(whole, tmp_path):
   description = json.loads((whole / 'base.json').read_text())
   moved = tmp_path / 'run'
@@ -171,6 +175,7 @@ def test_a_run_without_its_base_says_so(whole, tmp_path):
     folders.open_model(str(moved))
 
 
+@pytest.mark.slow
 def test_convert_merges_a_peft_folder(whole, tmp_path, capsys):
   base = folders.embedded('tiny_base')
   out = tmp_path / 'merged'
@@ -184,11 +189,13 @@ def test_convert_merges_a_peft_folder(whole, tmp_path, capsys):
   _same(written.params, expected.params)
 
 
+@pytest.mark.slow
 def test_a_peft_folder_is_no_model(whole):
   with pytest.raises(FileNotFoundError, match='rlzero.convert .*--adapter='):
     weights.open_model(whole / 'adapter')
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_peft_folder(whole):
   config = dataclasses.replace(_base().config, adapter_scale=ADAPTER.scale)
   began = dataclasses.replace(ADAPTER, start=str(whole / 'adapter'))

@@ -131,6 +131,7 @@ def test_finished_run_is_left_as_it_is(whole, capsys):
   assert 'step 6' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_minibatches_a_rollout(tmp_path):
   cfg = grpo_config(
     tmp_path,
@@ -643,6 +644,7 @@ def test_a_finished_run_goes_back_to_the_checkpoint_before(
   _assert_same_folder(whole_of_two, tmp_path)
 
 
+@pytest.mark.slow
 def test_lost_journal_gives_way_to_the_checkpoint_before(
   whole_of_two, tmp_path, monkeypatch, capsys
 ):

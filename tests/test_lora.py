@@ -206,9 +206,7 @@ def expected_gradient(full, params, scale):
   return traverse_util.unflatten_dict(found)
 
 
-@mostly_slow(
-  'config', {'small': EVEN, 'latent_and_experts': EXPERTS}, quick=('small',)
-)
+@mostly_slow('config', {'small': EVEN, 'latent_and_experts': EXPERTS}, quick=())
 def test_the_gradient_follows_from_that_of_the_matrices(config):
   params, rows = adapted(config), make_rows(GRPO)
   merged = adapters.merge(ADAPTER.scale, params)

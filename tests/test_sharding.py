@@ -98,7 +98,7 @@ def test_gradient_on_a_mesh_is_the_one_without(config, mesh):
   assert np.isfinite(list(facts.values())).all()
 
 
-@mostly_slow('objective', {'kl': GRPO, 'no-kl': NO_KL}, quick=('kl',))
+@mostly_slow('objective', {'kl': GRPO, 'no-kl': NO_KL}, quick=())
 @pytest.mark.usefixtures('short_shared_prefixes')
 def test_pmapped_gradient_is_the_one_of_one_device(objective):
   # Five microbatches, fewer without KL, of unlike token counts on 8 devices.
