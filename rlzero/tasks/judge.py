@@ -14,11 +14,11 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rlzero.runtime import endpoint, fields, files
 from rlzero.runtime.fields import above, at_least
-from rlzero.tasks import answers, base, reward_functions
+from rlzero.tasks import base, completion_verifier, reward_functions
 from rlzero.text import files as text_files
 from rlzero.text import template
 
@@ -39,7 +39,7 @@ _TRIAL = base.Problem('What is 1 + 1?', '2', {}), base.Response('2')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
+class Judge(completion_verifier.CompletionVerifier):
   """Scores completions by a model behind an OpenAI-compatible endpoint.
 
   Scores become rewards from 0 (`low`) to 1 (`high`). Verdicts are kept in
@@ -135,23 +135,8 @@ class Judge:
     client = endpoint.Client(self.url, 1, timeout_s=min(self.timeout_s, 15.0))
     self._ask(client, problem, response.text)
 
-  def target_of(self, value: Any) -> Any:
-    """The reference that a column holds; None has none."""
-    return value
-
-  def extract(self, text: str) -> str | None:
-    return answers.last_answer(text, numeric=False)
-
-  def verify(self, answer: str, target: Any) -> bool:
-    """Whether the judge passes the answer alone, without its question."""
-    problem = base.Problem('', target, {})
-    return bool(self.judge([base.Response(answer)], problem)[0].correct)
-
   def same(self, first: str, second: str) -> bool:
     return first.split() == second.split()
-
-  def count_tries(self, text: str) -> int:
-    return answers.count_results(text)
 
   def _client(self) -> endpoint.Client:
     return endpoint.Client(

@@ -18,6 +18,7 @@ from rlzero.runtime.fields import above, at_least
 from rlzero.tasks import (
   answers,
   base,
+  completion_verifier,
   execute,
   fences,
   isolation,
@@ -132,7 +133,7 @@ class Contains:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Function:
+class Function(completion_verifier.CompletionVerifier):
   """Scores whole completions by a function of yours; see `reward_functions`.
 
   The score is the reward in the place of that of a right answer, whatever the
@@ -173,23 +174,8 @@ class Function:
     """Loads the function."""
     reward_functions.load(self.function, self.digest)
 
-  def target_of(self, value: Any) -> Any:
-    """The column as it is: the function knows what it means."""
-    return value
-
-  def extract(self, text: str) -> str | None:
-    return answers.last_answer(text, numeric=False)
-
-  def verify(self, answer: str, target: Any) -> bool:
-    """Whether the function passes a completion that is the answer alone."""
-    problem = base.Problem('', target, {})
-    return bool(self.judge([base.Response(answer)], problem)[0].correct)
-
   def same(self, first: str, second: str) -> bool:
     return _words(first) == _words(second)
-
-  def count_tries(self, text: str) -> int:
-    return answers.count_results(text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
