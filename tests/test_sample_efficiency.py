@@ -60,7 +60,6 @@ def test_intervals_and_ratios():
 def test_a_run_ends_at_the_goal_and_is_not_repeated(tmp_path, monkeypatch):
   flags = (
     *sample_efficiency._FLAGS,
-    '--num_steps=4',
     '--num_prompts=2',
     '--max_len=16',
     '--num_slots=8',
@@ -72,7 +71,8 @@ def test_a_run_ends_at_the_goal_and_is_not_repeated(tmp_path, monkeypatch):
   )
   monkeypatch.setattr(sample_efficiency, '_FLAGS', flags)
   workdir = tmp_path / 'run'
-  found = sample_efficiency.train(workdir, 'curriculum', 0, goal=0.0)
+  run = '--gin_file=configs/runs/r1_zero_tiny.gin', '--num_steps=4'
+  found = sample_efficiency.train(workdir, 'curriculum', 0, 0.0, run)
   (only,) = found['evaluations']  # at the first evaluation, of two
   rows = metrics.read_metrics(str(workdir))
   assert only['steps'] == len(rows) == 2
@@ -80,9 +80,9 @@ def test_a_run_ends_at_the_goal_and_is_not_repeated(tmp_path, monkeypatch):
   assert only['seconds'] < sum(row['time/step_s'] for row in rows)
   assert 'curriculum/pass_rate' in found['means']
   before = (workdir / 'metrics.jsonl').read_bytes()
-  assert sample_efficiency.train(workdir, 'curriculum', 0, 0.0) == found
+  assert sample_efficiency.train(workdir, 'curriculum', 0, 0.0, run) == found
   assert (workdir / 'metrics.jsonl').read_bytes() == before
   assert found['compile_s'] > 0 and len(found['commits']) == 1
   # Another goal goes on from there.
-  more = sample_efficiency.train(workdir, 'curriculum', 0, goal=1.1)
+  more = sample_efficiency.train(workdir, 'curriculum', 0, 1.1, run)
   assert [e['steps'] for e in more['evaluations']] == [2, 4]

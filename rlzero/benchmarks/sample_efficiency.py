@@ -1,12 +1,13 @@
 """Counts what training takes to a goal, by the way problems are chosen.
 
   python -m rlzero.benchmarks.sample_efficiency --folder=DIR
-    [--seeds=0,1,2] [--only=plain,curriculum] [--goal=0.8] [--out=FILE]
+    [--gin_file=configs/runs/r1_zero_tiny.gin] [--steps=160] [--goal=0.8]
+    [--seeds=0,1,2] [--only=plain,curriculum] [--out=FILE]
 
-The run of configs/runs/r1_zero_tiny.gin, once plain and once with each way to
-choose problems and completions, for each seed. A run ends when it reaches the
-goal, pass@1 on validation problems, measured every five steps. The output has
-the tokens that were sampled and the seconds of rollouts and updates until
+The run of a config, once plain and once with each way to choose problems and
+completions, for each seed. A run ends when it reaches the goal, pass@1 on
+validation problems, measured every five steps; or after its steps. The output
+has the tokens that were sampled and the seconds of rollouts and updates until
 then: without evaluations, and without compiling, which falls to whichever run
 comes first. A run that is there already is not repeated, and one that was
 interrupted is resumed; so the series can be stopped at any time.
@@ -17,7 +18,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -30,30 +31,40 @@ from rlzero.rl import collect, loop, update
 from rlzero.runtime import config, files, lifecycle, metrics, provenance
 from rlzero.tasks.datasets.curriculum import Curriculum
 
+_EVAL_EVERY = 5
 _FLAGS = (
-  '--gin_file=configs/runs/r1_zero_tiny.gin',
-  '--num_steps=160',
-  '--eval_every=5',
+  f'--eval_every={_EVAL_EVERY}',
   '--eval_problems=96',
   '--eval_samples=4',
   '--save_every=20',
   '--final_problems=4',  # of no use here
   '--final_samples=2',
 )
-# Rows of these updates cost half, from as many completions.
-_DOWN = {'group_size': 8, 'samples_per_prompt': 16}
 _COMPILING = '/jax/core/compile/'  # tracing and lowering too
 _COMMITS = 'commits.txt'  # that worked on a run
 
-WAYS: dict[str, dict[str, Any]] = {
-  'plain': {},
-  'dynamic_sampling': {'max_rounds': 4},
-  'curriculum': {'curriculum': Curriculum(by='level')},
-  'down_selection': _DOWN,
-  'all_three': {
+
+def _half_group(cfg: grpo.Config) -> dict[str, Any]:
+  return {'group_size': cfg.group_size // 2}
+
+
+def _down_selection(cfg: grpo.Config) -> dict[str, Any]:
+  """Half of the rows in an update, from as many completions."""
+  return _half_group(cfg) | {'samples_per_prompt': cfg.group_size}
+
+
+# The settings of a way, on top of a config.
+WAYS: dict[str, Callable[[grpo.Config], dict[str, Any]]] = {
+  'plain': lambda cfg: {},
+  'dynamic_sampling': lambda cfg: {'max_rounds': 4},
+  'curriculum': lambda cfg: {'curriculum': Curriculum(by='level')},
+  'down_selection': _down_selection,
+  # Says what the selection of completions is worth, and what their number.
+  'half_group': _half_group,
+  'all_three': lambda cfg: {
     'max_rounds': 4,
     'curriculum': Curriculum(by='level'),
-    **_DOWN,
+    **_down_selection(cfg),
   },
 }
 
@@ -65,15 +76,25 @@ class _Reached(Exception):
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--folder', type=pathlib.Path, required=True)
+  parser.add_argument('--gin_file', default='configs/runs/r1_zero_tiny.gin')
+  parser.add_argument('--steps', type=int, default=160)
   parser.add_argument('--seeds', type=_numbers, default=[0, 1, 2])
   parser.add_argument('--only', type=_names, default=list(WAYS))
   parser.add_argument('--goal', type=float, default=0.8)
   parser.add_argument('--out', type=pathlib.Path)
   given = parser.parse_args()
+  if given.steps < _EVAL_EVERY:
+    parser.error(
+      f'--steps={given.steps} ends before the first evaluation, which is after '
+      f'{_EVAL_EVERY}.'
+    )
   given.folder.mkdir(parents=True, exist_ok=True)
+  flags = [f'--gin_file={given.gin_file}', f'--num_steps={given.steps}']
   # All ways of a seed before the next, so that what is there can be compared.
   runs = {
-    (way, seed): train(given.folder / f'{way}_{seed}', way, seed, given.goal)
+    (way, seed): train(
+      given.folder / f'{way}_{seed}', way, seed, given.goal, flags
+    )
     for seed in given.seeds
     for way in given.only
   }
@@ -89,6 +110,7 @@ def main() -> None:
     + ' '.join(sys.argv[1:]),
     **provenance.metadata(),
     'processor': _processor(),
+    'gin_file': given.gin_file,
     'goal': given.goal,
     'seeds': given.seeds,
     'ways': ways,
@@ -99,9 +121,20 @@ def main() -> None:
 
 
 def train(
-  workdir: pathlib.Path, way: str, seed: int, goal: float
+  workdir: pathlib.Path,
+  way: str,
+  seed: int,
+  goal: float,
+  flags: Sequence[str],
 ) -> dict[str, Any]:
   """Trains until the goal; the cost so far at each evaluation.
+
+  Args:
+    workdir: of the run, which is resumed where it is there.
+    way: one of `WAYS`.
+    seed: of the run.
+    goal: pass@1 at which it ends.
+    flags: of `rlzero.grpo`: the config and its number of steps.
 
   Returns:
     `evaluations`, each with steps, pass@1, tokens and seconds; `compile_s`; the
@@ -109,13 +142,13 @@ def train(
   """
   if not _is_done(workdir, goal):
     cfg = config.build(
-      grpo, [*_FLAGS, f'--seed={seed}', f'--workdir={workdir}']
+      grpo, [*flags, *_FLAGS, f'--seed={seed}', f'--workdir={workdir}']
     )
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / _COMMITS, 'a', encoding='ascii') as file:
       file.write(f'{provenance.commit()}\n')
     with _stopping(goal), contextlib.suppress(_Reached):
-      grpo.run(dataclasses.replace(cfg, **WAYS[way]))
+      grpo.run(dataclasses.replace(cfg, **WAYS[way](cfg)))
   rows = metrics.read_metrics(str(workdir))
   compile_s = [row['time/compile_s'] for row in rows]
   tokens = np.cumsum([row['rollout/tokens'] for row in rows])
@@ -184,6 +217,7 @@ def summary(runs: Sequence[dict[str, Any]], goal: float) -> dict[str, Any]:
       name: interval([run['cost'][name] for run in runs])
       for name in ('steps', *_COSTS)
     },
+    'last': [run['evaluations'][-1] for run in runs],
   }
 
 
@@ -229,9 +263,10 @@ def interval(values: Sequence[Any]) -> dict[str, float] | None:
 
 
 def table(ways: Mapping[str, Mapping[str, Any]]) -> str:
-  """The costs as a table in Markdown, each seed and the mean."""
-  lines = ['| | steps | tokens | seconds | tokens / plain | seconds / plain |']
-  lines.append('|---' * 6 + '|')
+  """The costs as a table in Markdown: the mean and each seed."""
+  titles = 'steps', 'tokens', 'seconds', 'tokens / plain', 'seconds / plain'
+  lines = [f'| | {" | ".join(titles)} | last pass@1 |']
+  lines.append('|---' * 7 + '|')
   for way, found in ways.items():
     cells = []
     for name in ('steps', *_COSTS):
@@ -239,6 +274,7 @@ def table(ways: Mapping[str, Mapping[str, Any]]) -> str:
       cells.append(f'{_said_interval(found["mean"][name])} ({", ".join(each)})')
     of_plain = found.get('of_plain') or {}
     cells += [_said_interval(of_plain.get(name)) for name in _COSTS]
+    cells.append(', '.join(f'{last["pass@1"]:.3f}' for last in found['last']))
     lines.append(f'| {way} | {" | ".join(cells)} |')
   return '\n'.join(lines)
 
