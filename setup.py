@@ -47,10 +47,12 @@ setuptools.setup(
     'rich>=13.0',
     'safetensors>=0.5',
     'scipy>=1.14',
+    'starlette>=1.0',
     'sympy>=1.14',
     'tensorboardX>=2.6.2',
     'tensorflow-datasets>=4.9.10',
     'tokenizers>=0.22.1',
+    'uvicorn>=0.40',
   ],
   extras_require={
     'cuda': ['jax[cuda13]'],
@@ -59,7 +61,9 @@ setuptools.setup(
     'test': [
       'basedpyright>=1.40',
       'beartype>=0.20',
+      'httpx>=0.28',
       'hypothesis>=6.100',
+      'openai>=2.0',
       'pytest>=8.0',
       'pytest-xdist>=3.6',
       'pyyaml>=6.0',
