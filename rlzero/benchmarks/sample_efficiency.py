@@ -109,7 +109,6 @@ def main() -> None:
     'command': 'python -m rlzero.benchmarks.sample_efficiency '
     + ' '.join(sys.argv[1:]),
     **provenance.metadata(),
-    'processor': _processor(),
     'gin_file': given.gin_file,
     'goal': given.goal,
     'seeds': given.seeds,
@@ -350,16 +349,6 @@ def _count_compiling(event: str, duration_secs: float, **kwargs: Any) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compiling)
-
-
-def _processor() -> str:
-  """The processor's name, where the system says it."""
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text()
-  except OSError:
-    return ''
-  names = [x for x in text.splitlines() if x.startswith('model name')]
-  return names[0].partition(':')[2].strip() if names else ''
 
 
 def _names(text: str) -> list[str]:

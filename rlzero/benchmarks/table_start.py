@@ -63,7 +63,6 @@ def main() -> None:
       ['python -m rlzero.benchmarks.table_start', *sys.argv[1:]]
     ),
     **provenance.metadata(),
-    'processor': _processor(),
     'rows': flags.rows,
     'form': flags.form,
     'table_mb': round(path.stat().st_size / 1e6, 1),
@@ -143,12 +142,6 @@ def _write(path: pathlib.Path, rows: int) -> None:
       writer.write_table(shard)
     if writer:
       writer.close()
-
-
-def _processor() -> str:
-  with open('/proc/cpuinfo', encoding='utf-8') as file:
-    names = [line for line in file if line.startswith('model name')]
-  return names[0].partition(':')[2].strip() if names else 'unknown'
 
 
 if __name__ == '__main__':

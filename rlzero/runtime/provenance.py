@@ -35,6 +35,16 @@ def hardware() -> str:
   )
 
 
+def processor() -> str:
+  """Name of this host's processor; empty where the system does not say it."""
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      names = [line for line in file if line.startswith('model name')]
+  except OSError:  # no Linux
+    return ''
+  return names[0].partition(':')[2].strip() if names else ''
+
+
 def metadata() -> dict[str, Any]:
   """All of it, for a file of metrics."""
   return {
@@ -45,4 +55,5 @@ def metadata() -> dict[str, Any]:
     },
     'commit': commit(),
     'hardware': hardware(),
+    'processor': processor(),
   }
