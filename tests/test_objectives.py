@@ -108,6 +108,36 @@ def test_a_signal_is_one_whatever_its_unit(unit):
   np.testing.assert_array_equal(advantages.of_rewards(rewards)[1], 0)
 
 
+@pytest.mark.parametrize('scale', ['group_std', 'mean', 'none'])
+@pytest.mark.parametrize('baseline', ['group_mean', 'leave_one_out', 'none'])
+def test_what_nothing_judges_is_no_part_of_its_group(baseline, scale):
+  nan = np.nan
+  rewards = np.float32(
+    [[1, nan, 0, 3], [nan, nan, nan, nan], [2, 0, 0, 1], [nan, nan, 5, nan]]
+  )
+  found = np.asarray(advantages.of_rewards(rewards, baseline, scale))
+  for values, row in zip(found, rewards, strict=True):
+    judged = ~np.isnan(row)
+    np.testing.assert_array_equal(values[~judged], 0)
+    if judged.sum() > 1:
+      alone = advantages.of_rewards(row[None, judged], baseline, scale)
+      np.testing.assert_allclose(values[judged], alone[0], rtol=1e-6)
+  if baseline != 'none':
+    assert found[3, 2] == 0  # alone in its group
+
+
+@pytest.mark.parametrize('scale', list(advantages.SCALES))
+def test_what_nothing_judges_is_no_part_of_the_rollout(scale):
+  rewards = np.float32([[1, np.nan, 0], [2, 4, np.nan], [np.nan] * 3])
+  found = np.asarray(advantages.of_rewards(rewards, 'batch_mean', scale))
+  judged = ~np.isnan(rewards)
+  np.testing.assert_array_equal(found[~judged], 0)
+  if scale in ('none', 'batch_std'):
+    alone = advantages.of_rewards(rewards[judged][None], 'batch_mean', scale)
+    np.testing.assert_allclose(found[judged], alone[0], rtol=1e-6)
+  assert np.isfinite(found).all() and found.any()
+
+
 CLIP = {'clip_low': 0.1, 'clip_high': 0.3}
 
 

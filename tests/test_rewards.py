@@ -1,6 +1,7 @@
 """Rewards by scenario, worked out by hand; the guard against gaming."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -123,6 +124,26 @@ def test_truncated_completions_may_earn_nothing():
 def test_a_part_that_nobody_judges():
   with pytest.raises(ValueError, match="'style'.*steps_mean"):
     rewards.give(_config(part_rewards={'style': 1.0}), [_record()])
+
+
+def test_what_does_not_apply_gives_no_reward():
+  cfg = _config(format_reward=0.0, part_rewards={'steps_mean': 4.0})
+  none = {'applies': False, 'accuracy': 0.0, 'correct': False}
+  records = [
+    _record(**none, parts={'steps_mean': None}),
+    _record(**none),  # but the other score does: 4 * 1/2
+    _record(parts={'steps_mean': None}),  # 1, for the answer
+    _record(**none, parts={}, status='timeout'),  # failed, which earns 0
+    _record(**none, parts={'steps_mean': None}, preference=0.25),
+  ]
+  rewards.give(cfg, records)
+  assert [r['reward'] for r in records] == [None, 2.0, 1.0, 0.0, 0.25]
+  # What is paid for its format or its length is judged, whatever else is not.
+  rewards.give(_config(part_rewards={'steps_mean': 4.0}), records[:1])
+  assert records[0]['reward'] == 1.0
+  cfg = dataclasses.replace(cfg, overlong_buffer=8, overlong_penalty=1.0)
+  rewards.give(cfg, records[:1])
+  assert records[0]['reward'] == 0.0
 
 
 def test_metrics_by_task():

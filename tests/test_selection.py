@@ -157,6 +157,15 @@ def test_groups_that_teach_are_kept_and_the_first_others_fill_up():
   assert (found[:, 0] // 4).tolist() == list(range(8))
 
 
+def test_completions_that_are_judged_are_kept_before_others():
+  cfg = _config(num_prompts=1, group_size=2, samples_per_prompt=4)
+  nan, taught = np.nan, np.array([True, True])
+  rewards = np.array([[nan, 0.5, 0.1, 0.9], [nan, nan, 0.5, nan]])
+  np.testing.assert_array_equal(
+    selection.kept(cfg, taught, rewards), [[2, 3], [4, 6]]
+  )
+
+
 def test_the_waste_is_counted():
   cfg = _config(max_rounds=2, num_prompts=2, samples_per_prompt=6)
   rounds = [_round([0, 3, 6, 1], 6, length=2), _round([2, 0], 6, length=5)]

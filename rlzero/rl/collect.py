@@ -128,6 +128,7 @@ class Collector:
     if policy.step >= cfg.preference_from_step:
       self._judges.judge(records)
     rewards.give(cfg, records)
+    # NaN where nothing judges a completion.
     groups = np.array([r['reward'] for r in records], np.float32)
     groups = groups.reshape(-1, cfg.num_samples)
     taught = selection.teaches(cfg, records)

@@ -126,7 +126,9 @@ def _of_completions(records, groups):
     return float(lengths[chosen].mean()) if chosen.any() else float('nan')
 
   return {
-    'reward/mean': mean('reward'),
+    'reward/mean': _mean(
+      r['reward'] for r in records if r['reward'] is not None
+    ),
     **_of_scores(records),
     'reward/format': mean('format'),
     'reward/correct': mean('correct'),
@@ -143,8 +145,15 @@ def _of_completions(records, groups):
       np.mean([r['status'] != 'ok' for r in records])
     ),
     **rewards.describe(records),
-    'groups/zero_variance': float(np.mean(np.ptp(groups, axis=1) == 0)),
+    'groups/zero_variance': float(np.mean(_spreads(groups) <= 0)),
   }
+
+
+def _spreads(groups):
+  """Highest less lowest reward of each group; -inf where nothing judges."""
+  unjudged = np.isnan(groups)
+  highest = np.where(unjudged, -np.inf, groups).max(axis=1)
+  return highest - np.where(unjudged, np.inf, groups).min(axis=1)
 
 
 def _of_scores(records):

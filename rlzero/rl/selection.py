@@ -110,16 +110,27 @@ def kept(
   Args:
     cfg: of the run.
     taught: whether each group teaches.
-    rewards: of the completions.
+    rewards: of the completions; NaN where nothing judges one.
   """
   goal = cfg.num_prompts * cfg.steps_per_rollout
   groups = np.sort(np.argsort(~taught, kind='stable')[:goal])
   return np.stack(
     [
-      group * cfg.num_samples + widest_spread(rewards[group], cfg.group_size)
+      group * cfg.num_samples + _of_group(rewards[group], cfg.group_size)
       for group in groups
     ]
   )
+
+
+def _of_group(
+  rewards: Float[np.ndarray, ' N'], count: int
+) -> Int[np.ndarray, ' G']:
+  """Judged completions before others, which have no advantage."""
+  judged = np.flatnonzero(~np.isnan(rewards))
+  if len(judged) >= count:
+    return judged[widest_spread(rewards[judged], count)]
+  others = np.flatnonzero(np.isnan(rewards))[: count - len(judged)]
+  return np.sort(np.concatenate([judged, others]))
 
 
 def widest_spread(

@@ -69,7 +69,7 @@ class Verdict:
   # Words of the thought, by language; see text/language.py.
   words: Mapping[str, int] = dataclasses.field(default_factory=dict)
   outcome: str = ''  # of the task's `outcome`, such as how a program did
-  applies: bool = True  # else the function has left it out, and it earns 0
+  applies: bool = True  # else the function has left it out
   # Metrics by name, and what is kept with the completion; see `Judgement`.
   logged: Mapping[str, float] = dataclasses.field(default_factory=dict)
   notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -56,10 +56,17 @@ class Scenario:
 
 
 def give(cfg: Any, records: Sequence[dict[str, Any]]) -> None:
-  """Sets the `reward` of each record, by the scenarios of a `grpo.Config`."""
+  """Sets the `reward` of each record, by the scenarios of a `grpo.Config`.
+
+  It is None where nothing that the task pays for applies to the completion.
+  """
   scenarios = {scenario.task.name: scenario for scenario in cfg.scenarios}
   for record in records:
-    reward = total(scenarios[record['task']], record, cfg.language)
+    scenario = scenarios[record['task']]
+    if not cfg.overlong_buffer and is_unjudged(scenario, record):
+      record['reward'] = None
+      continue
+    reward = total(scenario, record, cfg.language)
     if not truncation.earns(cfg.truncated, record['truncated']):
       reward = 0.0
     if cfg.overlong_buffer:
@@ -88,6 +95,26 @@ def total(
     + sum(w * _part(record, name) for name, w in scenario.part_rewards.items())
     + record.get('preference', 0.0)
   )
+
+
+def is_unjudged(scenario: Scenario, record: Mapping[str, Any]) -> bool:
+  """Whether all that a task pays for says that it does not apply.
+
+  Only functions can say so. A completion whose verification failed is judged:
+  it earns 0.
+  """
+  if record['status'] != 'ok' or 'preference' in record:
+    return False
+  if scenario.format_reward or scenario.language_reward:
+    return False
+  applies = [
+    record['parts'].get(name, 0.0) is not None  # None: does not apply
+    for name, weight in scenario.part_rewards.items()
+    if weight
+  ]
+  if scenario.accuracy_reward:
+    applies.append(record.get('applies', True))
+  return bool(applies) and not any(applies)
 
 
 def consistency(record: Mapping[str, Any], target: Target = 'prompt') -> float:
@@ -130,7 +157,8 @@ def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   metrics |= truncation.describe(records)
   for name in tasks if len(tasks) > 1 else ():
     own = [r for r in records if r['task'] == name]
-    metrics[f'{name}/reward'] = _mean(r['reward'] for r in own)
+    judged_own = [r['reward'] for r in own if r['reward'] is not None]
+    metrics[f'{name}/reward'] = _mean(judged_own)
     metrics[f'{name}/correct'] = _mean(r['correct'] for r in own)
     metrics[f'{name}/len_mean'] = _mean(r['len'] for r in own)
   outcomes = [r['outcome'] for r in records if r.get('outcome')]
@@ -176,4 +204,5 @@ class Judges:
 
 
 def _mean(values) -> float:
-  return float(np.mean([float(v) for v in values]))
+  found = [float(v) for v in values]
+  return float(np.mean(found)) if found else float('nan')

@@ -2,6 +2,8 @@
 
 A function of the rewards of a whole rollout, [P, G]: G completions of each of
 P prompts. What "batch" means here is that rollout, not one of its minibatches.
+A completion that no reward function judges has the reward NaN: baselines and
+scales are of the others, and its advantage is 0.
 """
 
 import numpy as np
@@ -11,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from rlzero.rl.objectives.piece import Piece
 
 Rewards = Float[Array | np.ndarray, 'P G']
+Judged = Bool[Array | np.ndarray, 'P G']  # rewards elsewhere are 0 here
 
 
 def of_rewards(
@@ -22,69 +25,85 @@ def of_rewards(
   0, whatever rounding has left.
 
   Args:
-    rewards: of G completions of each of P prompts.
+    rewards: of G completions of each of P prompts; NaN where nothing judges.
     baseline: a key of BASELINES.
     scale: a key of SCALES.
   """
-  centred = rewards - BASELINES[baseline].function(rewards)
-  scaled = centred / SCALES[scale].function(rewards, centred)
+  judged = ~jnp.isnan(rewards)
+  rewards = jnp.where(judged, rewards, 0.0)
+  centred = rewards - BASELINES[baseline].function(rewards, judged)
+  scaled = centred / SCALES[scale].function(rewards, centred, judged)
   if baseline == 'none':
-    return scaled
-  flat = _equal(rewards, None if baseline == 'batch_mean' else 1)
-  return jnp.where(flat, 0.0, scaled)
+    return jnp.where(judged, scaled, 0.0)
+  flat = _equal(rewards, judged, None if baseline == 'batch_mean' else 1)
+  return jnp.where(flat | ~judged, 0.0, scaled)
 
 
-def _equal(values: Rewards, axis: int | None) -> Bool[Array, '_ _']:
+def _equal(
+  values: Rewards, judged: Judged, axis: int | None
+) -> Bool[Array, '_ _']:
   """Whether values along an axis, or all of them, differ by rounding alone.
 
   Their rounded mean leaves a spread that is no signal, whatever their size.
   """
-  largest = jnp.max(jnp.abs(values), axis=axis, keepdims=True)
-  spread = jnp.ptp(values, axis=axis, keepdims=True)
+  along = {'axis': axis, 'where': judged, 'keepdims': True}
+  # Where nothing is judged there is no lowest and no highest value: -inf.
+  spread = jnp.max(values, initial=-jnp.inf, **along) - jnp.min(
+    values, initial=jnp.inf, **along
+  )
+  largest = jnp.max(jnp.abs(values), initial=0.0, **along)
   rounding = 4 * jnp.finfo(values.dtype).eps * largest
-  std = jnp.std(values, axis=axis, keepdims=True)
+  std = jnp.std(values, **along)
   return (spread <= rounding) | (std == 0)
 
 
-def group_mean(rewards: Rewards) -> Float[Array, 'P 1']:
+def group_mean(rewards: Rewards, judged: Judged) -> Float[Array, 'P 1']:
   """b = mean of the group (arXiv 2402.03300, section 4.1.2)."""
-  return jnp.mean(rewards, axis=1, keepdims=True)
+  return jnp.mean(rewards, axis=1, where=judged, keepdims=True)
 
 
-def leave_one_out(rewards: Rewards) -> Float[Array, 'P G']:
+def leave_one_out(rewards: Rewards, judged: Judged) -> Float[Array, 'P G']:
   """b_i = mean of the group's other rewards (RLOO, arXiv 2402.14740)."""
   others = jnp.sum(rewards, axis=1, keepdims=True) - rewards
-  return others / (rewards.shape[1] - 1)
+  count = jnp.sum(judged, axis=1, keepdims=True) - 1
+  return others / jnp.maximum(count, 1)
 
 
-def batch_mean(rewards: Rewards) -> Float[Array, '']:
+def batch_mean(rewards: Rewards, judged: Judged) -> Float[Array, '']:
   """b = mean of all rewards of the rollout (arXiv 2501.03262, eq. 10)."""
-  return jnp.mean(rewards)
+  return jnp.mean(rewards, where=judged)
 
 
-def no_baseline(rewards: Rewards) -> Float[Array, '']:
+def no_baseline(rewards: Rewards, judged: Judged) -> Float[Array, '']:
   """b = 0 (Williams 1992: plain REINFORCE)."""
+  del judged
   return jnp.zeros((), rewards.dtype)
 
 
-def group_std(rewards: Rewards, centred: Rewards) -> Float[Array, 'P 1']:
+def group_std(
+  rewards: Rewards, centred: Rewards, judged: Judged
+) -> Float[Array, 'P 1']:
   """s = population standard deviation of the group (arXiv 2402.03300)."""
   del centred
-  std = jnp.std(rewards, axis=1, keepdims=True)
-  return jnp.where(_equal(rewards, 1), 1.0, std)
+  std = jnp.std(rewards, axis=1, where=judged, keepdims=True)
+  return jnp.where(_equal(rewards, judged, 1), 1.0, std)
 
 
-def batch_std(rewards: Rewards, centred: Rewards) -> Float[Array, '1 1']:
+def batch_std(
+  rewards: Rewards, centred: Rewards, judged: Judged
+) -> Float[Array, '1 1']:
   """s = standard deviation of r - b over the rollout (arXiv 2501.03262).
 
   Of centred rewards, so that how hard prompts are is no part of it.
   """
   del rewards
-  std = jnp.std(centred, keepdims=True)
-  return jnp.where(_equal(centred, None), 1.0, std)
+  std = jnp.std(centred, where=judged, keepdims=True)
+  return jnp.where(_equal(centred, judged, None), 1.0, std)
 
 
-def group_mean_scale(rewards: Rewards, centred: Rewards) -> Float[Array, 'P 1']:
+def group_mean_scale(
+  rewards: Rewards, centred: Rewards, judged: Judged
+) -> Float[Array, 'P 1']:
   """s = mean reward of the group (MaxRL, arXiv 2602.02710).
 
   With rewards of 0 and 1 and the group's mean as baseline, this follows the
@@ -92,24 +111,28 @@ def group_mean_scale(rewards: Rewards, centred: Rewards) -> Float[Array, 'P 1']:
   earned nothing has advantage 0.
   """
   del centred
-  mean = jnp.mean(rewards, axis=1, keepdims=True)
+  mean = jnp.mean(rewards, axis=1, where=judged, keepdims=True)
   return jnp.where(mean > 0, mean, jnp.inf)
 
 
-def signal_share(rewards: Rewards, centred: Rewards) -> Float[Array, '']:
+def signal_share(
+  rewards: Rewards, centred: Rewards, judged: Judged
+) -> Float[Array, '']:
   """s = share of groups whose rewards differ (GPG, arXiv 2504.02546).
 
   Its inverse is the paper's alpha = B / (B - M): groups without a signal count
   in the mean over the batch and add nothing to it.
   """
   del centred
-  share = jnp.mean(~_equal(rewards, 1), dtype=rewards.dtype)
+  share = jnp.mean(~_equal(rewards, judged, 1), dtype=rewards.dtype)
   return jnp.where(share > 0, share, 1.0)
 
 
-def no_scale(rewards: Rewards, centred: Rewards) -> Float[Array, '']:
+def no_scale(
+  rewards: Rewards, centred: Rewards, judged: Judged
+) -> Float[Array, '']:
   """s = 1 (Dr. GRPO, arXiv 2503.20783, section 3.2)."""
-  del centred
+  del centred, judged
   return jnp.ones((), rewards.dtype)
 
 
