@@ -182,6 +182,7 @@ def test_parts_of_the_verdict_can_be_rewarded(tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_dr_grpo_runs(tmp_path):
   cfg = grpo_config(
     tmp_path,
@@ -426,7 +427,8 @@ def _killed_at(monkeypatch, owner, name, call):
   return calls
 
 
-@pytest.mark.parametrize('inside', [True, False])  # a rollout, or between two
+# In a rollout, or between two.
+@mostly_slow('inside', {'in': True, 'between': False}, quick=('between',))
 def test_a_run_that_would_ask_otherwise_does_not_resume(
   tmp_path, monkeypatch, inside
 ):
@@ -633,6 +635,7 @@ def test_sigterm_in_a_rollout(whole_of_two, tmp_path, monkeypatch, call):
   _assert_same_folder(whole_of_two, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_back_to_the_checkpoint_before(
   whole_of_two, tmp_path, capsys
 ):

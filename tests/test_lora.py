@@ -244,7 +244,8 @@ def test_microbatches_change_nothing():
   assert distance(parts, whole) < 1e-6
 
 
-@mostly_slow('rank', {'full': 16, 'low': 5}, quick=('full',))
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [16, 5], ids=['full', 'low'])
 def test_the_first_step_is_the_projected_step_of_full_training(rank):
   """W + s A B moves by s^2 A A^T times what plain SGD moves W by.
 

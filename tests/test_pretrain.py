@@ -66,6 +66,7 @@ def test_batch_is_made_of_whole_documents(tmp_path):
   assert (again.ids == rows.ids).all()
 
 
+@pytest.mark.slow
 def test_learns_and_goes_on_with_the_same_bits(tmp_path, monkeypatch):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   pretrain.run(_config(whole))
