@@ -205,7 +205,7 @@ _COMMIT = 'commit.txt'
 
 
 def figures(workdir: pathlib.Path) -> dict[str, Any]:
-  """What a finished run came to.
+  """Reads the figures of a finished run.
 
   Returns:
     pass@1, strict and mean length on test problems; means of metrics over the
