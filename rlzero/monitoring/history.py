@@ -69,8 +69,12 @@ class Recorder:
     past = metrics.read_metrics(workdir)
     self._monitor = Monitor(limits, dtype, past)
 
-  def write(self, step_metrics: Mapping[str, Any]) -> None:
-    """Writes one step; `step` is among its metrics."""
+  def write(self, step_metrics: Mapping[str, Any]) -> list[str]:
+    """Writes one step; `step` is among its metrics.
+
+    Returns:
+      the names of the alerts that ring.
+    """
     found, new = self._monitor.add(step_metrics)
     ringing = {alert.name for alert in found}
     self._writer.write(
@@ -80,6 +84,7 @@ class Recorder:
     )
     for alert in new:
       print(f'alert {alert.name}: {alert.sentence}', flush=True)
+    return [alert.name for alert in found]
 
   def __enter__(self) -> 'Recorder':
     return self

@@ -17,7 +17,7 @@ import numpy as np
 import rlzero
 from rlzero import weights
 from rlzero.evaluation import measure
-from rlzero.monitoring import history
+from rlzero.monitoring import history, telling
 from rlzero.rl import selection
 from rlzero.rl.collect import Collector, Experience, resharded
 from rlzero.rl.drawing import Drawing
@@ -122,13 +122,15 @@ class TrainingLoop:
           step_metrics |= self._evaluate_during()
         self.unwritten = None
         if writer and progress:
-          writer.write(step_metrics)
+          ringing = writer.write(step_metrics)
           progress.show(
             trainer.step,
             reward=step_metrics['reward/mean'],
             length=step_metrics['completion/len_mean'],
             tokens_per_s=step_metrics['time/tokens_per_s'],
           )
+          records = self.experience.records if self.experience else ()
+          progress.describe(step_metrics, ringing, telling.choose(records))
         if trainer.step % cfg.save_every == 0 or trainer.step == cfg.num_steps:
           self._save()
     self._finish()

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.progress
 import tensorboardX
 
-from rlzero.runtime import files
+from rlzero.runtime import files, terminal
 
 JSONL = 'metrics.jsonl'  # in the workdir
 
@@ -144,7 +143,7 @@ class MetricsWriter:
 
 
 class Progress:
-  """Shows where a stage is: a bar on a terminal, a line a step elsewhere.
+  """Shows where a stage is: on a terminal in place, elsewhere a line a step.
 
   Args:
     total_steps: steps of the whole run.
@@ -156,18 +155,9 @@ class Progress:
     self._total = total_steps
     self._stage = stage
     self._first: tuple[int, float] | None = None
-    self._bar = None
+    self._display = None
     if sys.stdout.isatty():
-      self._bar = rich.progress.Progress(
-        '{task.description}',
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        '{task.fields[text]}',
-      )
-      self._bar.start()
-      self._task = self._bar.add_task(
-        stage, total=total_steps, completed=start_step, text=''
-      )
+      self._display = terminal.Display(stage, total_steps, start_step)
 
   def show(self, step: int, **values: float) -> None:
     """Reports that `step` steps are done, with what to show of the last.
@@ -180,20 +170,42 @@ class Progress:
     if self._first is None:  # its time is mostly compilation
       self._first = (step, now)
     first_step, first_time = self._first
-    parts = [f'{name} {value:.4g}' for name, value in values.items()]
+    left = ''
     if step > first_step:
-      left = (now - first_time) / (step - first_step) * (self._total - step)
-      parts.append(f'{int(left) // 60}m{int(left) % 60:02d}s left')
-    if self._bar:
-      self._bar.update(self._task, completed=step, text='  '.join(parts))
-    else:
-      print(
-        '  '.join([f'{self._stage} {step}/{self._total}', *parts]), flush=True
-      )
+      left_s = (now - first_time) / (step - first_step) * (self._total - step)
+      left = f'{int(left_s) // 60}m{int(left_s) % 60:02d}s left'
+    if self._display:
+      self._display.show(step, values, left)
+      return
+    parts = [f'{self._stage} {step}/{self._total}']
+    parts += [f'{name} {value:.4g}' for name, value in values.items()]
+    print('  '.join([*parts, left] if left else parts), flush=True)
+
+  def describe(
+    self,
+    step_metrics: Mapping[str, float],
+    alerts: Sequence[str],
+    sample: tuple[str, str] | None,
+  ) -> None:
+    """Shows more of the last step on a terminal, and nothing elsewhere.
+
+    Args:
+      step_metrics: of the step, by name; `reward/*` are shown.
+      alerts: names of those that ring.
+      sample: what is said of a completion, and its text, which may hold
+        anything.
+    """
+    if self._display:
+      rewards = {
+        name.partition('/')[2]: value
+        for name, value in step_metrics.items()
+        if name.startswith('reward/')
+      }
+      self._display.describe(rewards, alerts, sample)
 
   def close(self) -> None:
-    if self._bar:
-      self._bar.stop()
+    if self._display:
+      self._display.close()
 
   def __enter__(self) -> 'Progress':
     return self
