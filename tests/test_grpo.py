@@ -557,7 +557,14 @@ def test_rounds_that_teach_enough_give_the_bits_of_one(
     'teaches',
     lambda cfg, records: np.ones(len(records) // cfg.num_samples, bool),
   )
-  grpo.run(grpo_config(tmp_path, **_TWO, max_rounds=3))
+  # Nor do the figures of tokens change a bit.
+  grpo.run(grpo_config(tmp_path, **_TWO, max_rounds=3, keep_tokens=2))
+  kept = (tmp_path / 'tokens' / 'step_000002.jsonl').read_text().splitlines()
+  for place, row in enumerate(map(json.loads, kept)):
+    assert row['place'] == place
+    assert max(row['mismatch']) < 1e-4 < max(row['entropy'])
+    assert len(row['texts']) == len(row['logprob']) == len(row['advantage'])
+  assert len(kept) == 2
   jax.tree.map(
     np.testing.assert_array_equal, _params(whole_of_two), _params(tmp_path)
   )

@@ -16,6 +16,7 @@ _OWN = {
   'checkpoints',
   'journal',
   'completions',
+  'tokens',
   'tensorboard',
   'metrics.jsonl',
   'config.gin',

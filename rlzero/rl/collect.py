@@ -136,6 +136,8 @@ class Collector:
     clock.lap('score')
     batch, measured = self._batch(policy, rounds, chosen)
     batch, penalty = self._with_advantages(batch, groups.reshape(-1)[chosen])
+    for place, advantage in zip(chosen.flat, batch.advantages, strict=True):
+      records[place]['advantage'] = float(advantage)
     clock.lap('reference')
     laps = [r.laps for r in rounds] + [clock.laps]
     return Experience(

@@ -18,7 +18,7 @@ import rlzero
 from rlzero import weights
 from rlzero.evaluation import measure
 from rlzero.monitoring import history, telling
-from rlzero.rl import selection
+from rlzero.rl import selection, token_figures
 from rlzero.rl.collect import Collector, Experience, resharded
 from rlzero.rl.drawing import Drawing
 from rlzero.rl.settings import Config
@@ -65,6 +65,9 @@ class TrainingLoop:
     self.cfg, self.pool, self.tokenizer = cfg, pool, loaded.tokenizer
     self.trainer = Trainer(cfg, loaded)
     self.collector = Collector(cfg, self.trainer.learner, self.tokenizer, pool)
+    self.token_figures = token_figures.TokenFigures(
+      cfg, self.trainer.learner, self.tokenizer
+    )
     self.drawing = Drawing(cfg, self.tokenizer, prompt_stream)
     self.store = checkpoint.Store(cfg.workdir, cfg.keep_checkpoints)
     self.wall_s, self.began = 0.0, time.monotonic()
@@ -204,8 +207,11 @@ class TrainingLoop:
     self.drawing.learn(rounds)
     self.experience.metrics |= self.drawing.describe() | measured
     every = cfg.keep_completions_every
-    if -first % every < cfg.updates_per_rollout and hosts.is_first():
-      self._write_samples(first, self.experience.records)
+    if -first % every < cfg.updates_per_rollout:
+      if hosts.is_first():
+        self._write_samples(first, self.experience.records)
+      if cfg.keep_tokens and not used:  # else another policy has sampled
+        self._write_tokens(first, rounds)
 
   def _check_finite(self, step_metrics: Mapping[str, Any]) -> None:
     loss = step_metrics['policy/loss']
@@ -311,12 +317,20 @@ class TrainingLoop:
   def _write_samples(
     self, step: int, records: Sequence[Mapping[str, Any]]
   ) -> None:
-    """Writes the completions of two groups, to be read by people."""
+    """Writes the completions of a few groups, to be read by people."""
+    count = token_figures.KEPT_GROUPS * self.cfg.num_samples
     name = f'step_{step:06d}.jsonl'
     files.write_jsonl(
       os.path.join(self.cfg.workdir, 'completions', name),
-      ({'step': step, **r} for r in records[: 2 * self.cfg.num_samples]),
+      ({'step': step, **r} for r in records[:count]),
     )
+
+  def _write_tokens(self, step: int, rounds: Sequence[selection.Round]) -> None:
+    """Writes what is known of the tokens of some of these completions."""
+    found = self.token_figures.describe(self.trainer.policy.params, rounds)
+    if hosts.is_first():
+      folder = os.path.join(self.cfg.workdir, token_figures.FOLDER)
+      files.write_jsonl(os.path.join(folder, f'step_{step:06d}.jsonl'), found)
 
   def _save(self) -> None:
     cfg, trainer = self.cfg, self.trainer

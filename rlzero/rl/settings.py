@@ -128,6 +128,9 @@ class Config:
   eval_top_p: float = 0.95
   # Steps between kept samples.
   keep_completions_every: int = mutable_on_resume(10)
+  # Of kept samples, how many also keep what is known of each token, for the
+  # live page; it takes a forward pass, and about 40 bytes a token.
+  keep_tokens: int = mutable_on_resume(0)
   # What the metrics of a run must not show.
   alerts: Thresholds = mutable_on_resume(Thresholds())
 
@@ -162,6 +165,7 @@ class Config:
       eval_temperature=at_least(0).because('0 is greedy'),
       eval_top_p=above(0).at_most(1),
       keep_completions_every=at_least(1),
+      keep_tokens=at_least(0),
     )
     self._check_sampling()
     self._check_steps()
