@@ -20,6 +20,7 @@ setuptools.setup(
   package_data={
     'rlzero': [
       'py.typed',
+      'reporting/static/*',
       'assets/**/*.json',
       'assets/**/*.safetensors',
     ]

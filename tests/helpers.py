@@ -6,12 +6,15 @@ import functools
 import hashlib
 import http.server
 import json
+import socket
 import threading
+import time
 
 import gguf
 import jax
 import numpy as np
 import pytest
+import uvicorn
 from jax import numpy as jnp
 from tokenizers import pre_tokenizers
 
@@ -27,7 +30,7 @@ from rlzero.models.config import (
 )
 from rlzero.rl.objective import Objective
 from rlzero.rl.objectives import advantages
-from rlzero.runtime import fields
+from rlzero.runtime import fields, files
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import demonstrations, packing, sequences
@@ -589,6 +592,89 @@ def serve(hub):
     yield server, f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
     thread.join()
+
+
+@contextlib.contextmanager
+def serve_app(app):
+  """Serves an ASGI application meanwhile; yields its port."""
+  opened = socket.create_server(('127.0.0.1', 0))
+  server = uvicorn.Server(uvicorn.Config(app, log_level='warning'))
+  thread = threading.Thread(target=server.run, args=([opened],))
+  thread.start()
+  try:
+    while not server.started:
+      assert thread.is_alive()
+      time.sleep(0.01)
+    yield opened.getsockname()[1]
+  finally:
+    server.should_exit = True
+    thread.join()
+    opened.close()
+
+
+def write_watched_run(folder, num_steps=30, hostile=''):
+  """A made-up run for the live page: metrics, completions, evaluations."""
+  rows = [
+    {
+      'step': step,
+      'reward/mean': 0.5 + step / num_steps,
+      'reward/correct': 0.2 + 0.6 * step / num_steps,
+      'completion/len_mean': 30 + step,
+      'policy/entropy': 0.4,
+      'time/rollout_s': 2.0,
+      'time/update_s': 1.0,
+      'time/step_s': 3.0,
+      'time/tokens_per_s': 900.0,
+      **({'eval/pass@1': 0.3 + step / 60} if step % 10 == 0 else {}),
+    }
+    for step in range(num_steps)
+  ]
+  files.write_jsonl(folder / 'metrics.jsonl', rows)
+  for step in range(0, num_steps, 10):
+    files.write_jsonl(
+      folder / 'completions' / f'step_{step:06d}.jsonl',
+      [
+        _watched_completion(step, uid, number, hostile)
+        for uid in ('3 4 5 make 17', f'7 8 9 make 65 {hostile}'.strip())
+        for number in range(4)
+      ],
+    )
+  files.write_json(folder / 'config.json', {'num_steps': 40, 'seed': 0})
+  info = {'stage': 'grpo', 'wall_s': 100.0, 'hardware': '2 x TPU (1 core)'}
+  files.write_json(folder / 'run.json', info)
+  for name, step in (('before', 0), ('after', 40)):
+    files.write_json(
+      folder / 'evaluations' / f'{name}.json',
+      {
+        'step': step,
+        'pass@1': 0.3 + step / 100,
+        'pass@1_interval': [0.2 + step / 100, 0.4 + step / 100],
+        'accuracy_by_len': [[32, 0.2], [64, 0.3 + step / 100]],
+      },
+    )
+  return folder
+
+
+def _watched_completion(step, uid, number, hostile):
+  thought = '3 + 4 = 7 7 + 5 = 12 wait 3 * 4 = 12 12 + 5 = 17 ok'
+  return {
+    'step': step,
+    'uid': uid,
+    'question': uid,
+    'completion': f'<think> {thought} {hostile} </think> '
+    f'<answer> ( 3 * 4 ) + 5 </answer> {number}',
+    'answer': '( 3 * 4 ) + 5',
+    'accuracy': float(number % 2 == 0),
+    'correct': number % 2 == 0,
+    'format': 1.0,
+    'reward': 1.0 + (number % 2 == 0),
+    'len': 20 + number,
+    'tries': 2,
+    'reflections': 1,
+    'truncated': False,
+    'status': 'ok',
+    'parts': {'steps_mean': 1.0},
+  }
 
 
 def _etag(data):

@@ -134,7 +134,47 @@ def of_run(rows: Rows, config: Mapping[str, Any]) -> list[tuple[Alert, int]]:
 
   A run older than a threshold is judged by its default.
   """
+  return replay(rows, _limits(config), config.get('dtype', 'float32'))
+
+
+def of_record(
+  rows: Rows,
+  config: Mapping[str, Any],
+  checked: dict[int, list[Alert]] | None = None,
+) -> list[tuple[Alert, int]]:
+  """`of_run` by the names of alerts that the run has written down.
+
+  Metrics are judged again only where an alert began, so that thousands of
+  steps take milliseconds.
+
+  Args:
+    rows: the steps so far.
+    config: of the run's config.json.
+    checked: alerts by the place of their step, which calls with more steps of
+      the same run find again.
+  """
+  limits, dtype = _limits(config), config.get('dtype', 'float32')
+  checked = {} if checked is None else checked
+  began: list[Alert] = []
+  ended: list[int] = []
+  rang: dict[str, tuple[int, int]] = {}  # last place; place in `began`
+  for place, row in enumerate(rows):
+    names, step = row.get('alerts'), int(row['step'])
+    for name in names if isinstance(names, list) else ():
+      if name not in rang or place - rang[name][0] > limits.window:
+        if place not in checked:
+          checked[place] = alerts.check(rows[: place + 1], limits, dtype)
+        same = [a for a in checked[place] if a.name == name]
+        sentence = 'It rang with the thresholds that the run had then.'
+        began += same[:1] or [Alert(name=name, sentence=sentence, step=step)]
+        ended.append(step)
+        rang[name] = place, len(began) - 1
+      rang[name] = place, rang[name][1]
+      ended[rang[name][1]] = step
+  return list(zip(began, ended, strict=True))
+
+
+def _limits(config: Mapping[str, Any]) -> Thresholds:
   saved = config.get('alerts') or {}
   known = {f.name for f in dataclasses.fields(Thresholds)}
-  limits = Thresholds(**{k: v for k, v in saved.items() if k in known})
-  return replay(rows, limits, config.get('dtype', 'float32'))
+  return Thresholds(**{k: v for k, v in saved.items() if k in known})

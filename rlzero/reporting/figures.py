@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rlzero.reporting import recorded
+from rlzero.reporting import charts, recorded
+from rlzero.reporting.charts import Chart
 from rlzero.reporting.recorded import Run
 from rlzero.runtime import files
 
@@ -68,55 +69,19 @@ def png(runs: Iterable[Run], path: str) -> None:
 
 def svg(loaded: Run) -> str:
   """The paper's figures for this run; those without data are left out."""
-  drawn: list[str] = []
-
-  def draw(title: str, note: str, plot: Callable, **axes: Any) -> None:
-    drawn.append(_figure(title, note, lambda ax: plot(ax, loaded), axes))
-
-  def lines(title: str, note: str, *names: str, **axes: Any) -> None:
-    def plot(ax: Axes, loaded: Run) -> None:
-      for name in names:
-        label = name.partition('/')[2].replace('_', ' ')
-        _line(ax, loaded, name, label=label if len(names) > 1 else '')
-
-    draw(title, note, plot, **axes)
-
-  share = {'ylim': (-0.02, 1.05)}
-  note = 'The paper’s Figure 2. Squares: before and after, 95% intervals.'
-  draw('Accuracy over training', note, _plot_accuracy, **share)
-  note = 'The paper’s Figure 3, with the slope of each sixth of the run.'
-  draw('Mean completion length, tokens', note, _plot_length)
-  note = 'Wait, mistake, however, but, retry, error, verify, wrong, …'
-  name = 'completion/reflection_per_1k'
-  lines('Reflective words per thousand tokens', note, name)
-  note = 'Attempts at a solution that a completion goes through.'
-  lines('Tries in a completion', note, 'completion/tries')
-  names = 'reward/format', 'completion/truncated'
-  lines('Format and truncation', 'Shares of completions.', *names, **share)
-  names = 'completion/len_correct', 'completion/len_wrong'
-  note = 'Where only wrong answers grow, the length is not thought.'
-  lines('Length of right and wrong answers, tokens', note, *names)
-  note = 'What is right within so many tokens.'
-  axes = {'xlabel': 'tokens allowed', **share}
-  draw('Accuracy against allowed length', note, _plot_allowed, **axes)
-  note = 'Share of groups whose completions were all rewarded alike.'
-  lines('Groups without a signal', note, 'groups/zero_variance', **share)
-  note = 'It falls where the reference is replaced.'
-  lines('KL from the reference', note, 'policy/kl')
-  lines('Entropy of the policy', 'Nats a token.', 'policy/entropy')
-  names = 'policy/sampler_learner_max', 'policy/sampler_learner_mean'
-  note = 'How far the two are apart on the tokens that were sampled.'
-  lines('|sampler − learner| log-prob', note, *names, yscale='log')
-  return '\n'.join(drawn)
+  return '\n'.join(_figure(chart, loaded) for chart in charts.CHARTS)
 
 
-def _figure(
-  title: str, note: str, plot: Callable[[Axes], None], axes: dict[str, Any]
-) -> str:
+def _figure(chart: Chart, loaded: Run) -> str:
+  axes: dict[str, Any] = {'ylim': (-0.02, 1.05)} if chart.share else {}
+  if chart.log:
+    axes['yscale'] = 'log'
+  if chart.kind == 'allowed':
+    axes['xlabel'] = 'tokens allowed'
   with matplotlib.rc_context(_STYLE):
     figure, buffer = Figure(figsize=(4.7, 2.6)), io.StringIO()
     ax = figure.subplots()
-    plot(ax)
+    _PLOTS[chart.kind](ax, loaded, chart)
     if not ax.has_data():
       return ''
     if ax.dataLim.y1 <= 0:  # all zero; nothing for a logarithm
@@ -131,8 +96,8 @@ def _figure(
   for number, color in enumerate(_COLORS):
     svg = svg.replace(color, f'var(--c{number})')
   return (
-    f'<figure><h3>{title}</h3>{svg[svg.index("<svg") :]}'
-    f'<figcaption>{note}</figcaption></figure>'
+    f'<figure><h3>{chart.title}</h3>{svg[svg.index("<svg") :]}'
+    f'<figcaption>{chart.note}</figcaption></figure>'
   )
 
 
@@ -142,7 +107,14 @@ def _line(ax: Axes, loaded: Run, key: str, **style: Any) -> None:
     ax.plot(steps, values, **style)
 
 
-def _plot_accuracy(ax: Axes, loaded: Run) -> None:
+def _plot_lines(ax: Axes, loaded: Run, chart: Chart) -> None:
+  for name in chart.names:
+    label = name.partition('/')[2].replace('_', ' ')
+    _line(ax, loaded, name, label=label if len(chart.names) > 1 else '')
+
+
+def _plot_accuracy(ax: Axes, loaded: Run, chart: Chart) -> None:
+  del chart
   style = {'color': _DIM, 'lw': 0.8, 'label': 'training prompts'}
   _line(ax, loaded, 'reward/correct', **style)
   _line(ax, loaded, 'eval/pass@1', color=_BLUE, marker='o', label='pass@1')
@@ -158,7 +130,8 @@ def _plot_accuracy(ax: Axes, loaded: Run) -> None:
         ax.vlines(step, interval[0], interval[1], color=_INK)
 
 
-def _plot_length(ax: Axes, loaded: Run) -> None:
+def _plot_length(ax: Axes, loaded: Run, chart: Chart) -> None:
+  del chart
   _line(ax, loaded, 'completion/len_mean', color=_DIM, lw=0.8)
   labels = {_BLUE: 'rising', _RED: 'falling'}
   for steps, fitted, slope in recorded.segments(loaded.rows):
@@ -166,7 +139,16 @@ def _plot_length(ax: Axes, loaded: Run) -> None:
     ax.plot(steps, fitted, color=color, lw=2.2, label=labels.pop(color, None))
 
 
-def _plot_allowed(ax: Axes, loaded: Run) -> None:
+def _plot_allowed(ax: Axes, loaded: Run, chart: Chart) -> None:
+  del chart
   for name, color in (('before', _RED), ('after', _BLUE)):
     if points := getattr(loaded, name).get('accuracy_by_len'):
       ax.plot(*zip(*points, strict=True), 'o-', color=color, label=name)
+
+
+_PLOTS: dict[str, Callable[[Axes, Run, Chart], None]] = {
+  'lines': _plot_lines,
+  'accuracy': _plot_accuracy,
+  'length': _plot_length,
+  'allowed': _plot_allowed,
+}

@@ -11,6 +11,7 @@ from rlzero.runtime import metrics
 
 EVALUATIONS = 'evaluations'  # folder in the workdir
 NUM_SEGMENTS = 6
+PHASES = ('rollout', 'score', 'reference', 'reshard', 'update')
 
 
 class Run(NamedTuple):
@@ -51,9 +52,9 @@ def load(workdir: str) -> Run:
     )
   rows = metrics.read_metrics(workdir)
   evaluations = os.path.join(workdir, EVALUATIONS)
-  before = _read_object(evaluations, 'before.json')
-  after = _read_object(evaluations, 'after.json')
-  suite = _read_object(evaluations, 'suite.json')
+  before = read_object(os.path.join(evaluations, 'before.json'))
+  after = read_object(os.path.join(evaluations, 'after.json'))
+  suite = read_object(os.path.join(evaluations, 'suite.json'))
   if not (rows or before or after or suite):
     raise ValueError(
       f'The workdir {workdir!r} holds neither {metrics.JSONL} nor '
@@ -61,13 +62,18 @@ def load(workdir: str) -> Run:
       '--workdir=DIR.'
     )
   info, config = (
-    _read_object(workdir, name) for name in ('run.json', 'config.json')
+    read_object(os.path.join(workdir, name))
+    for name in ('run.json', 'config.json')
   )
   return Run(workdir, rows, before, after, info, config, suite)
 
 
-def _read_object(folder: str, name: str) -> dict[str, Any]:
-  path = os.path.join(folder, name)
+def read_object(path: str) -> dict[str, Any]:
+  """The object of a JSON file; {} if there is no such file.
+
+  Raises:
+    ValueError: the file holds something else.
+  """
   if not os.path.exists(path):
     return {}
   with open(path, encoding='utf-8') as file:
@@ -94,6 +100,30 @@ def segments(rows: list[dict]) -> list[tuple[np.ndarray, np.ndarray, float]]:
     slope, start = np.polyfit(x - x[0], y, 1)
     result.append((x, start + slope * (x - x[0]), float(slope)))
   return result
+
+
+def phases(
+  rows: list[dict], config: dict[str, Any], wall_s: Any
+) -> dict[str, float]:
+  """Seconds of a run by part; '' is the rest, such as compilation.
+
+  A rollout's times stand in the line of each of its updates, and count once.
+
+  Args:
+    rows: lines of `metrics.jsonl`.
+    config: of `config.json`.
+    wall_s: seconds that the run took so far, if that is known.
+  """
+  updates = 1.0
+  for name in ('steps_per_rollout', 'epochs_per_rollout'):
+    updates *= number(config.get(name)) or 1.0
+  found = {}
+  for name in PHASES:
+    values = [number(row.get(f'time/{name}_s')) for row in rows]
+    if any(value is not None for value in values):
+      total = sum(value or 0.0 for value in values)
+      found[name] = total / (1.0 if name == 'update' else updates)
+  return found | {'': max((number(wall_s) or 0.0) - sum(found.values()), 0.0)}
 
 
 def number(value: Any) -> float | None:

@@ -18,6 +18,7 @@ _SUMMARY = 'pass@1 strict completion_len tries reflection_per_1k format'.split()
 
 _SUMMARY += ['pass@16', 'cons@16', 'truncated']
 _LAST = 10  # steps that count as the last ones
+_REST = 'the rest (start, compilation, evaluation, checkpoints)'
 
 _SHARES = {
   'pass@1': 'pass@1: the last stated answer is right',
@@ -227,19 +228,24 @@ def _table(loaded: Run) -> str:
 
 
 def _time(loaded: Run) -> str:
-  parts = {
-    name: float(recorded.series(loaded.rows, f'time/{name}_s')[1].sum())
-    for name in ('rollout', 'score', 'update')
-  }
-  wall_s = recorded.number(loaded.info.get('wall_s')) or 0.0
-  rest = max(wall_s - sum(parts.values()), 0.0)
-  parts['the rest (start, compilation, evaluation, checkpoints)'] = rest
+  parts = recorded.phases(loaded.rows, loaded.config, loaded.info.get('wall_s'))
   total = sum(parts.values()) or 1.0
   bar = text = ''
-  for color, (name, s) in zip((2, 4, 3, 1), parts.items(), strict=True):
+  for name, s in parts.items():
+    color = _PHASE_COLORS[name]
     bar += f'<i style="flex:{s / total:.4f};background:var(--c{color})"></i>'
-    text += f'<b style="color:var(--c{color})">{name}</b> {s:.0f} s '
+    text += f'<b style="color:var(--c{color})">{name or _REST}</b> {s:.0f} s '
   return f'<div class="bar">{bar}</div><p>{text}</p>'
+
+
+_PHASE_COLORS = {
+  'rollout': 2,
+  'score': 4,
+  'reference': 0,
+  'reshard': 0,
+  'update': 3,
+  '': 1,
+}
 
 
 def _box(title: str, items: list[str]) -> str:

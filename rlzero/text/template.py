@@ -199,6 +199,11 @@ def summary(completion: str, in_thought: bool = False) -> str:
   return '' if thinks else completion[begin:].strip()
 
 
+def reflective_spans(text: str) -> list[tuple[int, int]]:
+  """Start and end of each reflective word in a text."""
+  return [found.span() for found in _REFLECTIVE.finditer(text)]
+
+
 def reflective_words(text: str) -> int:
   """Number of the paper's reflective words, such as 'wait', in a text."""
   return len(_REFLECTIVE.findall(text))
