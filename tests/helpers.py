@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import json
+import random
 import socket
 import threading
 import time
@@ -422,10 +423,14 @@ def write_gguf(path, config, kind, quantised=None, drop=(), **changes):
       writer.add_uint32(key, value)
     else:
       writer.add_string(key, value)
-  tensors = as_dict(
-    mapping.tensors_from_params(config, random_params(config), 'gguf')
-  )
-  for name, array in tensors.items():
+  params = random_params(config)
+  # Their names, and the numbers as Hugging Face has them.
+  for named, tensor in zip(
+    mapping.tensors_from_params(config, params, 'gguf'),
+    mapping.tensors_from_params(config, params, 'hf'),
+    strict=True,
+  ):
+    name, array = named.name, tensor.read()
     if kind == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
       heads = config.num_heads if 'attn_q' in name else config.num_kv_heads
       array = permute(array, heads)
@@ -679,3 +684,74 @@ def _watched_completion(step, uid, number, hostile):
 
 def _etag(data):
   return hashlib.sha1(data).hexdigest()
+
+
+# What tokenizers differ on.
+TEXTS = (
+  'Hello, world!',
+  "What's 12 + 345? It's 357, isn't it?",
+  '  two  spaces\n\n\tand a tab \r\n end ',
+  'def f(x):\n  return x**2 - 3.14e-10  # π ≈ 3.14159',
+  'Größe, naïve, 日本語, Здравствуй, عربي, 🙂🏳️‍🌈 e\u0301',
+  '<|im_start|>user\nhi<|im_end|>\n<|endoftext|> <|im_start |>',
+  '1 22 333 4444 55555 ½ ² Ⅳ ١٢٣ a1b2c3',
+  '',
+)
+CHATS = (
+  [{'role': 'user', 'content': 'What is 7 + 8?'}],
+  [
+    {'role': 'system', 'content': 'Answer <briefly> & "well".'},
+    {'role': 'user', 'content': 'Hi\n'},
+    {'role': 'assistant', 'content': 'Hello.'},
+    {'role': 'user', 'content': '2 - 3 = ?'},
+  ],
+)
+
+
+def random_texts():
+  """Strings that mix scripts, digits, white space and special tokens."""
+  rng = random.Random(0)
+  parts = [*' \n\t0123456789abcXYZ.,!?\'"-+=<>|éß日本🙂▁', "'re"]
+  parts += ['<|im_end|>', '<end_of_turn>', '<b>']
+  return [''.join(rng.choices(parts, k=40)) for _ in range(200)]
+
+
+TURNS = (
+  '{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}: '
+  '{{ m.content | trim }}<end>{% endfor %}'
+  '{% if add_generation_prompt %}<turn>assistant:{% endif %}'
+)
+
+
+def sentencepiece_metadata(**changes):
+  """Llama 2's kind: scores for merges, bytes for what no piece covers."""
+  letters = 'aersutinbdo:|<>123,'
+  words = ['▁a', 'us', 'er', 'user', '▁user', 'as', 'end', '▁|', '|>']
+  tokens = [
+    '<unk>',
+    '<s>',
+    '<end>',
+    '<turn>',
+    *(f'<0x{i:02X}>' for i in range(256)),
+  ]
+  types = [2, 3, 3, 4, *[6] * 256]
+  pieces = ['▁', *letters, *words]
+  values = {
+    'model': 'llama',
+    'tokens': tokens + pieces,
+    'token_type': types + [1] * len(pieces),
+    'scores': [0.0] * len(tokens) + [-float(i) for i in range(len(pieces))],
+    'unknown_token_id': 0,
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+    **changes,
+  }
+  return {f'tokenizer.ggml.{k}': v for k, v in values.items()} | {
+    'tokenizer.chat_template': TURNS
+  }
+
+
+def byte_level_metadata():
+  tokens = gguf_metadata()['tokenizer.ggml.tokens']
+  with_turn = ['<end>', '<begin>', '<turn>', *tokens[3:]]
+  return gguf_metadata(tokens=with_turn) | {'tokenizer.chat_template': TURNS}

@@ -123,7 +123,7 @@ def test_gguf_and_runs_become_folders(tmp_path, capsys):
   store.save(3, loaded.params, {'step': np.int32(3)})
   store.close()
   for source in (file, run):
-    out = tmp_path / f'of_{source.name}'
+    out = tmp_path / f'of_{source.stem}'
     convert.run(
       convert.Config(
         checkpoint=str(source),

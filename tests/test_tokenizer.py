@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import tokenizers
-from helpers import gguf_metadata
+from helpers import byte_level_metadata, gguf_metadata, sentencepiece_metadata
 from tokenizers import (
   decoders,
   models,
@@ -81,50 +81,13 @@ def test_special_tokens_in_text_are_never_split():
   assert tokenizer.decode(ids, skip_special=False) == 'ab<end><think>a'
 
 
-CHAT = (
-  '{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}: '
-  '{{ m.content | trim }}<end>{% endfor %}'
-  '{% if add_generation_prompt %}<turn>assistant:{% endif %}'
-)
-
-
-def sentencepiece(**changes):
-  """Llama 2's kind: scores for merges, bytes for what no piece covers."""
-  letters = 'aersutinbdo:|<>123,'
-  words = ['▁a', 'us', 'er', 'user', '▁user', 'as', 'end', '▁|', '|>']
-  tokens = [
-    '<unk>',
-    '<s>',
-    '<end>',
-    '<turn>',
-    *(f'<0x{i:02X}>' for i in range(256)),
-  ]
-  types = [2, 3, 3, 4, *[6] * 256]
-  pieces = ['▁', *letters, *words]
-  values = {
-    'model': 'llama',
-    'tokens': tokens + pieces,
-    'token_type': types + [1] * len(pieces),
-    'scores': [0.0] * len(tokens) + [-float(i) for i in range(len(pieces))],
-    'unknown_token_id': 0,
-    'bos_token_id': 1,
-    'eos_token_id': 2,
-    **changes,
-  }
-  return {f'tokenizer.ggml.{k}': v for k, v in values.items()} | {
-    'tokenizer.chat_template': CHAT
-  }
-
-
-def byte_level():
-  tokens = gguf_metadata()['tokenizer.ggml.tokens']
-  with_turn = ['<end>', '<begin>', '<turn>', *tokens[3:]]
-  return gguf_metadata(tokens=with_turn) | {'tokenizer.chat_template': CHAT}
-
-
 @pytest.mark.parametrize(
   'given',
-  [byte_level(), sentencepiece(), sentencepiece(add_space_prefix=False)],
+  [
+    byte_level_metadata(),
+    sentencepiece_metadata(),
+    sentencepiece_metadata(add_space_prefix=False),
+  ],
   ids=['byte-level', 'prefixed', 'sentencepiece'],
 )
 def test_control_tokens_in_a_question_are_text(given):
@@ -151,7 +114,7 @@ def test_control_tokens_in_a_question_are_text(given):
 
 
 def test_sentencepiece_by_hand():
-  tokenizer = gguf_tokenizer.read(sentencepiece())
+  tokenizer = gguf_tokenizer.read(sentencepiece_metadata())
   pieces = [
     tokenizer._backend.id_to_token(i)
     for i in tokenizer.encode('user é<end>us', add_special=True)
@@ -160,12 +123,12 @@ def test_sentencepiece_by_hand():
   expected = ['<s>', '▁user', '▁', '<0xC3>', '<0xA9>', '<end>', '▁', 'us']
   assert pieces == expected
   assert tokenizer.decode(tokenizer.encode('  user é\n')) == '  user é\n'
-  plain = gguf_tokenizer.read(sentencepiece(add_space_prefix=False))
+  plain = gguf_tokenizer.read(sentencepiece_metadata(add_space_prefix=False))
   assert plain.decode([plain.encode('user')[0]]) == 'user'
 
 
 def test_runs_of_spaces_come_first():
-  given = sentencepiece(add_space_prefix=False)
+  given = sentencepiece_metadata(add_space_prefix=False)
   given['tokenizer.ggml.tokens'] += ['  ', '   ']
   given['tokenizer.ggml.token_type'] += [4, 4]
   given['tokenizer.ggml.scores'] += [-1000.0, -1000.0]

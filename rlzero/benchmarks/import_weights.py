@@ -107,25 +107,27 @@ def write(folder: str, gb: float) -> None:
 def measure(path: str, dtype: str) -> dict[str, float | str]:
   """MB/s of the files, and MB of memory at its highest."""
   jnp.zeros(()).block_until_ready()  # what JAX itself takes is there
-  stored = sum(f.stat().st_size for f in pathlib.Path(path).glob('*.safetens*'))
+  stored = sum(f.stat().st_size for f in _files(pathlib.Path(path)))
   before = peak = _resident('RssAnon')
   mapped_before = mapped = _resident('RssFile')
-  done = threading.Event()
+  done, watching = threading.Event(), 0.0
 
   def watch():
-    nonlocal peak, mapped
-    while not done.wait(0.002):
+    nonlocal peak, mapped, watching
+    while not done.wait(0.005):
       peak = max(peak, _resident('RssAnon'))
       mapped = max(mapped, _resident('RssFile'))
+    watching = time.thread_time()
 
   watcher = threading.Thread(target=watch)
   watcher.start()
   began, cpu = time.monotonic(), time.process_time()
   loaded = folders.load_model(path, dtype)
   jax.block_until_ready(loaded.params)
-  seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+  seconds = time.monotonic() - began
   done.set()
   watcher.join()
+  cpu = time.process_time() - cpu - watching
   leaves = jax.tree.leaves(loaded.params)
   tensors = mapping.tensors_from_params(loaded.config, loaded.params)
   largest = max(math.prod(t.shape) for t in tensors) * np.dtype(dtype).itemsize
@@ -138,6 +140,7 @@ def measure(path: str, dtype: str) -> dict[str, float | str]:
     'dtype': dtype,
     'devices': f'{len(leaves[0].devices())} {jax.devices()[0].device_kind}',
     'seconds': round(seconds, 2),
+    'cpu_seconds': round(cpu, 2),
     'mb_per_s': round(stored / 1e6 / seconds),
     'mb_per_cpu_s': round(stored / 1e6 / cpu),  # whatever else runs
     'peak_mb': round((peak - before) / 1e6),
@@ -146,6 +149,13 @@ def measure(path: str, dtype: str) -> dict[str, float | str]:
     # Pages of the files, which the kernel takes back when it needs memory.
     'mapped_peak_mb': round((mapped - mapped_before) / 1e6),
   }
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+  """The files of weights of a model."""
+  if path.is_file():
+    return [path]
+  return [*path.glob('*.safetensors'), *path.glob('*.gguf')]
 
 
 def _resident(kind: str) -> int:

@@ -23,7 +23,7 @@ from rlzero.models.lora import Adapter
 from rlzero.runtime import files, sharding
 from rlzero.text import files as text_files
 from rlzero.types import Params
-from rlzero.weights import mapping, peft
+from rlzero.weights import finite, mapping, peft
 
 _DESCRIBED = 'adapter.json'  # in a run's folder: what its checkpoints hold
 
@@ -129,7 +129,7 @@ def _read(adapter: Adapter, config: ModelConfig, shapes: Params) -> Params:
       'targets to its own.'
     )
   leaves = mapping.place(leaves, 'float32')
-  mapping.check_finite(leaves, adapter.start)
+  finite.check(leaves, adapter.start)
   return leaves
 
 

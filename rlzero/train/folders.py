@@ -20,7 +20,7 @@ from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import adapters, checkpoint
 from rlzero.types import Params
-from rlzero.weights import hf, hub, mapping, peft
+from rlzero.weights import finite, hf, hub, mapping, peft
 
 _BASE = 'base.json'  # in a run's folder: what it began with
 
@@ -59,7 +59,7 @@ def write_model(
     ValueError: a parameter is not finite; nothing is written.
   """
   folder = os.path.join(workdir, 'model')
-  mapping.check_finite(params, f'The policy of {workdir}')
+  finite.check(params, f'The policy of {workdir}')
   if adapters.exists(params):
     leaves, _ = adapters.split(params)
     base = _base_of(workdir).removeprefix(hub.SCHEME)
@@ -116,7 +116,7 @@ def load_model(path: str, dtype: str = 'float32') -> weights.Loaded:
   """
   opened = open_model(path)
   params = mapping.place(opened.params, dtype)
-  mapping.check_finite(params, path)
+  finite.check(params, path)
   return dataclasses.replace(opened, params=params)
 
 

@@ -10,6 +10,7 @@ from rlzero.types import Params
 from rlzero.weights import hub, mapping, peft
 from rlzero.weights.families import FAMILIES
 from rlzero.weights.gguf import open_gguf
+from rlzero.weights.gguf_writer import write_file as write_gguf
 from rlzero.weights.hf import open_folder, read_folder, write_folder
 from rlzero.weights.metadata import WeightsError
 
@@ -22,6 +23,7 @@ __all__ = [
   'open_model',
   'read_folder',
   'write_folder',
+  'write_gguf',
 ]
 
 

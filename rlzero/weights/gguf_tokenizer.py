@@ -23,7 +23,7 @@ from rlzero.text.tokenizer import Tokenizer
 
 # How text is cut before merging, by the name GGUF files give it. A vocabulary
 # only makes sense with the cut its merges were learned on.
-_GPT2 = (
+GPT2 = (
   r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
   r'|\s+(?!\S)|\s+'
 )
@@ -31,14 +31,16 @@ _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
   r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
-_SPLITS = {
-  'gpt-2': (_GPT2,),
-  'smollm': (r'\p{N}', _GPT2),
+SPLITS = {
+  'gpt-2': (GPT2,),
+  'smollm': (r'\p{N}', GPT2),
   'qwen2': (_LLAMA3.replace('{1,3}', ''),),
   'llama-bpe': (_LLAMA3,),
-  'default': (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', r'[0-9]{3}'),
+  'default': (r'[\p{P}\$\+<=>\^~\|]+', GPT2, r'\p{N}+', r'[0-9]{3}'),
 }
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # entries of token_type
+# Entries of token_type.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+EOS_KINDS = 'eos', 'eot', 'eom'  # of a text, a turn, a message
 
 
 def read(
@@ -94,7 +96,7 @@ def read(
   add_bos = metadata.get('tokenizer.ggml.add_bos_token')
   if add_bos is None and bos is not None:
     add_bos = adds_bos
-  eos = (_id(get, f'{k}_token_id', source) for k in ('eos', 'eot'))
+  eos = (_id(get, f'{kind}_token_id', source) for kind in EOS_KINDS)
   return Tokenizer(
     backend,
     eos_ids=[i for i in eos if i is not None],
@@ -141,12 +143,12 @@ def _add_special(
 ) -> None:
   """Adds control tokens and those of users, which no merge makes."""
   for wanted, add in (
-    (_CONTROL, backend.add_special_tokens),
-    (_USER_DEFINED, backend.add_tokens),
+    (CONTROL, backend.add_special_tokens),
+    (USER_DEFINED, backend.add_tokens),
   ):
     add(
       [
-        AddedToken(token, normalized=False, special=wanted == _CONTROL)
+        AddedToken(token, normalized=False, special=wanted == CONTROL)
         for token, type_ in zip(tokens, types, strict=True)
         if type_ == wanted and token.strip('▁')
       ]
@@ -170,10 +172,10 @@ def _byte_level(
   tokens: Sequence[str], merges: Sequence[str], pre: str | None, source: str
 ) -> tokenizers.Tokenizer:
   pre = pre or 'default'
-  if pre not in _SPLITS:
+  if pre not in SPLITS:
     raise ValueError(
       f'{source} has the pre-tokenizer {pre!r}, but only '
-      f"{', '.join(_SPLITS)} are known; use the model's Hugging Face folder "
+      f"{', '.join(SPLITS)} are known; use the model's Hugging Face folder "
       'instead.'
     )
   vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -200,7 +202,7 @@ def _byte_level(
     [
       *(
         pre_tokenizers.Split(Regex(split), behavior='isolated')
-        for split in _SPLITS[pre]
+        for split in SPLITS[pre]
       ),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
@@ -219,11 +221,11 @@ def _sentencepiece(
   ids = {token: i for i, token in enumerate(tokens)}
   # A piece that is matched before all others joins first, in their order.
   rank = {
-    token: (0.0, i) if kind == _USER_DEFINED else (1.0, -score)
+    token: (0.0, i) if kind == USER_DEFINED else (1.0, -score)
     for i, (token, score, kind) in enumerate(
       zip(tokens, scores, types, strict=True)
     )
-    if kind == _NORMAL or (kind == _USER_DEFINED and not token.strip('▁'))
+    if kind == NORMAL or (kind == USER_DEFINED and not token.strip('▁'))
   }
   merges = []
   for token in sorted(rank, key=rank.__getitem__):

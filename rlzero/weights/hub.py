@@ -1,6 +1,9 @@
-"""Models by name, hf://org/name[@revision], from the Hugging Face hub."""
+"""Models by name, hf://org/name[@revision], on the Hugging Face hub."""
 
+import contextlib
+import fnmatch
 import pathlib
+from collections.abc import Iterator
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -61,3 +64,121 @@ def download(url: str) -> pathlib.Path:
   else:
     return pathlib.Path(folder)
   raise ValueError(f'{url} cannot be loaded: {why}.') from cause
+
+
+def files_of(output: pathlib.Path) -> dict[str, pathlib.Path | bytes]:
+  """The files to upload of a folder, or a file: a model and nothing else."""
+  if output.is_file():
+    return {output.name: output}
+  return {
+    file.name: file
+    for file in sorted(output.iterdir())
+    if any(fnmatch.fnmatch(file.name, pattern) for pattern in _FILES)
+  }
+
+
+def check_upload(name: str, overwrite: bool) -> None:
+  """Refuses a name that `upload` could not, or should not, write to.
+
+  Args:
+    name: org/name.
+    overwrite: whether files that are there may be replaced.
+
+  Raises:
+    ValueError: no such name, no token, no access, or a repository that has
+      files; one sentence.
+  """
+  api = _api()
+  if api.token is not False and not huggingface_hub.get_token():
+    raise ValueError(
+      f'{name} cannot be written to: there is no token; make one with write '
+      'access on the hub and set HF_TOKEN.'
+    )
+  with _explained(name):
+    try:
+      found = set(api.list_repo_files(name)) - {'.gitattributes'}
+    except errors.RepositoryNotFoundError:
+      return
+  if found and not overwrite:
+    raise ValueError(
+      f'{name} has {len(found)} files already, such as {min(found)!r}; push to '
+      'a new name, or replace them with --overwrite.'
+    )
+
+
+def upload(
+  files: dict[str, pathlib.Path | bytes],
+  name: str,
+  public: bool,
+  overwrite: bool,
+) -> str:
+  """Makes a repository, if there is none, and commits files to it at once.
+
+  Args:
+    files: name in the repository to path, or to what is in it.
+    name: org/name.
+    public: whether a repository that is made can be seen by everyone.
+    overwrite: whether files that are there may be replaced; weights that are
+      not among `files` go.
+
+  Returns:
+    the address of the repository.
+
+  Raises:
+    ValueError: as `check_upload`, or the upload failed.
+  """
+  check_upload(name, overwrite)
+  api = _api()
+  with _explained(name):
+    made = api.create_repo(name, private=not public, exist_ok=True)
+    there = set(api.list_repo_files(name)) if overwrite else set()
+    stale = [
+      old
+      for old in there - files.keys()
+      if any(fnmatch.fnmatch(old, p) for p in (*_FILES, '*.gguf'))
+    ]
+    api.create_commit(
+      name,
+      [
+        *(
+          huggingface_hub.CommitOperationAdd(
+            path_in_repo=key, path_or_fileobj=file
+          )
+          for key, file in files.items()
+        ),
+        *(
+          huggingface_hub.CommitOperationDelete(path_in_repo=key)
+          for key in sorted(stale)
+        ),
+      ],
+      commit_message='Upload a model with rlzero',
+    )
+  return str(made)
+
+
+def _api() -> huggingface_hub.HfApi:
+  endpoint = huggingface_hub.constants.ENDPOINT
+  return huggingface_hub.HfApi(endpoint, keys.hub_token(endpoint))
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+  """Says in a sentence, without a token, why the hub refused."""
+  cause = None
+  try:
+    yield
+    return
+  except errors.HFValidationError:
+    why = 'that is no name of a model; write org/name'
+  except errors.HfHubHTTPError as error:
+    status = error.response.status_code
+    why = f'the hub answered with status {status}'
+    if status in (401, 403):
+      why = 'the token may not write there; set HF_TOKEN to one that may'
+    elif status >= 500 or status == 429:
+      cause = ConnectionError(why)
+      why += '; try again later'
+  except Exception as error:  # of the library's HTTP client, and of the system
+    cause = ConnectionError(type(error).__name__)
+    why = f'the hub cannot be reached ({type(error).__name__})'
+  raise ValueError(f'{name} cannot be written to: {why}.') from cause

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import numpy as jnp
 
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
@@ -25,7 +24,7 @@ from rlzero.weights.families import FAMILIES, GGUF_FAMILIES, llama
 from rlzero.weights.metadata import Metadata, WeightsError
 from rlzero.weights.rows import Lazy, Row, Stored
 
-_BLOCK_BYTES = 128 * 2**20  # of a parameter that the host holds at a time
+_BLOCK_BYTES = 32 * 2**20  # of a parameter that the host holds at a time
 
 # Fields of ModelConfig that say how it is computed and are in no file.
 _OF_A_RUN = ('dtype', 'remat', 'fused_attention', 'adapter_scale')
@@ -116,19 +115,28 @@ def hf_config(
     'bos_token_id': bos_id,
     'torch_dtype': dtype,
   }
-  back = dataclasses.asdict(model_config_from_hf(hf))
-  lost = [
-    f'{name} = {value!r}'
-    for name, value in dataclasses.asdict(config).items()
-    if name not in _OF_A_RUN and value != back[name]
-  ]
-  if lost:
+  if lost := differing(config, model_config_from_hf(hf)):
     raise WeightsError(
       f'ModelConfig has {", ".join(lost)}, which family {config.family!r} '
       'cannot say in its config.json; set another family, or the values that '
       'it has.'
     )
   return hf
+
+
+def differing(config: ModelConfig, back: ModelConfig) -> list[str]:
+  """Lists what a file does not hold of a model's config, 'name = value' each.
+
+  Args:
+    config: of the model.
+    back: what was read from a file that was written from it.
+  """
+  found = dataclasses.asdict(back)
+  return [
+    f'{name} = {value!r}'
+    for name, value in dataclasses.asdict(config).items()
+    if name not in _OF_A_RUN and value != found[name]
+  ]
 
 
 class Read(NamedTuple):
@@ -176,38 +184,6 @@ def place(params: Params, dtype: str) -> Params:
     return leaf.astype(dtype)
 
   return jax.tree.map(read, params)
-
-
-def check_finite(params: Params, source: str) -> None:
-  """Refuses weights with a NaN or an infinity.
-
-  A number for each tensor comes back from the devices, not the tensor.
-
-  Args:
-    params: arrays on the devices.
-    source: where they are from, for the message.
-
-  Raises:
-    ValueError: names the first tensors that are not finite.
-  """
-  flat = jax.tree_util.tree_leaves_with_path(params)
-  finite = jax.device_get([_all_finite(leaf) for _, leaf in flat])
-  bad = [
-    '.'.join(str(getattr(key, 'key', key)) for key in path)
-    for (path, _), good in zip(flat, finite, strict=True)
-    if not good
-  ]
-  if bad:
-    more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
-    raise ValueError(
-      f'{source} has a NaN or an infinity in {", ".join(bad[:3])}{more}; take '
-      'an earlier checkpoint, or copy or download the weights again.'
-    )
-
-
-@jax.jit
-def _all_finite(array: jax.Array) -> jax.Array:
-  return jnp.isfinite(array).all()
 
 
 class Written(NamedTuple):

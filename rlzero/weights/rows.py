@@ -5,9 +5,11 @@ are those of `rlzero/types.py`. A file may hold a stacked axis as one tensor
 for each index, {L} or {E} in the name, or as an axis of one tensor.
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ from rlzero.models import parameters
 
 Index = tuple[slice, ...]
 _PIECE = 16 * 2**20  # numbers of a tensor that are read at a time
+# And of one that is dequantised meanwhile: what a core's cache holds, twice.
+_GGUF_PIECE = 2**17
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 class Stored(NamedTuple):
@@ -66,6 +71,7 @@ class Row:
   gguf: str = ''  # no name: GGUF files do not have it
   layers: range = range(0)  # of the model, that axis L runs over
   from_gguf: Callable[[np.ndarray], np.ndarray] | None = None  # undoes theirs
+  to_gguf: Callable[[np.ndarray], np.ndarray] | None = None  # its inverse
 
   @property
   def param(self) -> parameters.Param:
@@ -135,7 +141,8 @@ class Row:
   ) -> np.ndarray:
     """`parameter[index]`, from those parts of the tensors that it takes.
 
-    A tensor is read in pieces: beside the result there is a piece in memory.
+    A tensor is read in pieces: beside the result there is a piece in memory,
+    or one a thread where pieces are dequantised.
     """
     bounds = self._bounds(sizes, index)
     dims = self._dims(naming)
@@ -147,19 +154,39 @@ class Row:
     undo = self.from_gguf if naming == 'gguf' else None
     if undo is None:
       numbers = math.prod(self.file_shape(naming, sizes))
-      step = max(1, _PIECE * self._size(sizes, along) // numbers)
+      piece = _GGUF_PIECE if naming == 'gguf' else _PIECE
+      step = max(1, piece * self._size(sizes, along) // numbers)
+
+    pieces = [
+      (name, place, start)
+      for name, place in self.parts(naming, sizes, index)
+      for start in range(low, high, step)
+    ]
     out: Any = None  # there is a part at least
-    for name, place in self.parts(naming, sizes, index):
-      for start in range(low, high, step):
-        stop = min(start + step, high)
-        inner = {a: bounds[a] for a in theirs} | {along: (start, stop)}
-        array = self._piece(tensors[name], dims, sizes, inner, undo)
-        if out is None:
-          shape = [b - a for a, b in bounds.values()]
-          out = np.empty(shape, dtype or array.dtype)
-        here = list(place)
-        here[self.letters.index(along)] = slice(start - low, stop - low)
-        out[tuple(here)] = array.transpose(order)
+
+    def copy(
+      piece: tuple[str, tuple[int | slice, ...], int],
+    ) -> None:
+      nonlocal out
+      name, place, start = piece
+      stop = min(start + step, high)
+      inner = {a: bounds[a] for a in theirs} | {along: (start, stop)}
+      array = self._piece(tensors[name], dims, sizes, inner, undo)
+      if out is None:
+        shape = [b - a for a, b in bounds.values()]
+        out = np.empty(shape, dtype or array.dtype)
+      here = list(place)
+      here[self.letters.index(along)] = slice(start - low, stop - low)
+      out[tuple(here)] = array.transpose(order)
+
+    copy(pieces[0])
+    if naming == 'gguf' and len(pieces) > 1:
+      with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(copy, pieces[1:]):
+          pass
+    else:
+      for piece in pieces[1:]:
+        copy(piece)
     return out
 
   def _piece(
@@ -194,7 +221,8 @@ class Row:
     theirs = ''.join(self._dims(naming))
     order = [a for a in self.letters if a in theirs]
     split = array.transpose([order.index(a) for a in theirs])
-    return np.ascontiguousarray(split.reshape(self.file_shape(naming, sizes)))
+    flat = np.ascontiguousarray(split.reshape(self.file_shape(naming, sizes)))
+    return self.to_gguf(flat) if naming == 'gguf' and self.to_gguf else flat
 
   def _named(self, naming: str) -> str:
     name = getattr(self, naming)

@@ -5,6 +5,7 @@ A family says, for its `model_type`s,
   config_from_hf(metadata)    the ModelConfig of a config.json,
   hf_from_config(config)      and back,
   config_from_gguf(metadata)  the ModelConfig of a GGUF file, where it has any,
+  gguf_from_config(config)    and back,
   table(config)               its parameters, a `Row` each,
   SKIPPED                     tensors that are passed over: pattern -> what it
                               is; {after} is the number of layers,
@@ -35,4 +36,11 @@ GGUF_FAMILIES = {
   'llama': llama,
   'qwen2': qwen,
   'qwen3': qwen,
+}
+# And the architecture that a family is written as.
+GGUF_ARCHITECTURES = {
+  'gemma3_text': 'gemma3',
+  'llama': 'llama',
+  'qwen2': 'qwen2',
+  'qwen3': 'qwen3',
 }

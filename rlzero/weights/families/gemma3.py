@@ -9,7 +9,7 @@ of the width.
 import dataclasses
 from typing import Any
 
-from rlzero.models.config import ModelConfig
+from rlzero.models.config import LinearScaling, ModelConfig
 from rlzero.weights.families import llama, qwen, rope
 from rlzero.weights.metadata import Metadata
 from rlzero.weights.rows import Row, layer_rows
@@ -54,7 +54,7 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
     *(() if config.tied_embedding else (llama.HEAD,)),
   )
   return tuple(
-    dataclasses.replace(row, from_gguf=_without_one)
+    dataclasses.replace(row, from_gguf=_without_one, to_gguf=_with_one)
     if row.path.endswith(('/scale', '_norm'))
     else row
     for row in rows
@@ -156,6 +156,16 @@ def config_from_gguf(metadata: Metadata) -> ModelConfig:
   )
 
 
+def gguf_from_config(config: ModelConfig) -> dict[str, Any]:
+  """`config_from_gguf`, inverted."""
+  values = llama.gguf_described(config)
+  values['attention.sliding_window'] = config.window
+  if isinstance(config.rope_scaling, LinearScaling):
+    values['rope.scaling.type'] = 'linear'
+    values['rope.scaling.factor'] = config.rope_scaling.factor
+  return values
+
+
 _OPTIONS = {
   'family': 'gemma3_text',
   'activation': 'gelu_tanh',
@@ -186,3 +196,7 @@ def _global_every(metadata: Metadata, num_layers: int) -> int:
 def _without_one(scale):
   """GGUF files of this family hold 1 + scale."""
   return scale - 1
+
+
+def _with_one(scale):
+  return scale + 1

@@ -80,6 +80,18 @@ def config_from_gguf(metadata: Metadata) -> ModelConfig:
   return ModelConfig(**values, family='llama')
 
 
+def gguf_from_config(config: ModelConfig) -> dict[str, Any]:
+  """`config_from_gguf`, inverted."""
+  values = gguf_described(config)
+  if isinstance(config.rope_scaling, RopeScaling):
+    plain, stretched = (
+      frequencies(config.head_dim, config.rope_theta, scaling)
+      for scaling in (None, config.rope_scaling)
+    )
+    values[GGUF_STRETCH] = np.float32(plain / stretched)
+  return values
+
+
 def dense(
   metadata: Metadata, head_dim: int | None = None, max_position: int = 2048
 ) -> dict[str, Any]:
@@ -181,6 +193,24 @@ def gguf_dense(
   }
 
 
+def gguf_described(config: ModelConfig) -> dict[str, Any]:
+  """`gguf_dense`, inverted."""
+  return {
+    'block_count': config.num_layers,
+    'context_length': config.max_position,
+    'embedding_length': config.width,
+    'feed_forward_length': config.mlp_width,
+    'attention.head_count': config.num_heads,
+    'attention.head_count_kv': config.num_kv_heads,
+    'attention.key_length': config.head_dim,
+    'attention.value_length': config.head_dim,
+    'attention.layer_norm_rms_epsilon': config.rms_norm_eps,
+    'rope.dimension_count': config.head_dim,
+    'rope.freq_base': config.rope_theta,
+    'vocab_size': config.vocab_size,
+  }
+
+
 def shortest(value: float) -> float:
   """1e-5 and not 9.999999747378752e-06: a GGUF file holds float32."""
   return float(str(np.float32(value)))
@@ -198,6 +228,12 @@ def unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
   """
   pairs = weight.reshape(num_heads, -1, 2, weight.shape[-1])
   return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def permute(weight: np.ndarray, num_heads: int) -> np.ndarray:
+  """`unpermute`, inverted."""
+  halves = weight.reshape(num_heads, 2, -1, weight.shape[-1])
+  return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _stretch(
@@ -222,5 +258,8 @@ def _stretch(
 def _paired(row: Row, num_heads: int | None) -> Row:
   if num_heads is None:
     return row
-  undo = functools.partial(unpermute, num_heads=num_heads)
-  return dataclasses.replace(row, from_gguf=undo)
+  return dataclasses.replace(
+    row,
+    from_gguf=functools.partial(unpermute, num_heads=num_heads),
+    to_gguf=functools.partial(permute, num_heads=num_heads),
+  )

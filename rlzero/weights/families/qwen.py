@@ -109,3 +109,8 @@ def config_from_gguf(metadata: Metadata) -> ModelConfig:
     qk_norm=kind != 'qwen2',
     family=kind,
   )
+
+
+def gguf_from_config(config: ModelConfig) -> dict[str, Any]:
+  """`config_from_gguf`, inverted."""
+  return llama.gguf_described(config)
