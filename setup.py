@@ -2,20 +2,39 @@
 
 import pathlib
 import re
+import shutil
 
 import setuptools
+from setuptools.command import build_py
 
 _ROOT = pathlib.Path(__file__).parent
 _VERSION = re.search(
   r"__version__ = '(.+)'", (_ROOT / 'rlzero' / '__init__.py').read_text()
 )[1]
+_README = _ROOT / 'README.md'  # an image is built without it
+
+
+class _BuildPy(build_py.build_py):
+  """Puts the configs into the wheel, as rlzero/configs."""
+
+  def run(self):
+    super().run()
+    if not self.editable_mode:
+      target = pathlib.Path(self.build_lib, 'rlzero', 'configs')
+      shutil.rmtree(target, ignore_errors=True)
+      shutil.copytree(_ROOT / 'configs', target)
+
 
 setuptools.setup(
   name='rlzero',
   version=_VERSION,
   description='DeepSeek-R1, reproduced in JAX.',
+  long_description=_README.read_text() if _README.exists() else '',
+  long_description_content_type='text/markdown',
   license='Apache-2.0',
+  license_files=['LICENSE'],
   python_requires='>=3.11',
+  cmdclass={'build_py': _BuildPy},
   packages=setuptools.find_packages(include=['rlzero', 'rlzero.*']),
   package_data={
     'rlzero': [

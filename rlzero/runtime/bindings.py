@@ -70,6 +70,20 @@ class _FlagNames(dict):
     return importlib.import_module(found[0])
 
 
+def _installed(path: str) -> str:
+  """A gin file of the current folder, or of those that rlzero comes with.
+
+  They stand in a checkout beside the package, in a wheel inside of it.
+  """
+  if path.startswith('configs/') and not os.path.exists(path):
+    package = os.path.dirname(rlzero.__file__)
+    for folder in (package, os.path.dirname(package)):
+      found = os.path.join(folder, path)
+      if os.path.isfile(found):
+        return found
+  return path
+
+
 class _Delegate(config_parser.ParserDelegate):
   """Lets references stand as they are until every file has been read."""
 
@@ -98,6 +112,7 @@ class Bindings:
     self.used_scopes: set[str] = set()
 
   def read_file(self, path: str, by: str) -> None:
+    path = _installed(path)
     self._read.add(os.path.realpath(path))
     try:
       with open(path, encoding='utf-8', errors='replace') as file:
@@ -105,7 +120,8 @@ class Bindings:
     except OSError as error:
       raise UserError(
         f'The gin file {path!r} ({by}) cannot be read ({error.strerror}); '
-        'paths are relative to the current folder, or to the including file.'
+        'paths are relative to the current folder, or to the including file; '
+        'those of rlzero begin with configs/.'
       ) from error
     except (SyntaxError, tokenize.TokenError) as error:
       line = getattr(error, 'lineno', None) or error.args[1][0]
@@ -128,7 +144,7 @@ class Bindings:
               'undo; move the include above the bindings.'
             )
           beside = os.path.join(os.path.dirname(path), name)
-          included = beside if os.path.exists(beside) else name
+          included = _installed(beside if os.path.exists(beside) else name)
           if os.path.realpath(included) not in self._read:
             self.read_file(included, where)
         case config_parser.BindingStatement():
