@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import tensorflow_datasets as tfds
+from helpers import write_lines
 
 from rlzero.scoring import reward_pool
 from rlzero.tasks import base
@@ -109,6 +110,16 @@ def test_gsm8k(gsm8k_dir):
   with reward_pool.RewardPool({'gsm8k': task}, 'chat', 1) as pool:
     assert pool.score([request])[0].accuracy == 1.0
     assert pool.classes('gsm8k', ['1/2', '0.5', 'x']) == [0, 0, 1]
+
+
+def test_gsm8k_from_files(tmp_path):
+  row = {'question': '1 and 2?', 'answer': '1+2=<<1+2=3>>3\n#### 3', 'idx': 0}
+  write_lines(tmp_path / 'test.jsonl', [row])
+  gsm8k.prepare(str(tmp_path / 'tfds'), files=str(tmp_path))
+  (example,) = gsm8k.GSM8K(str(tmp_path / 'tfds')).examples('test')
+  assert (example.question, example.target) == ('1 and 2?', '3')
+  with pytest.raises(FileNotFoundError, match='neither train.jsonl nor test'):
+    gsm8k.prepare(str(tmp_path / 'other'), files=str(tmp_path / 'tfds'))
 
 
 def test_gsm8k_bad_input(tmp_path):

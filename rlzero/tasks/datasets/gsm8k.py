@@ -3,11 +3,16 @@
 Prepare it once, where the network can be reached:
 
   python -c "from rlzero.tasks.datasets import gsm8k; gsm8k.prepare('DIR')"
+
+or, from test.jsonl and train.jsonl of openai/grade-school-math in a folder of
+yours, gsm8k.prepare('DIR', files='FOLDER').
 """
 
 import dataclasses
 import pathlib
+from typing import Any
 
+from tensorflow_datasets.core import registered
 from tensorflow_datasets.text.gsm8k import gsm8k
 
 from rlzero.tasks import base, verify
@@ -77,8 +82,57 @@ def _short(record: records.Record) -> str:
   return answer.strip()
 
 
-def prepare(data_dir: str) -> None:
-  """Downloads GSM8K and writes it in a format read without TensorFlow."""
-  gsm8k.Gsm8k(
-    data_dir=pathlib.Path(data_dir).expanduser(), file_format='array_record'
-  ).download_and_prepare()
+_COLUMNS = 'question', 'answer', 'annotation', 'short_answer'
+
+
+with registered.skip_registration():
+
+  class _FromFiles(gsm8k.Gsm8k):
+    """TFDS's own builder, of files that are here instead of a download."""
+
+    name = 'gsm8k'
+
+    def __init__(self, files: dict[str, pathlib.Path], **options: Any):
+      self._files = files
+      super().__init__(**options)
+
+    def _split_generators(self, dl_manager):
+      del dl_manager
+      return {k: self._kept(v) for k, v in self._files.items()}
+
+    def _kept(self, path: pathlib.Path):
+      """The examples of a file, without columns that the data set lacks."""
+      for key, row in self._generate_examples(path):
+        yield key, {name: row[name] for name in _COLUMNS}
+
+
+def prepare(data_dir: str, files: str = '') -> None:
+  """Writes GSM8K in a format that is read without TensorFlow.
+
+  Args:
+    data_dir: folder of TFDS data sets, for `GSM8K.data_dir`.
+    files: folder with test.jsonl, train.jsonl or both, lines of `question` and
+      `answer`; '' downloads them.
+
+  Raises:
+    FileNotFoundError: the folder has neither.
+  """
+  options: dict[str, Any] = {
+    'data_dir': pathlib.Path(data_dir).expanduser(),
+    'file_format': 'array_record',
+  }
+  if not files:
+    gsm8k.Gsm8k(**options).download_and_prepare()
+    return
+  folder = pathlib.Path(files).expanduser()
+  found = {
+    split: folder / f'{split}.jsonl'
+    for split in ('train', 'test')
+    if (folder / f'{split}.jsonl').is_file()
+  }
+  if not found:
+    raise FileNotFoundError(
+      f'{folder} has neither train.jsonl nor test.jsonl; give the folder with '
+      'the files of openai/grade-school-math.'
+    )
+  _FromFiles(found, **options).download_and_prepare()
