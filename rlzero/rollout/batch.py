@@ -12,6 +12,7 @@ from rlzero.rollout.slots import (
   NUM_PAGES,
   PAGE_LEN,
   empty_slots,
+  read_last,
   read_pages,
   resize_slots,
 )
@@ -21,8 +22,8 @@ from rlzero.runtime import hosts, sharding
 class Written(NamedTuple):
   """The tokens that a slot has written, on the host."""
 
-  tokens: np.ndarray  # [T]
-  logprobs: np.ndarray  # [T]
+  tokens: np.ndarray  # [T], or of all slots
+  logprobs: np.ndarray  # likewise
   routes: np.ndarray | None  # [L, T, C]
 
 
@@ -55,11 +56,11 @@ class Batch:
     self._decode_steps = sampling.decode_steps
     self._max_len = sampling.max_len
     self._num_shards = sharding.axis_size('B')
-    self._smaller = buckets.batch_buckets(sizes.num_slots)
+    self._smaller = sizes.smaller_batches
     self.requests: list[Any] = [None] * sizes.num_slots
     self.cached = np.zeros(sizes.num_slots, int)
     self.replay_left = np.zeros(sizes.num_slots, int)
-    self._cache_len = self._cache_lens()[0]
+    self._cache_len = self.cache_lens()[0]
     self.arrays = empty_slots(
       config,
       sizes.num_slots,
@@ -111,8 +112,17 @@ class Batch:
 
   def resize_cache(self) -> None:
     """Resizes the cache to the smallest size that the next call fits in."""
-    needed = self.cached[self.occupied()].max() + self._decode_steps
-    cache_len = next(n for n in self._cache_lens() if n >= needed)
+    longest = int(self.cached[self.occupied()].max())
+    self.fit_cache(longest + self._decode_steps)
+
+  def make_room(self, prompt_width: int) -> None:
+    """Makes the cache longer, if padded prompts of this width do not fit."""
+    if prompt_width > self._cache_len:
+      self.fit_cache(prompt_width)
+
+  def fit_cache(self, needed: int) -> None:
+    """Gives the cache the smallest size that has this many positions."""
+    cache_len = next(n for n in self.cache_lens() if n >= needed)
     if cache_len != self._cache_len:
       self.arrays = resize_slots(self._config, self.arrays, None, cache_len)
       self._cache_len = cache_len
@@ -166,12 +176,18 @@ class Batch:
           written.routes[:, start:stop] = call.routes[place][:, :size]
     return whole
 
-  def _cache_lens(self):
-    """Cache sizes of a batch of the present size."""
+  def cache_lens(self) -> list[int]:
+    """Cache sizes of a batch of the present size, the smallest first."""
     share = len(self) / self._sizes.num_slots
     return buckets.cache_buckets(
       self._sizes.cache_len, self._sizes.prompt_width, share
     )
+
+  def read_last(self, count: int) -> Written:
+    """The last tokens of every slot, [B, count]; rows as `slots.read_last`."""
+    arrays = self.arrays._replace(cache=None)
+    tokens, logprobs = hosts.fetch(read_last(arrays, count=count))
+    return Written(tokens, logprobs, None)
 
   def _by_shard(self):
     """`occupied` as [shards, slots of a shard]."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlzero.models import padding
@@ -18,13 +19,47 @@ _PREFILL_BATCH = 32  # prompts prefilled together
 # too little to pay for a compilation.
 _MIN_SLOTS = 4
 
+_LEAST_CACHE = 256  # positions, of a server; less would save little
+
+_LEAST_WIDTH = 64  # tokens of a prompt that a server pads
+
 
 class Sizes(NamedTuple):
   """The largest arrays of a rollout."""
 
   num_slots: int
-  prompt_width: int  # tokens of a padded prompt
+  prompt_width: int  # tokens of a padded prompt; every cache has room for it
   cache_len: int  # positions of a slot's cache
+
+  @property
+  def smaller_batches(self) -> Sequence[int]:
+    """Slots of the smaller batches, the largest first."""
+    return batch_buckets(self.num_slots)
+
+  @property
+  def prompt_widths(self) -> Sequence[int]:
+    """Tokens that prompts may be padded to, the smallest first."""
+    return (self.prompt_width,)
+
+
+class ServerSizes(Sizes):
+  """The largest arrays of a server, whose requests are of any length.
+
+  The batch keeps its size: a server compiles little, and the rounding of a
+  request does not depend on how many others run. Prompts are padded to a width
+  near their own, since each is prefilled alone.
+  """
+
+  @property
+  def smaller_batches(self) -> Sequence[int]:
+    return ()
+
+  @property
+  def prompt_widths(self) -> Sequence[int]:
+    widths = [_LEAST_WIDTH]
+    while 8 * widths[-1] <= self.cache_len:
+      widths.append(4 * widths[-1])
+    return (*widths, self.cache_len)
 
 
 def narrow(sampling: Sampling, num_requests: int, prompt_len: int) -> Sampling:
@@ -55,6 +90,18 @@ def sizes(sampling: Sampling, shared_len: int = 0) -> Sizes:
     width + sampling.max_len + sampling.decode_steps, _CACHE_STEP
   )
   return Sizes(num_slots, width, cache_len)
+
+
+def server_sizes(sampling: Sampling, context: int) -> ServerSizes:
+  """The sizes of a server.
+
+  Args:
+    sampling: settings.
+    context: the most tokens of a prompt and its completion.
+  """
+  num_slots = padding.round_up(sampling.num_slots, sharding.axis_size('B'))
+  cache_len = padding.round_up(context + sampling.decode_steps, _CACHE_STEP)
+  return ServerSizes(num_slots, min(_LEAST_CACHE, cache_len), cache_len)
 
 
 def prefill_batch(num_prompts: int) -> int:

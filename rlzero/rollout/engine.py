@@ -174,7 +174,7 @@ def insert(
 def decode(
   params: Params,
   slots: Slots,
-  max_len: Int[Array, ''],
+  max_len: Int[Array, '...'],
   shared_prefix: KeyValues | None = None,
   *,
   config: ModelConfig,
@@ -190,12 +190,12 @@ def decode(
   Args:
     params: from `to_decode_layout`.
     slots: the slots, donated; none may run out of room in this call.
-    max_len: tokens after which a completion is cut.
+    max_len: tokens after which a completion is cut, of all slots or of each.
     shared_prefix: from `prefill_shared_prefix`.
     config: of the model.
     eos_ids: tokens that end a completion; they are part of it.
     num_steps: tokens a call.
-    distribution: what is sampled from.
+    distribution: what is sampled from; a `RowDistribution` is not static.
   """
   num_slots, start, cache = slots.token.shape[0], slots.cached, slots.cache
   before, first = _slot_context(config, slots, shared_prefix)
@@ -233,9 +233,7 @@ def decode(
     logits = transformer.next_logits(config, params, hidden[:, 0])
     # Sampling looks at the whole vocabulary of a row.
     logits = sharding.constrain(logits, 'B_')
-    token, logprob = sampling.sample(
-      logits, slots.key, slots.length, distribution
-    )
+    token, logprob = distribution.sample(logits, slots.key, slots.length)
     ended = jnp.any(token[:, None] == jnp.array(eos_ids)[None], axis=-1)
     return _append(slots, token, logprob, routing, ended, max_len), new
 
@@ -253,7 +251,7 @@ def _append(
   logprob: Float[Array, 'B'],
   routing: Routing | None,
   ended: Bool[Array, 'B'],
-  max_len: Int[Array, ''],
+  max_len: Int[Array, '...'],
 ) -> Slots:
   """Appends a token to the completion of every running slot."""
   alive, rows = slots.running, jnp.arange(token.shape[0])

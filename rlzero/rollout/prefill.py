@@ -22,7 +22,8 @@ class PrefillBlock:
     params: from `engine.to_decode_layout`.
     shared_prefix: tokens that all prompts begin with; they are prefilled once.
     size: prompts of a block, padding included.
-    width: tokens of a padded prompt, without the shared prefix.
+    widths: tokens of a padded prompt, without the shared prefix, the smallest
+      first; a block takes the first that its prompts fit in.
 
   Attributes:
     shared_prefix: keys and values of the shared prefix, or None.
@@ -37,14 +38,14 @@ class PrefillBlock:
     params: Params,
     shared_prefix: Sequence[int],
     size: int,
-    width: int,
+    widths: Sequence[int],
   ):
     self._config, self._params = config, params
-    self._prefix_ids, self.size, self._width = shared_prefix, size, width
+    self._prefix_ids, self.size, self._widths = shared_prefix, size, widths
     self.start, self._suffixes = 0, []
     self.shared_prefix: KeyValues | None = None
     self.keys_values: KeyValues | None = None
-    self.ids = self.lengths = np.zeros(0, np.int32)
+    self.ids, self.lengths = np.zeros((0, 0), np.int32), np.zeros(0, np.int32)
 
   def contains(self, prompt: int) -> bool:
     """Whether a prompt is in the block."""
@@ -72,10 +73,59 @@ class PrefillBlock:
         self._params,
         _shard(padding.pad([self._prefix_ids] * num_rows, num_rows, length)),
       )
-    padded = padding.pad(self._suffixes, self.size, self._width, length)
+    longest = max(map(len, self._suffixes))
+    width = next(n for n in self._widths if n >= longest)
+    padded = padding.pad(self._suffixes, self.size, width, length)
     self.ids, self.lengths = padded.ids, padded.segments.sum(axis=1)
     self.keys_values = engine.prefill(
       self._config, self._params, _shard(padded), self.shared_prefix
+    )
+
+
+def check(
+  config: ModelConfig,
+  draw: int,
+  tokens: Sequence[int],
+  shared_prefix: Sequence[int],
+  max_prompt_len: int,
+  max_len: int,
+) -> None:
+  """Checks a prompt before it is queued.
+
+  Args:
+    config: of the model.
+    draw: what messages call the prompt.
+    tokens: of the prompt.
+    shared_prefix: what all prompts begin with.
+    max_prompt_len: tokens of the longest prompt.
+    max_len: tokens that the completion may have.
+
+  Raises:
+    ValueError: it is empty, too long, or lacks the shared prefix.
+  """
+  length, shared_len = len(tokens), len(shared_prefix)
+  if not length:
+    raise ValueError(
+      f'Prompt {draw} is empty; a prompt needs at least one token.'
+    )
+  if length > max_prompt_len:
+    raise ValueError(
+      f'Prompt {draw} has {length} tokens, but Sampling.max_prompt_len is '
+      f'{max_prompt_len}; raise the limit or leave the prompt out.'
+    )
+  if length + max_len > config.max_position:
+    raise ValueError(
+      f'Prompt {draw} and Sampling.max_len = {max_len} make '
+      f'{length + max_len} tokens, but the model takes '
+      f'{config.max_position} (ModelConfig.max_position); lower '
+      'Sampling.max_len.'
+    )
+  same = list(tokens[:shared_len]) == list(shared_prefix)
+  if length <= shared_len or not same:
+    raise ValueError(
+      f'Prompt {draw} does not begin with the {shared_len} tokens that the '
+      'scheduler was told all prompts share, and one of its own; make the '
+      'scheduler with a shorter shared_prefix.'
     )
 
 

@@ -32,6 +32,34 @@ class Distribution(NamedTuple):
   temperature: float = 1.0  # divides the logits; 0 is greedy
   top_p: float = 1.0  # nucleus (arXiv 1904.09751); 1 keeps every token
 
+  def sample(
+    self,
+    logits: Float[Array, 'B V'],
+    keys: UInt32[Array, 'B 2'],
+    positions: Int[Array, 'B'],
+  ) -> tuple[Int[Array, 'B'], Float[Array, 'B']]:
+    """Draws a token a row; greedy at temperature 0.
+
+    Args:
+      logits: [B, V].
+      keys: from `row_keys`.
+      positions: index of the token in its completion, mixed into the key.
+
+    Returns:
+      tokens [B], and their log-probs, in nats, under softmax(logits / T)
+      before the nucleus is cut. Under T = 0 those of T = 1.
+    """
+    logits = logits.astype(jnp.float32)
+    if self.temperature == 0:
+      tokens = jnp.argmax(logits, axis=-1)
+      return tokens, logprob(logits, tokens)
+    logits = logits / self.temperature
+    probs = jax.nn.softmax(logits, axis=-1)
+    if self.top_p < 1:
+      probs = nucleus(probs, self.top_p)
+    tokens = draw(probs, keys, positions)
+    return tokens, logprob(logits, tokens)
+
 
 def row_keys(
   seed: int, draws: Int[Array, 'B'], samples: Int[Array, 'B']
@@ -48,38 +76,18 @@ def row_keys(
   return jax.vmap(of_row)(draws, samples)
 
 
-def sample(
-  logits: Float[Array, 'B V'],
+def draw(
+  probs: Float[Array, 'B V'],
   keys: UInt32[Array, 'B 2'],
   positions: Int[Array, 'B'],
-  distribution: Distribution,
-) -> tuple[Int[Array, 'B'], Float[Array, 'B']]:
-  """Draws a token a row; greedy at temperature 0.
+) -> Int[Array, 'B']:
+  """Draws a token a row, given probabilities that need not sum to 1.
 
   Inverse transform sampling on two levels, a block of the vocabulary and
   then a token inside it, each with a uniform number of its own: two random
   numbers a row instead of one for each entry of the vocabulary, and no long
   float32 sum that would lose the tail.
-
-  Args:
-    logits: [B, V].
-    keys: from `row_keys`.
-    positions: index of the token in its completion, mixed into the key.
-    distribution: what is sampled from; static.
-
-  Returns:
-    tokens [B], and their log-probs, in nats, under softmax(logits / T)
-    before the nucleus is cut. Under T = 0 those of T = 1.
   """
-  temperature, top_p = distribution
-  logits = logits.astype(jnp.float32)
-  if temperature == 0:
-    tokens = jnp.argmax(logits, axis=-1)
-    return tokens, _logprob(logits, tokens)
-  logits = logits / temperature
-  probs = jax.nn.softmax(logits, axis=-1)
-  if top_p < 1:
-    probs = _nucleus(probs, top_p)
 
   def uniforms(key, position):
     key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
@@ -91,8 +99,7 @@ def sample(
   blocks = blocks.reshape(probs.shape[0], -1, _BLOCK)
   block = _invert(jnp.sum(blocks, axis=-1), coarse)
   inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-  tokens = block * _BLOCK + _invert(inside, fine)
-  return tokens, _logprob(logits, tokens)
+  return block * _BLOCK + _invert(inside, fine)
 
 
 def _invert(weights: Float[Array, 'B K'], uniform: Float[Array, 'B']):
@@ -107,7 +114,9 @@ def _invert(weights: Float[Array, 'B K'], uniform: Float[Array, 'B']):
   return jnp.min(jnp.where(found, index, last[:, None]), axis=-1)
 
 
-def _nucleus(probs, top_p):
+def nucleus(
+  probs: Float[Array, 'B V'], top_p: float | Float[Array, 'B']
+) -> Float[Array, 'B V']:
   """Zeroes all but the smallest set of tokens that holds `top_p`.
 
   The set is all tokens of at least some probability. Positive floats are
@@ -129,7 +138,10 @@ def _nucleus(probs, top_p):
   return jnp.where(bits >= low[:, None], probs, 0.0)
 
 
-def _logprob(logits, tokens):
+def logprob(
+  logits: Float[Array, 'B V'], tokens: Int[Array, 'B']
+) -> Float[Array, 'B']:
+  """Log-probs of tokens under softmax(logits), in nats."""
   chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
   return chosen - jax.nn.logsumexp(logits, axis=-1)
 

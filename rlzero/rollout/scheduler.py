@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import buckets, engine
+from rlzero.rollout import buckets, engine, prefill
 from rlzero.rollout.batch import Batch
 from rlzero.rollout.prefill import PrefillBlock, shared_prefix_len
 from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
@@ -165,6 +165,7 @@ class Scheduler(Generic[Id]):
     seed: int,
     shared_prefix: Sequence[int] = (),
     prefill_batch: int | None = None,
+    sizes: buckets.Sizes | None = None,
   ):
     if sampling.keep_routes and not config.experts:
       raise ValueError(
@@ -174,14 +175,14 @@ class Scheduler(Generic[Id]):
     self._config, self._sampling, self._seed = config, sampling, seed
     self._stop, self._shared_prefix = stop, list(shared_prefix)
     self._params = engine.to_decode_layout(config, params)
-    sizes = buckets.sizes(sampling, len(shared_prefix))
+    sizes = sizes or buckets.sizes(sampling, len(shared_prefix))
     self._batch = Batch(config, sampling, sizes, 'layers' not in self._params)
     self._block = PrefillBlock(
       config,
       self._params,
       self._shared_prefix,
       prefill_batch or buckets.prefill_batch(sizes.num_slots),
-      sizes.prompt_width,
+      sizes.prompt_widths,
     )
     self._queue: collections.deque[_Request[Id]] = collections.deque()
     self._ids: set[Id] = set()  # of requests that have not ended
@@ -223,7 +224,12 @@ class Scheduler(Generic[Id]):
       ValueError: a prompt that is empty or too long for the scheduler or the
         model, or lacks the shared prefix; an id that is in use.
     """
-    self._check(prompt, request_id)
+    self._check_prompt(prompt)
+    if request_id in self._ids:
+      raise ValueError(
+        f'Request {request_id!r} has not ended yet; give each request an id '
+        'of its own.'
+      )
     if prompt is not self._last:
       self._last, self._num_prompts = prompt, self._num_prompts + 1
     suffix = prompt.tokens[len(self._shared_prefix) :]
@@ -264,38 +270,15 @@ class Scheduler(Generic[Id]):
         poll()
       yield from self.step()
 
-  def _check(self, prompt, request_id):
-    length, limit = len(prompt.tokens), self._sampling.max_prompt_len
-    longest = length + self._sampling.max_len
-    shared = self._shared_prefix
-    if not length:
-      raise ValueError(
-        f'Prompt {prompt.draw} is empty; a prompt needs at least one token.'
-      )
-    if length > limit:
-      raise ValueError(
-        f'Prompt {prompt.draw} has {length} tokens, but '
-        f'Sampling.max_prompt_len is {limit}; raise the limit or leave the '
-        'prompt out.'
-      )
-    if longest > self._config.max_position:
-      raise ValueError(
-        f'Prompt {prompt.draw} and Sampling.max_len = '
-        f'{self._sampling.max_len} make {longest} tokens, but the model takes '
-        f'{self._config.max_position} (ModelConfig.max_position); lower '
-        'Sampling.max_len.'
-      )
-    if length <= len(shared) or list(prompt.tokens[: len(shared)]) != shared:
-      raise ValueError(
-        f'Prompt {prompt.draw} does not begin with the {len(shared)} tokens '
-        'that the scheduler was told all prompts share, and one of its own; '
-        'make the scheduler with a shorter shared_prefix.'
-      )
-    if request_id in self._ids:
-      raise ValueError(
-        f'Request {request_id!r} has not ended yet; give each request an id '
-        'of its own.'
-      )
+  def _check_prompt(self, prompt):
+    prefill.check(
+      self._config,
+      prompt.draw,
+      prompt.tokens,
+      self._shared_prefix,
+      self._sampling.max_prompt_len,
+      self._sampling.max_len,
+    )
 
   def _fill(self):
     """Moves requests from the queue to free slots, a block at a time."""
@@ -320,6 +303,7 @@ class Scheduler(Generic[Id]):
         counters[slot] = request.draw, request.sample
       if (source >= 0).any():
         block.prefill()
+        batch.make_room(block.ids.shape[1])
         batch.arrays = engine.insert(
           self._config,
           batch.arrays,
@@ -342,21 +326,25 @@ class Scheduler(Generic[Id]):
     batch.replay_left = batch.replay_left - replayed
     running = batch.replay_left > 0
     if live.any():
-      batch.arrays = engine.decode(
-        self._params,
-        batch.arrays,
-        np.int32(sampling.max_len),
-        self._block.shared_prefix,
-        config=self._config,
-        eos_ids=self._stop.eos_ids,
-        num_steps=sampling.decode_steps,
-        distribution=sampling.distribution,
-      )
+      batch.arrays = self._decode_slots()
       alive, cached = hosts.fetch((batch.arrays.running, batch.arrays.cached))
       running = np.where(live, alive, running)
       batch.cached = np.where(live, cached, batch.cached)
     self._usage['computed'] += len(batch) * sampling.decode_steps
     return np.flatnonzero(occupied & ~running).tolist()
+
+  def _decode_slots(self):
+    """The slots after a call of `engine.decode`."""
+    return engine.decode(
+      self._params,
+      self._batch.arrays,
+      np.int32(self._sampling.max_len),
+      self._block.shared_prefix,
+      config=self._config,
+      eos_ids=self._stop.eos_ids,
+      num_steps=self._sampling.decode_steps,
+      distribution=self._sampling.distribution,
+    )
 
   def _collect(self, ended):
     """Takes the completions that ended out of their slots."""

@@ -222,6 +222,22 @@ def read_pages(
   )
 
 
+@functools.partial(jax.jit, static_argnames='count')
+def read_last(
+  slots: Slots, *, count: int
+) -> tuple[Int[Array, 'B T'], Float[Array, 'B T']]:
+  """The last T = `count` tokens of each completion, and their log-probs.
+
+  Of one that is shorter, its tokens come first.
+  """
+  first = jnp.maximum(slots.length - count, 0)
+  index = first[:, None] + jnp.arange(count)[None]
+  return (
+    jnp.take_along_axis(slots.tokens, index, axis=1, mode='clip'),
+    jnp.take_along_axis(slots.logprobs, index, axis=1, mode='clip'),
+  )
+
+
 def _take_rows(x, chosen, axis):
   """Rows along an axis, [..., B, ...], by their indices in each of W shards.
 
