@@ -31,6 +31,7 @@ _LAYERS = {
   'rollout': {'models', 'runtime', 'tasks', 'text', 'types'},
 }
 _LAYERS['train'] = _LAYERS['rollout'] | {'rollout', 'weights'}
+_LAYERS['serving'] = _LAYERS['train'] | {'train'}
 _LAYERS['scoring'] = _LAYERS['rollout'] | {'rollout', 'train'}
 _LAYERS['evaluation'] = _LAYERS['scoring'] | {'scoring', 'weights'}
 _LAYERS['monitoring'] = {'runtime'}

@@ -1,0 +1,1 @@
+"""A model that people talk to: engine, protocol and server."""
