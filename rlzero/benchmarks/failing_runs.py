@@ -38,6 +38,9 @@ _QUICKSTART = '--gin_file=configs/runs/r1_zero_tiny.gin'
 _SMALL = (
   _QUICKSTART,
   '--num_prompts=8',
+  '--group_size=16',
+  '--samples_per_prompt=0',
+  '--learning_rate=6e-5',
   '--eval_every=0',
   '--save_every=100',
   '--final_problems=4',

@@ -44,29 +44,35 @@ _COMPILING = '/jax/core/compile/'  # tracing and lowering too
 _COMMITS = 'commits.txt'  # that worked on a run
 
 
-def _half_group(cfg: grpo.Config) -> dict[str, Any]:
-  return {'group_size': cfg.group_size // 2}
-
-
-def _down_selection(cfg: grpo.Config) -> dict[str, Any]:
-  """Half of the rows in an update, from as many completions."""
-  return _half_group(cfg) | {'samples_per_prompt': cfg.group_size}
-
-
-# The settings of a way, on top of a config.
-WAYS: dict[str, Callable[[grpo.Config], dict[str, Any]]] = {
-  'plain': lambda cfg: {},
-  'dynamic_sampling': lambda cfg: {'max_rounds': 4},
-  'curriculum': lambda cfg: {'curriculum': Curriculum(by='level')},
-  'down_selection': _down_selection,
+_LEVELS = Curriculum(by='level')
+# The settings of a way, on top of `_plain`, by the completions of a prompt.
+WAYS: dict[str, Callable[[int], dict[str, Any]]] = {
+  'plain': lambda size: {},
+  'dynamic_sampling': lambda size: {'max_rounds': 4},
+  'curriculum': lambda size: {'curriculum': _LEVELS},
+  # Half of the rows in an update, from as many completions.
+  'down_selection': lambda size: {
+    'group_size': size // 2,
+    'samples_per_prompt': size,
+  },
   # Says what the selection of completions is worth, and what their number.
-  'half_group': _half_group,
-  'all_three': lambda cfg: {
+  'half_group': lambda size: {'group_size': size // 2},
+  'all_three': lambda size: {
     'max_rounds': 4,
-    'curriculum': Curriculum(by='level'),
-    **_down_selection(cfg),
+    'curriculum': _LEVELS,
+    **WAYS['down_selection'](size),
   },
 }
+
+
+def _plain(cfg: grpo.Config) -> dict[str, Any]:
+  """Settings that undo what a config has of these ways."""
+  return {
+    'group_size': cfg.num_samples,
+    'samples_per_prompt': 0,
+    'max_rounds': 1,
+    'curriculum': Curriculum(),
+  }
 
 
 class _Reached(Exception):
@@ -147,7 +153,8 @@ def train(
     with open(workdir / _COMMITS, 'a', encoding='ascii') as file:
       file.write(f'{provenance.commit()}\n')
     with _stopping(goal), contextlib.suppress(_Reached):
-      grpo.run(dataclasses.replace(cfg, **WAYS[way](cfg)))
+      settings = _plain(cfg) | WAYS[way](cfg.num_samples)
+      grpo.run(dataclasses.replace(cfg, **settings))
   rows = metrics.read_metrics(str(workdir))
   compile_s = [row['time/compile_s'] for row in rows]
   tokens = np.cumsum([row['rollout/tokens'] for row in rows])
