@@ -32,7 +32,6 @@ class Entry(NamedTuple):
   reward: float | None
   correct: bool
   length: float  # tokens
-  aha: tuple[str, str] | None  # kind and word of its self-correction
 
 
 class Group(NamedTuple):
@@ -48,6 +47,8 @@ class Indexed(NamedTuple):
 
   entries: list[Entry]
   groups: list[Group]
+  # Places, kinds and words of its self-corrections; None: not looked for yet.
+  corrections: list[tuple[int, str, str]] | None = None
 
 
 class Stored(NamedTuple):
@@ -119,6 +120,12 @@ class CompletionIndex:
     return sum(s.key in self._indexed for s in self._of_training())
 
   @property
+  def num_looked_at(self) -> int:
+    """Files of training whose self-corrections are known."""
+    known = (self._indexed.get(s.key) for s in self._of_training())
+    return sum(i is not None and i.corrections is not None for i in known)
+
+  @property
   def num_files(self) -> int:
     """Files of training."""
     return sum(1 for _ in self._of_training())
@@ -165,23 +172,23 @@ class CompletionIndex:
     return {row['place']: row for row in rows if 'place' in row}
 
   def extend(self, seconds: float) -> bool:
-    """Reads files of training for about so long; True if all are read."""
+    """Looks for self-corrections for about so long; True if all is done."""
     self.refresh()
     until = time.monotonic() + seconds
     for stored in list(self._of_training()):
-      if stored.key not in self._indexed:
+      known = self._indexed.get(stored.key)
+      if known is None or known.corrections is None:
         if time.monotonic() > until:
           return False
-        self.index_of(stored.key)
+        self._indexed[stored.key] = _read(stored.path, corrections=True)
     return True
 
-  def corrections(self) -> Iterator[tuple[Stored, int, Entry]]:
-    """The self-corrections of the files that have been read, by step."""
+  def corrections(self) -> Iterator[tuple[Stored, int, str, str]]:
+    """The self-corrections that were found: file, place, kind and word."""
     for stored in self._of_training():
       indexed = self._indexed.get(stored.key)
-      for place, entry in enumerate(indexed.entries if indexed else ()):
-        if entry.aha:
-          yield stored, place, entry
+      for place, kind, word in (indexed and indexed.corrections) or ():
+        yield stored, place, kind, word
 
   def search(
     self,
@@ -274,8 +281,14 @@ def _listed(workdir: str, folder: str, kind: str) -> Iterator[Stored]:
     )
 
 
-def _read(path: str) -> Indexed:
-  """Reads a file; lines that are no JSON objects are passed over."""
+def _read(path: str, corrections: bool = False) -> Indexed:
+  """Reads a file; lines that are no JSON objects are passed over.
+
+  Args:
+    path: of the file.
+    corrections: whether to look for self-corrections, which takes longer.
+  """
+  found: list[tuple[int, str, str]] = []
   entries: list[Entry] = []
   groups: list[Group] = []
   numbers: dict[str, int] = {}  # of prompts, by their uid
@@ -290,16 +303,16 @@ def _read(path: str) -> Indexed:
       if number == len(groups):
         groups.append(Group(uid, str(record.get('question', '')), []))
       groups[number].members.append(len(entries))
+      if corrections and record.get('reflections', True):
+        if correction := aha.find(record):
+          found.append((len(entries), correction.kind, correction.word))
       entries.append(_entry(record, start, end, number))
-  return Indexed(entries, groups)
+  return Indexed(entries, groups, found if corrections else None)
 
 
 def _entry(
   record: Mapping[str, Any], start: int, end: int, group: int
 ) -> Entry:
-  correction = None
-  if record.get('reflections', True):
-    correction = aha.find(record)
   return Entry(
     start,
     end,
@@ -307,7 +320,6 @@ def _entry(
     recorded.number(record.get('reward')),
     bool(record.get('correct', record.get('accuracy'))),
     recorded.number(record.get('len')) or 0.0,
-    correction and (correction.kind, correction.word),
   )
 
 

@@ -107,25 +107,22 @@ def gallery(
   complete = index.extend(seconds)
   kinds: dict[str, dict[str, Any]] = {}
   words: collections.Counter[str] = collections.Counter()
-  wanted: list[tuple[Stored, int]] = []
-  for stored, place, entry in index.corrections():
-    assert entry.aha is not None
-    found, word = entry.aha
+  wanted: list[tuple[Stored, int, str]] = []
+  for stored, place, found, word in index.corrections():
     first = {'count': 0, 'first': stored.step}
     kinds.setdefault(found, first)['count'] += 1
     words[word] += 1
     if kind in ('', found):
-      wanted.append((stored, place))
+      wanted.append((stored, place, found))
   return {
     'complete': complete,
-    'read': index.num_indexed,
+    'read': index.num_looked_at,
     'files': index.num_files,
     'kinds': kinds,
     'words': dict(words.most_common(12)),
     'total': len(wanted),
     'shown': [
-      _correction(index, stored, place)
-      for stored, place in wanted[skip : skip + limit]
+      _correction(index, *found) for found in wanted[skip : skip + limit]
     ],
   }
 
@@ -207,7 +204,9 @@ def _listed(index: CompletionIndex, stored: Stored, place: int) -> dict:
   }
 
 
-def _correction(index: CompletionIndex, stored: Stored, place: int) -> dict:
+def _correction(
+  index: CompletionIndex, stored: Stored, place: int, kind: str
+) -> dict:
   entry = index.index_of(stored.key).entries[place]
   (record,) = index.records(stored.key, [place])
   text = str(record.get('completion', ''))
@@ -224,7 +223,7 @@ def _correction(index: CompletionIndex, stored: Stored, place: int) -> dict:
     'step': stored.step,
     'group': entry.group,
     'place': place,
-    'kind': entry.aha[0] if entry.aha else '',
+    'kind': kind,
     'question': str(record.get('question', '')),
     'pieces': pieces(text, 0, len(text), sorted(spans)),
   }

@@ -141,4 +141,5 @@ def _figures(config, temperature, params, micro):
 
 
 def _rounded(values: Any, style: str) -> list[float]:
-  return [float(format(value, style)) for value in np.asarray(values).tolist()]
+  # Adding 0 turns -0.0 into 0.0.
+  return [float(format(v, style)) + 0.0 for v in np.asarray(values).tolist()]

@@ -2,6 +2,8 @@
 // the pointer, and the arrow keys in a chart that has the focus.
 import { el, label, show, svg } from './dom.js';
 
+// One series after the other, where colours tell runs apart.
+const DASHES = ['', ' dashed', ' dotted'];
 const HEIGHT = 190, LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 24;
 
 function matching(name, series) {
@@ -68,9 +70,9 @@ function linesOf(chart, runs, weight) {
     let number = 0;
     const add = (name, found, extra = {}) => {
       const color = several ? run.color : number;
-      const dash = several && number ? ' dashed' : '';
+      const dash = several ? DASHES[number % DASHES.length] : '';
       lines.push({
-        name: several ? `${run.name}: ${name}` : name,
+        name: several ? `${run.name}: ${name}` : name, series: name,
         points: found, css: `line s${color % 6}${dash}`, ...extra,
       });
       number += 1;
@@ -226,9 +228,13 @@ export class ChartView {
     root.append(this.rule);
     this.plot.replaceChildren(root);
     const named = lines.filter((line) => line.name);
-    this.key.replaceChildren(...(named.length > 1 ? named : []).map(
-      (line) => el('span', { class: line.css.replace('line', 'swatch') },
-        line.name)));
+    // The legend of the page names the runs; a chart, what it draws of each.
+    const several = runs.length > 1;
+    const series = new Map(named.map((line) => [line.series, line.css]));
+    this.key.replaceChildren(...[...series].map(([name, css]) => el('span', {
+      class: css.replace(/^line s\d/, several ? 'swatch' : '$&')
+        .replace('line', 'swatch') }, name)));
+    this.key.hidden = series.size < 2;
     const last = named.map(
       (line) => `${line.name} ${show(line.points.at(-1)[1])}`).join(', ');
     this.plot.setAttribute('aria-label',

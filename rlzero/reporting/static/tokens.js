@@ -6,17 +6,17 @@ const FIGURES = {
   logprob: {
     title: 'log-prob', unit: 'nats, of the sampler', of: (v) => -v,
     bounds: [0.01, 0.1, 0.5, 1, 2, 4], sign: '−',
-    note: 'Dark: the sampler thought the token unlikely.',
+    note: 'Strong: the sampler thought the token unlikely.',
   },
   entropy: {
     title: 'entropy', unit: 'nats', of: (v) => v,
     bounds: [0.01, 0.1, 0.25, 0.5, 1, 2], sign: '',
-    note: 'Dark: much else was likely at this place.',
+    note: 'Strong: much else was likely at this place.',
   },
   mismatch: {
     title: '|sampler − learner|', unit: 'nats', of: (v) => v,
     bounds: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1], sign: '',
-    note: 'Dark: the two disagree about the token’s log-prob.',
+    note: 'Strong: the two disagree about the token’s log-prob.',
   },
   advantage: {
     title: 'advantage', unit: 'of the group', of: (v) => v, diverging: true,
@@ -64,7 +64,7 @@ export function tokenView(tokens) {
     const figures = names.map((name) => {
       const value = tokens.figures[name][at];
       return value == null ? `${FIGURES[name].title} –`
-        : `${FIGURES[name].title} ${value.toPrecision(3)}`;
+        : `${FIGURES[name].title} ${value ? value.toPrecision(3) : 0}`;
     });
     readout.textContent =
       [`token ${at + 1} ${JSON.stringify(tokens.texts[at])}`, ...figures]
