@@ -78,6 +78,8 @@ setuptools.setup(
     'cuda': ['jax[cuda13]'],
     'plan': ['jax[tpu]'],  # its compiler; no TPU is needed
     'tpu': ['jax[tpu]'],
+    'trackio': ['trackio>=0.43'],
+    'wandb': ['wandb>=0.31'],
     'test': [
       'basedpyright>=1.40',
       'beartype>=0.20',

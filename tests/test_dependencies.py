@@ -89,6 +89,8 @@ def test_constraints_pin_what_setup_admits(version):
   for one in _declared():
     if one.name in ('torch', 'transformers', 'accelerate', 'peft', 'trl'):
       continue  # for parity tests alone
+    if one.name in ('trackio', 'wandb'):
+      continue  # for who wants them; the tests have stand-ins
     assert one.specifier.contains(pins[utils.canonicalize_name(one.name)]), one
   assert pins['jax'] == pins['jaxlib']
 

@@ -18,6 +18,8 @@ _OWN = {
   'completions',
   'tokens',
   'tensorboard',
+  'trackers.json',
+  'wandb',
   'metrics.jsonl',
   'config.gin',
   'config.json',

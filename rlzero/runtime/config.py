@@ -29,6 +29,7 @@ from rlzero.runtime import (
   gin_values,
   lifecycle,
   naming,
+  trackers,
   workdir,
 )
 from rlzero.runtime.bindings import (
@@ -115,6 +116,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
         print(stage.describe(build(stage, argv)))
         return
       cfg = build(stage, argv)
+      trackers.chosen()  # one that is not there is told of at once
       workdir.check(getattr(cfg, 'workdir', ''))
       stage.run(cfg)
   except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorboardX
 
-from rlzero.runtime import files, terminal
+from rlzero.runtime import files, terminal, trackers
 
 JSONL = 'metrics.jsonl'  # in the workdir
 
@@ -84,7 +84,7 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-  """Appends each step to `metrics.jsonl` and to TensorBoard.
+  """Appends each step to `metrics.jsonl`, to TensorBoard and to `trackers`.
 
   Args:
     workdir: folder of the run, made if missing.
@@ -101,6 +101,7 @@ class MetricsWriter:
     self._board = tensorboardX.SummaryWriter(
       os.path.join(workdir, 'tensorboard'), purge_step=start_step
     )
+    self._trackers = trackers.open_all(workdir)
 
   def write(
     self,
@@ -119,21 +120,28 @@ class MetricsWriter:
         under `alerts`, TensorBoard 0 or 1 for each as `alert/NAME`.
     """
     row: dict[str, Any] = {'step': int(step)}
+    scalars: dict[str, float] = {}
     for name, value in metrics.items():
       number = float(value.value if isinstance(value, Mean) else value)
       row[name] = number if math.isfinite(number) else None
       if math.isfinite(number):  # TensorBoard would warn at each step
-        self._board.add_scalar(name, number, step)
+        scalars[name] = number
     for name, rings in (alerts or {}).items():
-      self._board.add_scalar(f'alert/{name}', float(rings), step)
+      scalars[f'alert/{name}'] = float(rings)
       if rings:
         row.setdefault('alerts', []).append(name)
+    for name, number in scalars.items():
+      self._board.add_scalar(name, number, step)
+    for tracker in self._trackers:
+      tracker.log(step, scalars)
     self._file.write(files.to_json(row) + '\n')
     self._file.flush()
 
   def close(self) -> None:
     self._file.close()
     self._board.close()
+    for tracker in self._trackers:
+      tracker.close()
 
   def __enter__(self) -> 'MetricsWriter':
     return self
