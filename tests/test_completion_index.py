@@ -142,6 +142,17 @@ def test_a_search_goes_on_where_it_stopped(index):
   assert (found, after) == ([], (KEY, 3))
 
 
+def test_evaluations_are_listed_in_the_order_of_training(folder, index):
+  for name in ('after', 'before', 'step_000010'):
+    path = folder / 'evaluations' / f'{name}.jsonl'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record(0, 'a', 1)) + '\n')
+  index.refresh()
+  names = [key.partition('/')[2] for key in index.keys[3:]]
+  assert names == ['before', 'step_000010', 'after']
+  assert index.num_files == 3  # a search goes through those of training
+
+
 def test_extend_stops_when_its_time_is_over(index):
   assert not index.extend(-1)
   assert index.num_indexed == 0

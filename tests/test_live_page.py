@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -87,6 +88,8 @@ def test_the_page_asks_for_nothing_from_elsewhere(port):
 
 
 def test_modules_that_are_imported_are_served():
+  folder = pathlib.Path(live_page.__file__).parent / 'static'
+  assert {path.name for path in folder.iterdir()} == set(live_page.FILES)
   for name, body in live_page.STATIC.items():
     for found in re.findall(rb"from '\./(\w+\.js)'", body):
       assert found.decode() in live_page.FILES, name

@@ -261,7 +261,7 @@ def _within(
 def _listed(workdir: str, folder: str, kind: str) -> Iterator[Stored]:
   path = os.path.join(workdir, folder)
   try:
-    found = sorted(os.scandir(path), key=lambda entry: entry.name)
+    found = sorted(os.scandir(path), key=lambda entry: _order(entry.name))
   except (FileNotFoundError, NotADirectoryError):
     return
   for entry in found:
@@ -279,6 +279,13 @@ def _listed(workdir: str, folder: str, kind: str) -> Iterator[Stored]:
       path=entry.path,
       stamp=(stat.st_mtime_ns, stat.st_size, stat.st_ino),
     )
+
+
+def _order(name: str) -> tuple[int, str]:
+  """Sorts files: what was before the steps, the steps, and the rest."""
+  if name.startswith('before.'):
+    return 0, name
+  return (1 if name.startswith('step_') else 2), name
 
 
 def _read(path: str, corrections: bool = False) -> Indexed:
