@@ -9,9 +9,10 @@ the compiled programs. For GPUs all is arithmetic (`planner/estimate.py`). FLOPs
 are by formula, with what is computed again and what pads.
 
 Settings of the run are set as for `rlzero.grpo`: --num_slots=128, or
---run.micro_tokens=8192 for those without a short flag. Nothing is known of the
-lengths of completions: memory is planned for the longest, time for an assumed
-mean, spread like an exponential cut at the longest. A roofline is the time of
+--run.micro_tokens=8192 for those without a short flag. Memory is planned for
+the longest completions. Time is that of a whole rollout: the scheduler itself
+plays it, with completions whose lengths `--lengths` gives; by default they are
+spread like an exponential cut at the longest. A roofline is the time of
 the largest of FLOPs, memory traffic and traffic between devices at published
 rates; a run reaches a part of it, which `efficiency` assumes.
 """

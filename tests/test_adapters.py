@@ -52,7 +52,7 @@ def _same(first, second):
 
 def _rows(workdir):
   return [
-    {k: v for k, v in row.items() if not k.startswith('time/')}
+    {k: v for k, v in row.items() if not k.startswith(('time/', 'perf/'))}
     for row in metrics.read_metrics(str(workdir))
   ]
 

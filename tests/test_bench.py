@@ -9,8 +9,8 @@ import pytest
 
 from rlzero import bench
 from rlzero.benchmarks import step_time
+from rlzero.costs import flops
 from rlzero.models.config import Latent, ModelConfig
-from rlzero.planner import flops
 from rlzero.rl import collect, settings, update
 from rlzero.runtime import fields
 from rlzero.tasks import procedural
@@ -92,7 +92,7 @@ def test_useful_flops_by_hand():
     {'len': n, 'reward': r} for n, r in ((1, 0), (3, 1), (2, 1), (2, 1))
   ]
   cfg = _config(kl_coef=0.0, group_size=2)
-  work = step_time.useful(cfg, model, [5, 5], records)
+  work = step_time.needed(cfg, model, [5, 5], records)
   # Weights: 2 x (4 x 2 + 3 x 1) = 22 in the layer, 10 in the head.
   # First group: 5 + 4 tokens; pairs 15 + (5 + 1) + (15 + 6) = 42.
   first = 2 * (22 * 9 + 10 * 4) + 4 * 42 * 2
@@ -105,7 +105,7 @@ def test_useful_flops_by_hand():
   assert work['rollout_bytes'] == 4 * (3 * 32 + 49 * 4)
   # A shared prefix of 2 of the 5, with 3 pairs: 2 + 2 x 3 + 8 tokens in all;
   # behind it a prompt has 3 x 2 + 6 pairs, its completions 27 and 26 as before.
-  work = step_time.useful(cfg, model, [5, 5], records, prefix_len=2)
+  work = step_time.needed(cfg, model, [5, 5], records, prefix_len=2)
   whole = 2 * (22 * 16 + 10 * 8) + 4 * (3 + 2 * 12 + 27 + 26) * 2
   assert work['rollout_flops'] == whole
   assert work['update_flops'] == 3 * first  # it has one prompt
@@ -116,7 +116,7 @@ def test_useful_flops_by_hand():
     model, head_dim=4, latent=Latent(kv_rank=5, rope_dim=2, value_dim=1)
   )
   body, head = flops.matmul_weights(latent)
-  work = step_time.useful(cfg, latent, [5, 5], records)
+  work = step_time.needed(cfg, latent, [5, 5], records)
   assert work['rollout_bytes'] == 4 * (3 * (body + head) + 49 * 7)
 
 

@@ -58,6 +58,9 @@ def test_run_leaves_what_it_promises(whole):
   assert [row['step'] for row in rows] == list(range(6))
   assert all(row['policy/kl'] >= 0 for row in rows)
   assert all(metric_names.find(name) for row in rows for name in row)
+  # A CPU has no published rate to compare with.
+  assert all(row['perf/flops_per_s'] > 0 for row in rows)
+  assert not any('perf/mfu' in row for row in rows)
   summary = json.loads((whole / 'summary.json').read_text())
   assert summary['pass@1_before'] is not None
   assert summary['pass@1_after'] is not None

@@ -36,9 +36,10 @@ _LAYERS['scoring'] = _LAYERS['rollout'] | {'rollout', 'train'}
 _LAYERS['evaluation'] = _LAYERS['scoring'] | {'scoring', 'weights'}
 _LAYERS['monitoring'] = {'runtime'}
 _LAYERS['reporting'] = {'evaluation', 'monitoring', 'runtime', 'tasks', 'text'}
-_LAYERS['rl'] = _LAYERS['evaluation'] | {'evaluation', 'monitoring'}
+_LAYERS['costs'] = {'models', 'runtime', 'train', 'types'}
+_LAYERS['rl'] = _LAYERS['evaluation'] | {'costs', 'evaluation', 'monitoring'}
 _LAYERS['pipelines'] = {'runtime', 'scoring', 'text'}
-_LAYERS['planner'] = {'models', 'rl', 'rollout', 'runtime', 'train', 'types'}
+_LAYERS['planner'] = _LAYERS['costs'] | {'costs', 'rl', 'rollout'}
 
 # Reward workers and tools that only read text start without JAX.
 _WITHOUT_JAX = (

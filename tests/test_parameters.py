@@ -11,8 +11,8 @@ import pytest
 from helpers import CONFIGS
 
 import rlzero
+from rlzero.costs import flops
 from rlzero.models import lora, parameters, transformer
-from rlzero.planner import flops
 from rlzero.runtime import sharding
 from rlzero.train import adapters, optim
 from rlzero.weights import mapping

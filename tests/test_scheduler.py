@@ -14,13 +14,14 @@ from rlzero.models.config import ModelConfig
 from rlzero.rl import learner
 from rlzero.rl.objective import Objective
 from rlzero.rollout import (
-  batch,
   buckets,
+  decode_layout,
   engine,
   programs,
   sampling,
   scheduler,
 )
+from rlzero.rollout.device import Device
 from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
 from rlzero.runtime import hosts
 from rlzero.train import packing
@@ -186,9 +187,7 @@ def test_a_shared_prefix_is_computed_once_and_changes_nothing(
   prompts = [p._replace(tokens=[9, 4, 6, 2, *p.tokens]) for p in make_prompts()]
   settings = Sampling(num_slots=5, **SHORT | {'max_prompt_len': 12})
   if not unstacked:  # as on an accelerator
-    monkeypatch.setattr(
-      engine, 'to_decode_layout', lambda config, params: params
-    )
+    monkeypatch.setattr(decode_layout, 'convert', lambda config, params: params)
   shared_prefixes, prefill = [], engine.prefill_shared_prefix
 
   def counting(config, params, shared_prefix):
@@ -218,7 +217,7 @@ def test_stacked_layers_write_what_unstacked_layers_do(
   params, by_slots, monkeypatch
 ):
   # As on an accelerator.
-  monkeypatch.setattr(engine, 'to_decode_layout', lambda config, params: params)
+  monkeypatch.setattr(decode_layout, 'convert', lambda config, params: params)
   stacked, _ = generate(params, make_prompts(), num_slots=16, **SHORT)
   for one, other in zip(stacked, by_slots(16)[0], strict=True):
     np.testing.assert_array_equal(one.tokens, other.tokens)
@@ -301,6 +300,7 @@ def test_slots_are_refilled_and_prompts_prefilled_once(params, monkeypatch):
   assert len(completions) == 40
   assert usage.tokens == sum(len(c.tokens) for c in completions)
   assert usage.computed == 4 * sum(decoded) >= usage.tokens
+  assert usage.steps == sum(decoded)
   # Groups of four that wait for their longest member would take longer.
   calls = [-(-len(c.tokens) // 5) for c in completions]
   assert len(decoded) < sum(map(max, zip(*[iter(calls)] * 4, strict=True)))
@@ -521,23 +521,22 @@ def test_batches_that_are_passed_at_once_were_compiled_ahead(
   }
   planned, done = set(), set()
 
-  def sizes(slots, number, cache_len):
-    rows, before = slots.token.shape[0], kv_cache.capacity(config, slots.cache)
-    return rows, before, number or rows, cache_len
+  def noting(device, seen):
+    resize = device.resize
 
-  resize, lower_resize = batch.resize_slots, programs.lower_resize
+    def resized(self, chosen, cache_len):
+      rows = self.slots.token.shape[0]
+      before = kv_cache.capacity(config, self.slots.cache)
+      number = rows if chosen is None else chosen.size
+      seen.add((rows, before, number, cache_len))
+      resize(self, chosen, cache_len)
 
-  def planning(config, slots, number, cache_len):
-    planned.add(sizes(slots, number, cache_len))
-    return lower_resize(config, slots, number, cache_len)
+    monkeypatch.setattr(device, 'resize', resized)
 
-  def doing(config, slots, chosen, cache_len):
-    done.add(sizes(slots, None if chosen is None else chosen.size, cache_len))
-    return resize(config, slots, chosen, cache_len)
-
-  monkeypatch.setattr(programs, 'lower_resize', planning)
-  monkeypatch.setattr(batch, 'resize_slots', doing)
+  noting(programs.LoweringDevice, planned)
   programs.lower_all(*arguments, sampling, (EOS,))
+  monkeypatch.undo()
+  noting(Device, done)
   scheduler.generate(
     *arguments, sampling, stop=STOP, seed=SEED, finished=finished
   )
@@ -644,7 +643,7 @@ def test_requests_that_come_later_get_the_tokens_they_get_alone(
 def test_completions_are_handed_back_once_in_the_order_of_slots(params):
   queue = make_scheduler(params)
   assert queue.step() == [] and list(queue.drain()) == []
-  assert queue.num_unfinished == 0 and queue.usage == (0, 0)
+  assert queue.num_unfinished == 0 and queue.usage == (0, 0, 0)
   # A replay takes a round for each five tokens, like any other.
   for name, length in {'a': 11, 'b': 3, 'c': 16, 'd': 5, 'e': 1}.items():
     replay = scheduler.Completion(
@@ -657,7 +656,7 @@ def test_completions_are_handed_back_once_in_the_order_of_slots(params):
     rounds.append([name for name, _ in queue.step()])
   # The fifth one gets the slot of the second.
   assert rounds == [['b', 'd'], ['e'], ['a'], ['c']]
-  assert queue.usage == (36, 4 * 4 * 5)
+  assert queue.usage == (36, 4 * 4 * 5, 4 * 5)
 
 
 def test_a_drained_scheduler_takes_the_next_turn_of_an_episode(params):

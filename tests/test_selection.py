@@ -49,11 +49,12 @@ def _round(groups, size=4, length=3):
   return selection.Round(
     [],
     [],
-    [completion] * (size * len(groups)),
     log,
-    scheduler.Usage(length * size * len(groups), 1000),
-    None,
     {},
+    [completion] * (size * len(groups)),
+    scheduler.Usage(length * size * len(groups), 1000, 10),
+    None,
+    None,
   )
 
 

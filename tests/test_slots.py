@@ -9,8 +9,9 @@ import pytest
 
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import batch, buckets, programs
+from rlzero.rollout.device import Device
 from rlzero.rollout.sampling import Sampling
-from rlzero.rollout.slots import empty_slots, read_pages, resize_slots
+from rlzero.rollout.slots import read_pages
 from rlzero.runtime import sharding
 
 pytestmark = pytest.mark.model
@@ -36,26 +37,43 @@ SAMPLING = Sampling(max_len=64, max_prompt_len=8, num_slots=32, decode_steps=4)
 @pytest.mark.parametrize('unstacked', [False, True])
 def test_a_batch_that_shrinks_sends_nothing(unstacked):
   with sharding.use(MESH):
-    slots = programs.abstract_slots(CONFIG, 32, 512, SAMPLING, unstacked)
-    lowered = programs.lower_resize(CONFIG, slots, 24, 512)
-    assert len(lowered) == 3  # keys, values, and the rest
-    for program in lowered:
-      compiled = program.compile()
+    device = make_device(programs.LoweringDevice)
+    device.slots = programs.abstract_slots(CONFIG, 32, 512, SAMPLING, unstacked)
+    device.resize(programs.first_rows(24), 512)
+    calls = device.take()
+    # Keys, values, and the rest.
+    parts = CONFIG.num_layers if unstacked else 1
+    assert [call.number for call in calls] == [parts, parts, 1]
+    for call in calls:
+      compiled = call.lowered.compile()
       assert not re.findall(COLLECTIVE, compiled.as_text())
       memory = compiled.memory_analysis()
       # A device works on its own part.
       assert memory.temp_size_in_bytes <= 2 * memory.argument_size_in_bytes
 
 
+def make_device(kind=Device, sampling=SAMPLING):
+  """Without parameters, which slots do not need."""
+  return kind(
+    CONFIG,
+    {},
+    sampling,
+    eos_ids=(),
+    seed=0,
+    prefill_batch=4,
+    prompt_widths=(8,),
+  )
+
+
 def make_batch():
-  sizes = buckets.sizes(SAMPLING)
-  return batch.Batch(CONFIG, SAMPLING, sizes, unstacked=True)
+  device = make_device()
+  return device, batch.Batch(device, SAMPLING, buckets.sizes(SAMPLING))
 
 
-def numbered(held):
-  """The batch, with the number of the request in each slot as its token."""
-  numbers = [-1 if request is None else request for request in held.requests]
-  held.arrays = held.arrays._replace(
+def number(device, requests):
+  """Gives each slot the number of the request in it as its token."""
+  numbers = [-1 if request is None else request for request in requests]
+  device.slots = device.slots._replace(
     token=sharding.device_put(np.int32(numbers), 'B')
   )
 
@@ -63,24 +81,24 @@ def numbered(held):
 @pytest.mark.parametrize('mesh', [sharding.Mesh(), MESH], ids=['one', 'mesh'])
 def test_slots_shrink_and_grow_with_their_requests(mesh):
   with sharding.use(mesh):
-    held, num_shards = make_batch(), sharding.axis_size('B')
+    (device, held), num_shards = make_batch(), sharding.axis_size('B')
     order = held.free()
     # Shard by shard in turn; on one device from the first slot to the last.
     shards = order // (32 // num_shards)
     np.testing.assert_array_equal(shards, np.arange(32) % num_shards)
     assert sorted(order) == list(range(32))
-    for number, slot in enumerate(order[:14]):
-      held.requests[slot] = number
-      held.cached[slot] = 20 + number
-      held.replay_left[slot] = number
-    numbered(held)
+    for request, slot in enumerate(order[:14]):
+      held.requests[slot] = request
+      held.cached[slot] = 20 + request
+      held.replay_left[slot] = request
+    number(device, held.requests)
     held.shrink()
     assert len(held) == 16  # the smallest of 24, 20, 16, 12, 8, 4
     held.grow(num_waiting=9)
     assert len(held) == 24
     kept = [request for request in held.requests if request is not None]
     assert sorted(kept) == list(range(14))
-    tokens = np.asarray(held.arrays.token)
+    tokens = np.asarray(device.slots.token)
     for slot, request in enumerate(held.requests):
       if request is not None:
         assert tokens[slot] == request
@@ -94,7 +112,7 @@ def test_slots_shrink_and_grow_with_their_requests(mesh):
 
 def test_a_shard_that_is_full_keeps_the_batch():
   with sharding.use(MESH):
-    held = make_batch()
+    _, held = make_batch()
     for slot in range(7):  # of the eight of the first shard
       held.requests[slot] = slot
     held.shrink()
@@ -106,10 +124,12 @@ def test_a_shard_that_is_full_keeps_the_batch():
 
 
 def test_a_slot_that_is_added_does_not_run():
-  slots = empty_slots(CONFIG, 4, 32, 16)
-  slots = slots._replace(running=np.ones(4, bool))
-  slots = resize_slots(CONFIG, slots, np.int32([[0, 3, -1, -1, -1]]), 32)
-  assert slots.running.tolist() == [True, True, False, False, False]
+  device = make_device()
+  device.allocate(4, 32)
+  device.slots = device.slots._replace(running=np.ones(4, bool))
+  device.resize(np.int32([[0, 3, -1, -1, -1]]), 32)
+  running = device.slots.running.tolist()
+  assert running == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize('mesh', [sharding.Mesh(), MESH], ids=['one', 'mesh'])
@@ -120,21 +140,21 @@ def test_completions_are_read_back_whole(mesh):
   routes = rng.integers(0, 9, (3, 32, 150, 2)).astype(np.int16)
   sampling = dataclasses.replace(SAMPLING, max_len=150)
   with sharding.use(mesh):
-    held = batch.Batch(CONFIG, sampling, buckets.sizes(sampling), True)
-    assert held.read([], []) == []
-    held.arrays = held.arrays._replace(
+    device = make_device(sampling=sampling)
+    device.allocate(32, 64)
+    device.slots = device.slots._replace(
       tokens=sharding.device_put(tokens, 'BT'),
       logprobs=sharding.device_put(-tokens.astype(np.float32), 'BT'),
       routes=sharding.device_put(routes, 'LBT_'),
     )
     slots, lengths = [0, 1, 2, 5, 9, 31], [1, 64, 150, 65, 128, 149]
-    read = held.read(slots, lengths)
+    read = device.read(slots, lengths)()
     for slot, length, written in zip(slots, lengths, read, strict=True):
       np.testing.assert_array_equal(written.tokens, tokens[slot, :length])
       np.testing.assert_array_equal(written.logprobs, -tokens[slot, :length])
       np.testing.assert_array_equal(written.routes, routes[:, slot, :length])
     shape = jax.ShapeDtypeStruct((sharding.axis_size('B'), 8, 2), np.int32)
     program = read_pages.lower(
-      held.arrays._replace(cache=None), shape, page_len=64
+      device.slots._replace(cache=None), shape, page_len=64
     ).compile()
     assert not re.findall(COLLECTIVE, program.as_text())

@@ -39,8 +39,8 @@ def _round():
   log = journal.Journal(None, {})
   log.scores = [{'advantage': 0.5 - i} for i in range(3)] + [{}]
   prompts = [scheduler.Prompt(i, p) for i, p in enumerate(_PROMPTS)]
-  usage = scheduler.Usage(0, 0)
-  return selection.Round([], prompts, completions, log, usage, None, {})
+  usage = scheduler.Usage(0, 0, 0)
+  return selection.Round([], prompts, log, {}, completions, usage, None, None)
 
 
 def _plain(params, prompt, tokens, temperature):

@@ -110,11 +110,12 @@ def test_masked_completions_have_no_advantage_and_count_in_that_of_others():
     sampled = selection.Round(
       [],
       [scheduler.Prompt(0, [5, 6])],
-      [completion, cut, completion, completion],
       log,
-      scheduler.Usage(12, 12),
-      None,
       {},
+      [completion, cut, completion, completion],
+      scheduler.Usage(12, 12, 3),
+      None,
+      None,
     )
     pool = mock.create_autospec(reward_pool.RewardPool, instance=True)
     collector = collect.Collector(cfg, learner, loaded.tokenizer, pool)

@@ -26,7 +26,7 @@ from jax import numpy as jnp
 
 from rlzero import grpo, pretrain, reward_model
 from rlzero.monitoring import alerts
-from rlzero.rl import collect
+from rlzero.rl import resharding
 from rlzero.runtime import config, files, metrics, provenance, sharding
 from rlzero.scoring import reward_model as reward_model_file
 from rlzero.scoring import rewards
@@ -193,7 +193,7 @@ def _in_chinese(cfg: grpo.Config, folder: pathlib.Path) -> grpo.Config:
 @contextlib.contextmanager
 def _sampler_in_bfloat16() -> Iterator[None]:
   """Rollouts take weights that were rounded, as other engines do."""
-  resharded = collect.resharded
+  resharded = resharding.resharded
 
   @contextlib.contextmanager
   def rounded(model: Any, params: Any, mesh: sharding.Mesh | None) -> Any:
@@ -203,7 +203,7 @@ def _sampler_in_bfloat16() -> Iterator[None]:
     with resharded(model, narrow, mesh) as moved:
       yield moved
 
-  with mock.patch.object(collect, 'resharded', rounded):
+  with mock.patch.object(resharding, 'resharded', rounded):
     yield
 
 

@@ -18,7 +18,7 @@ from unittest import mock
 import jax
 
 from rlzero import grpo
-from rlzero.rl import collect
+from rlzero.rl import resharding
 from rlzero.runtime import config, sharding
 
 
@@ -35,7 +35,7 @@ def add_noise(params: Any, noise: float) -> Any:
 @contextlib.contextmanager
 def noisy_rollouts(noise: float) -> Iterator[None]:
   """Rollouts of runs inside sample with noisy weights."""
-  resharded = collect.resharded
+  resharded = resharding.resharded
   make_noisy = jax.jit(add_noise, static_argnums=1)
 
   @contextlib.contextmanager
@@ -43,7 +43,7 @@ def noisy_rollouts(noise: float) -> Iterator[None]:
     with resharded(model, make_noisy(params, noise), mesh) as moved:
       yield moved
 
-  with mock.patch.object(collect, 'resharded', noisy):
+  with mock.patch.object(resharding, 'resharded', noisy):
     yield
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 from rlzero import bench
-from rlzero.planner import flops
+from rlzero.costs import flops
 from rlzero.runtime import config, files, provenance
 
 POINTS = {

@@ -13,9 +13,9 @@ import numpy as np
 from jax import numpy as jnp
 
 from rlzero import weights
-from rlzero.models import kv_cache, padding
+from rlzero.costs import hardware, useful
+from rlzero.models import padding
 from rlzero.models.config import ModelConfig
-from rlzero.planner import flops, hardware
 from rlzero.rl import collect, settings, update
 from rlzero.rollout import encoding
 from rlzero.scoring import reward_pool
@@ -67,7 +67,7 @@ def measure(
     asked = encoding.encode_examples(loaded.tokenizer, cfg.template, drawn)
     prompts = [p.tokens for p in asked]
     prefix_len = padding.shared_prefix_len(prompts)
-    work = useful(cfg, trainer.model, [*map(len, prompts)], records, prefix_len)
+    work = needed(cfg, trainer.model, [*map(len, prompts)], records, prefix_len)
     update_rate = work['update_flops'] / row['time/update_s']
     rollout_s = max(
       work['rollout_flops'] / rate, work['rollout_bytes'] / bandwidth
@@ -108,7 +108,7 @@ def measure(
   }
 
 
-def useful(
+def needed(
   cfg: Settings,
   model: ModelConfig,
   prompt_lens: Sequence[int],
@@ -124,38 +124,27 @@ def useful(
     records: of its completions.
     prefix_len: tokens that all prompts begin with.
   """
-  body, head = flops.matmul_weights(model)
   prompts = np.array(prompt_lens)
   lengths = np.array([r['len'] for r in records]).reshape(len(prompts), -1)
   rewards = np.array([r['reward'] for r in records]).reshape(lengths.shape)
 
-  def forward(chosen):
-    p, n = prompts[chosen] - prefix_len, lengths[chosen]
-    s = prefix_len * bool(p.size)
-    # A query meets the keys up to its own, a score and a value each: s(s+1)/2
-    # pairs in the shared prefix, p s + p(p+1)/2 in the rest of a prompt, and
-    # n (s + p) + n(n+1)/2 in a completion.
-    pairs = s * (s + 1) / 2 + (p * s + p * (p + 1) / 2).sum()
-    pairs += (n * (s + p[:, None]) + n * (n + 1) / 2).sum()
-    tokens, predicted = float(s + p.sum() + n.sum()), float(n.sum())
-    return flops.forward(model, tokens, predicted, pairs)
+  def rows(chosen):
+    index = np.repeat(np.flatnonzero(chosen), lengths.shape[1])
+    return useful.Rows(prompts, index, lengths[chosen].reshape(-1), prefix_len)
 
-  everything = np.ones(len(prompts), bool)
+  everything = rows(np.ones(len(prompts), bool))
   trained = everything
   if cfg.leaves_out_constant_groups:
-    trained = np.ptp(rewards, axis=1) > 0
+    trained = rows(np.ptp(rewards, axis=1) > 0)
   num_slots = min(cfg.sampling.num_slots, lengths.size)
-  item = jnp.dtype(model.dtype).itemsize
   # The weights are read once for every token of the fullest schedule.
   decode_steps = max(lengths.max(), lengths.sum() / num_slots)
-  cache = jax.eval_shape(lambda: kv_cache.empty_cache(model, 1, 1))
-  held = sum(part.size for part in jax.tree.leaves(cache))  # of a token
-  looked_at = (lengths * (prompts[:, None] - prefix_len + lengths / 2)).sum()
-  looked_at += decode_steps * prefix_len  # by all rows at a time
   return {
-    'rollout_flops': forward(everything),
-    'rollout_bytes': item * (decode_steps * (body + head) + looked_at * held),
-    'update_flops': 3 * forward(trained),
+    'rollout_flops': useful.forward(model, everything),
+    'rollout_bytes': useful.decode_bytes(
+      model, everything, decode_steps, num_slots
+    ),
+    'update_flops': 3 * useful.forward(model, trained),
   }
 
 
@@ -166,10 +155,9 @@ def peak_rates(
 
   Measured here and now, with nothing else running; on a TPU as published.
   """
-  kind = jax.devices()[0].device_kind
-  for chip in hardware.CHIPS.values():
-    if chip.is_tpu and chip.kind == kind:
-      return chip.flops, chip.bandwidth
+  chip = hardware.find(jax.devices()[0].device_kind)
+  if chip and chip.is_tpu:
+    return chip.flops, chip.bandwidth
   multiply = jax.jit(lambda a, b: a @ b)
   rate = 0.0
   for size in sizes:

@@ -113,7 +113,7 @@ def replay(
 
 
 def without_times(rows: Rows) -> list[dict[str, Any]]:
-  """Steps without what depends on a clock: `time/` and the throughput alert.
+  """Steps without what depends on a clock: `time/`, `perf/`, one alert.
 
   Two runs with the same settings have the rest in common, to the bit.
   """
@@ -123,7 +123,7 @@ def without_times(rows: Rows) -> list[dict[str, Any]]:
     kept = {
       name: value
       for name, value in row.items()
-      if name != 'alerts' and not name.startswith('time/')
+      if name != 'alerts' and not name.startswith(('time/', 'perf/'))
     }
     found.append(kept | ({'alerts': ringing} if ringing else {}))
   return found

@@ -13,12 +13,14 @@ import math
 
 from jax import numpy as jnp
 
+from rlzero.costs import flops
 from rlzero.models import attention, kv_cache, moe
 from rlzero.models.config import ModelConfig
-from rlzero.planner import flops
 from rlzero.planner.programs import Program, Run
 from rlzero.rl import learner
 from rlzero.rollout import buckets
+from rlzero.rollout.programs import abstract_slots
+from rlzero.rollout.slots import NUM_PAGES, PAGE_LEN
 from rlzero.runtime import sharding
 
 _FSDP = set('DQR')  # axes that are gathered for a layer
@@ -27,6 +29,9 @@ _SCORES = 12  # bytes a score costs to write and read, in float32 and rounded
 
 class Estimate:
   """Programs of a run on the current mesh, of one device.
+
+  Those of a rollout are for the mesh of rollouts, and the others for the
+  update's: the one that is current.
 
   Args:
     run: its shapes.
@@ -53,6 +58,7 @@ class Estimate:
     self.head = flops.matmul_weights(m)[1] / self.tensor
     self.heads = m.num_heads / self.tensor
     self.params = sharding.bytes_per_device(run.state.params)
+    self.decoded = sharding.bytes_per_device(run.decode_params)
     self.trained = sharding.bytes_per_device(run.trained)
     # Numbers of one token that a layer works on, and those of its vocabulary.
     hidden = m.experts.shared_width if m.experts else m.mlp_width
@@ -110,22 +116,23 @@ class Estimate:
     return room * (3 * row + hidden), number * room * (12 * row + hidden), sent
 
   def rollout(self, num_slots: int) -> dict[str, Program]:
-    """Prefill and decode."""
+    """The programs of a rollout at its fullest."""
     s, m, run = self, self.model, self.run
     slots = run.slots(num_slots)
-    held = sharding.bytes_per_device(slots)
-    rows = slots.token.shape[0] // sharding.axis_size('B')
     assert slots.cache is not None
-    capacity = kv_cache.capacity(m, slots.cache)
+    held = sharding.bytes_per_device(slots)
+    cache = sharding.bytes_per_device(slots.cache)
+    rest = held - cache
+    rows = slots.token.shape[0]
+    out = sharding.bytes_per_device(run.prompts)
     num_prompts = buckets.prefill_batch(run.num_prompts) // sharding.axis_size(
       'P'
     )
     tokens = num_prompts * run.prompt_len
-    out = sharding.bytes_per_device(slots.cache) / rows / capacity * tokens
     scores = s._scores(num_prompts, run.prompt_len, run.prompt_len)
     at_work, moved, sent = s._experts(tokens)
     prefill = Program(
-      memory=s.params
+      memory=s.decoded
       + out
       + tokens * s.layer * s.item
       + scores * (4 + s.item)
@@ -138,14 +145,44 @@ class Estimate:
       + 2 * out,
       received=s._gathered(1) + s._reduced(tokens, 1) + s.routed * sent,
     )
-    steps = run.cfg.sampling.decode_steps
+    # The part of a slot that its prompt takes, in all slots of the device.
+    into = out / num_prompts * rows / sharding.axis_size('B')
+    insert = Program(
+      memory=held + out + 2 * into,
+      moved=out + 3 * into + 2 * rest,
+      # Prompts lie on any device, and all devices get those of a block.
+      received=out * (sharding.axis_size('P') - 1),
+    )
+    found = {'prefill': prefill, 'insert': insert}
+    found['decode'] = s.decode(rows, kv_cache.capacity(m, slots.cache))
+    read = 8 * NUM_PAGES * min(PAGE_LEN, slots.tokens.shape[1])
+    found['read'] = Program(rest + 2 * read, 2 * read, 0.0)
+    parts = 1 if m.latent else 2
+    if len(run.cache_lens) > 1:
+      before = sharding.bytes_per_device(run.slots(num_slots, True)) - rest
+      # The last array is resized beside the new ones of the others.
+      peak = cache + before / parts
+      found['resize'] = Program(rest + peak, before + cache, 0.0)
+    for fewer in buckets.batch_buckets(rows)[:1]:
+      new = cache * fewer / rows
+      found['shrink'] = Program(
+        held + rest + new / parts, held + rest + new, 0.0
+      )
+    return found
+
+  def decode(self, num_slots: int, cache_len: int) -> Program:
+    """A call of `decode` with so many slots and tokens of each."""
+    s, m, run = self, self.model, self.run
+    slots = abstract_slots(m, num_slots, cache_len, run.cfg.rollout_sampling)
     cache = sharding.bytes_per_device(slots.cache)
+    rows = num_slots // sharding.axis_size('B')
+    steps = run.cfg.sampling.decode_steps
     at_work, moved, sent = s._experts(rows)
-    decode = Program(
-      memory=s.params
-      + held
+    return Program(
+      memory=s.decoded
+      + sharding.bytes_per_device(slots)
       + cache  # the new keys are merged into a copy
-      + rows * (3 * 4 * m.vocab_size + capacity * s.heads * 8)
+      + rows * (3 * 4 * m.vocab_size + cache_len * s.heads * 8)
       + s.head * s.item
       + s.one_layer
       + at_work,
@@ -159,7 +196,6 @@ class Estimate:
       + 2 * cache,
       received=steps * (s._gathered(1) + s._reduced(rows, 1) + s.routed * sent),
     )
-    return {'prefill': prefill, 'decode': decode}
 
   def update(self, micro_tokens: int) -> dict[str, Program]:
     """Reference, update and apply."""

@@ -1,33 +1,34 @@
 """Plans a run: what each program of a step needs, and whether it fits."""
 
-import collections
+import contextlib
 import dataclasses
 import functools
-import heapq
 import math
 import os
 from typing import Any
 
 import jax
-import numpy as np
 
-from rlzero.models import kv_cache
-from rlzero.planner import estimate, flops, hardware, programs
+from rlzero.costs import flops, hardware
+from rlzero.planner import estimate, programs
 from rlzero.planner.programs import Program
 from rlzero.planner.settings import Settings
+from rlzero.planner.work import Work
 from rlzero.rollout import buckets
 from rlzero.runtime import sharding
-from rlzero.train import packing
 
 GIB = 2**30
 
-_ROLLOUT = ('prefill', 'decode')
+_ROLLOUT = ('prefill', 'insert', 'decode', 'read', 'resize', 'shrink')
+_UPDATE = ('reference', 'update', 'apply')
 _SHARD = 'use more chips, or make `fsdp`, `expert` or `tensor` larger.'
 # What a device holds, and what makes it smaller.
 ADVICE = {
   'parameters': _SHARD,
   'optimiser': _SHARD,
   'reference': 'use more chips, or do without it (kl_coef = 0).',
+  'copy': 'use more chips, or a rollout_mesh that makes more shards.',
+  'prompts': 'lower max_prompt_len.',
   'cache': 'use fewer num_slots, or make `tensor` larger.',
   'gradients': _SHARD,
   'temporaries': 'lower micro_tokens, num_slots or max_len, set remat, or '
@@ -58,6 +59,7 @@ def make_plan(cfg: Settings) -> dict[str, Any]:
   Raises:
     ValueError: an unknown topology, or a mesh that does not fit it.
   """
+  cfg = dataclasses.replace(cfg, run=cfg.run.at(cfg.at_step))
   name, _, shape = cfg.topology.partition(':')
   if name == 'cpu':
     chip, devices = hardware.CPU, jax.devices()
@@ -72,15 +74,20 @@ def make_plan(cfg: Settings) -> dict[str, Any]:
     compiles = chip.is_tpu and cfg.compile
     devices = _topology(name, shape) if compiles else None
     num_devices = len(devices) if devices else _number(cfg.topology, shape)
-  mesh = cfg.run.mesh
   if devices:
     # Executables for devices that are not here cannot be kept.
     jax.config.update('jax_enable_compilation_cache', False)
-    where = sharding.use(mesh, devices)
-  else:
-    where = sharding.abstract_mesh(mesh, num_devices)
-  with where:
-    return _Plan(cfg, chip, num_devices, compiled=bool(devices)).report()
+
+  def layout(mesh: sharding.Mesh) -> contextlib.AbstractContextManager:
+    if devices:
+      return sharding.use(mesh, devices)
+    return sharding.abstract_mesh(
+      mesh, num_devices, 'tpu' if chip.is_tpu else 'gpu'
+    )
+
+  with layout(cfg.run.mesh):
+    plan = _Plan(cfg, chip, num_devices, bool(devices), layout)
+    return plan.report()
 
 
 def _topology(name: str, shape: str):
@@ -112,21 +119,26 @@ def _number(topology: str, shape: str) -> int:
 
 
 class _Plan:
-  """One plan under way, on the mesh."""
+  """One plan under way, on the mesh of the update."""
 
-  def __init__(self, cfg, chip, num_devices, compiled):
+  def __init__(self, cfg, chip, num_devices, compiled, layout=None):
     self.cfg, self.chip = cfg, chip
     self.num_devices, self.compiled = num_devices, compiled
     self.model = cfg.run.with_runtime_options(cfg.run.model)
+    rollout_mesh = contextlib.nullcontext
+    if cfg.run.rollout_mesh and layout:
+      rollout_mesh = functools.partial(layout, cfg.run.rollout_mesh)
     self.run = programs.Run(
-      cfg.run, self.model, cfg.prompt_len or cfg.run.sampling.max_prompt_len
+      cfg.run,
+      self.model,
+      cfg.prompt_len or cfg.run.sampling.max_prompt_len,
+      rollout_mesh,
     )
     self.num_shards = sharding.axis_size('B')
+    with rollout_mesh():
+      self.slot_shards = sharding.axis_size('B')
     self.width = self.run.widest
-    # Forward passes of a rollout that only look: under the reference, and
-    # under the policy that sampled.
-    goal = cfg.run.objective
-    self.passes = (goal.kl_coef > 0) + (goal.old_logprobs == 'recomputed')
+    self.work = Work(cfg, self.run, self._estimate)
     self.found: dict[tuple[str, int], Program] = {}
 
   def report(self) -> dict[str, Any]:
@@ -135,18 +147,15 @@ class _Plan:
     rows = (
       self.run.micro(run.micro_tokens).tokens.ids.shape[0] // self.num_shards
     )
-    slots = len(self.run.slots(run.sampling.num_slots).token) // self.num_shards
+    slots = len(self.run.slots(run.sampling.num_slots).token)
+    slots //= self.slot_shards
     per_step = run.num_prompts * run.group_size
     sampled = self.run.num_prompts * run.num_samples
     most_rows = max(per_step // self.num_shards, 1)
-    most_slots = max(sampled // self.num_shards, 1)
-    names = ['prefill', 'decode', 'reference', 'update', 'apply']
-    if not self.passes:
-      names.remove('reference')
-    sizes = {
-      name: slots if name in ('prefill', 'decode') else rows for name in names
-    }
-    wanted = list(sizes.items())
+    most_slots = max(sampled // self.slot_shards, 1)
+    names = self._names(slots)
+    sizes = {name: slots if name in _ROLLOUT else rows for name in names}
+    wanted = [(n, size) for n, size in sizes.items() if n != 'reshard']
     if cfg.fit:
       wanted += [('decode', _other(slots, most_slots))]
       wanted += [('update', _other(rows, most_rows))]
@@ -157,7 +166,7 @@ class _Plan:
     largest = None
     if cfg.fit:
       largest = {
-        'slots': self._largest('decode', slots, most_slots, self.num_shards),
+        'slots': self._largest('decode', slots, most_slots, self.slot_shards),
         'micro_tokens': self._largest(
           'update', rows, most_rows, self.num_shards * self.width
         ),
@@ -176,10 +185,11 @@ class _Plan:
       'active': total - flops.idle(self.model),
       'trained': trained,
       'max_len': run.sampling.max_len,
-      'mean_len': cfg.assumed_len,
+      'mean_len': float(self.work.lengths.mean()),
       'prompt_len': self.run.prompt_len,
       'efficiency': cfg.efficiency,
-      'slots': slots * self.num_shards,
+      'slots': slots * self.slot_shards,
+      'rollout': self._rollout(slots * self.slot_shards),
       'microbatch': [rows * self.num_shards, self.width],
       'phases': [dataclasses.asdict(p) for p in phases],
       'fits': all(p.fits for p in phases),
@@ -193,66 +203,114 @@ class _Plan:
       'cost': hours * self.num_devices * cfg.price or None,
     }
 
+  def _names(self, slots: int) -> list[str]:
+    """The programs that a run has; not every one has all of them."""
+    slots *= self.slot_shards
+    with self.run.rollout_mesh():
+      there = {
+        'resize': len(self.run.cache_lens) > 1,
+        'shrink': bool(buckets.batch_buckets(slots)),
+        'reshard': self.cfg.run.rollout_mesh is not None,
+        'reference': self.work.passes > 0,
+      }
+    names = ('reshard', *_ROLLOUT, *_UPDATE)
+    return [name for name in names if there.get(name, True)]
+
+  def _rollout(self, num_slots: int) -> dict[str, float]:
+    """How a rollout goes, by the scheduler's own rules."""
+    schedule = self.work.schedule(num_slots)
+    usage = schedule.usage
+    return {
+      'decode_calls': schedule.count('decode'),
+      'tokens': usage.tokens,
+      'slot_use': usage.tokens / usage.computed,
+    }
+
   def _estimate(self) -> estimate.Estimate:
     return estimate.Estimate(self.run, 'tpu' if self.chip.is_tpu else 'gpu')
 
+  def _amount(self, name: str, size: int) -> int:
+    """Slots, or tokens of a microbatch, of all devices."""
+    if name in _ROLLOUT:
+      return size * self.slot_shards
+    return size * self.num_shards * self.width
+
   def _find(self, wanted) -> None:
     """Fills `found` with programs of (name, rows or slots of a device)."""
-    source = self.run if self.compiled else self._estimate()
-    made: dict[tuple[str, int], Any] = {}
+    made: dict[tuple[bool, int], Any] = {}
     new = {}
     for name, size in wanted:
-      if name in _ROLLOUT:
-        part, amount = source.rollout, size * self.num_shards
-      else:
-        part, amount = source.update, size * self.num_shards * self.width
-      key = part.__name__, size
+      key = name in _ROLLOUT, size
       if key not in made:
-        made[key] = part(amount)
+        made[key] = self._make(name, size, self.compiled)
       new[name, size] = made[key][name]
     self.found |= programs.compile_all(new) if self.compiled else new
 
+  def _make(self, name: str, size: int, lowered: bool) -> dict[str, Any]:
+    """All programs of a rollout, or of an update, lowered or by arithmetic."""
+    amount = self._amount(name, size)
+    if name not in _ROLLOUT:
+      source = self.run if lowered else self._estimate()
+      return source.update(amount)
+    if lowered:
+      return self.run.rollout(amount)
+    with self.run.rollout_mesh():
+      return self._estimate().rollout(amount)
+
   def _memory(self, name: str, size: int) -> dict[str, float]:
     """Bytes of a device while a program runs, by what they hold."""
-    state = self.run.state
+    state, run = self.run.state, self.run
     held: dict[str, float] = {
       'parameters': sharding.bytes_per_device(state.params),
       'optimiser': sharding.bytes_per_device(state.opt_state),
-      'reference': sharding.bytes_per_device(self.run.reference),
+      'reference': sharding.bytes_per_device(run.reference),
     }
-    own = {'parameters'}  # what the program itself counts
+    if name == 'reshard':
+      # In the update's layout first, in the dtype that is sent.
+      sent = run.narrowed
+      return held | {'copy': run.copied, 'temporaries': sent}
     if name in _ROLLOUT:
-      held['cache'] = sharding.bytes_per_device(
-        self.run.slots(size * self.num_shards)
-      )
-      own |= {'cache'} if name == 'decode' else set()
-    elif name != 'reference':
-      held['gradients'] = sharding.bytes_per_device(self.run.trained)
-      own |= {'gradients'}
-      own |= {'optimiser'} if name == 'apply' else set()
-    program = self.found[name, size]
-    counted = sum(held[one] for one in own)
-    if name == 'apply':  # a frozen base is none of its inputs
-      counted -= held['parameters'] - held['gradients']
-    held['temporaries'] = program.memory - counted
+      slots = run.slots(self._amount(name, size))
+      held |= {
+        'copy': run.copied,
+        'cache': sharding.bytes_per_device(slots),
+        'prompts': sharding.bytes_per_device(run.prompts),
+      }
+      decoded = sharding.bytes_per_device(run.decode_params)
+      given = {
+        'prefill': decoded,
+        'insert': held['cache'] + held['prompts'],
+        'decode': decoded + held['cache'],
+        'read': sharding.bytes_per_device(slots._replace(cache=None)),
+      }.get(name, held['cache'])
+      counted = min(given, self.found[name, size].inputs)
+      if name == 'prefill':  # its output
+        counted += held['prompts']
+    else:
+      counted = held['parameters']
+      if name != 'reference':
+        held['gradients'] = sharding.bytes_per_device(run.trained)
+        counted += held['gradients']
+      if name == 'apply':  # a frozen base is none of its inputs
+        counted += held['optimiser'] - held['parameters'] + held['gradients']
+    held['temporaries'] = self.found[name, size].memory - counted
     return held
 
   def _phase(self, name: str, size: int) -> Phase:
     memory = self._memory(name, size)
-    program = self.found[name, size]
+    program = self._needs(name, size)
     moved, received = program.moved, program.received
     if not program.known:  # not compiled, so by arithmetic
-      guess = self._estimate()
-      guess = guess.rollout if name in _ROLLOUT else guess.update
-      unit = 1 if name in _ROLLOUT else self.width
-      _, moved, received, _ = guess(size * self.num_shards * unit)[name]
-    flops_call, calls = self._work(name, size)
-    # Microbatches differ in shape: FLOPs and traffic of memory scale, what
-    # is gathered and summed over devices hardly does.
+      guess = self._make(name, size, lowered=False)[name]
+      moved, received = guess.moved, guess.received
+    work, calls = self.work.of(name, self._amount(name, size))
+    flops_call = work / self.num_devices
     step_s = 0.0
-    for share, number in calls.items():
-      times = self._times(share * flops_call, share * moved, received)
-      step_s += number * max(times.values())
+    for call in calls:
+      times = self._times(
+        call.flops * flops_call, call.moved * moved, call.received * received
+      )
+      step_s += call.number * max(times.values())
     times = self._times(flops_call, moved, received)
     total = sum(memory.values())
     return Phase(
@@ -265,9 +323,16 @@ class _Plan:
       received=received,
       roofline_s=max(times.values()),
       bound=max(times, key=times.__getitem__),
-      calls=sum(calls.values()),
+      calls=sum(call.number for call in calls),
       step_s=step_s,
     )
+
+  def _needs(self, name: str, size: int) -> Program:
+    if name != 'reshard':
+      return self.found[name, size]
+    # All of it may come from other devices.
+    sent = sharding.bytes_per_device(self.run.decode_params)
+    return Program(0.0, 2 * sent, sent)
 
   def _times(self, flops_call, moved, received) -> dict[str, float]:
     return {
@@ -275,78 +340,6 @@ class _Plan:
       'memory': moved / self.chip.bandwidth,
       'links': received / self.chip.link,
     }
-
-  def _work(self, name: str, size: int) -> tuple[float, dict[float, float]]:
-    """FLOPs of a call on a device, and calls a step by their share of it."""
-    run, model, prompt_len = self.cfg.run, self.model, self.run.prompt_len
-    forward = functools.partial(flops.forward, model, adapter=run.adapter)
-    match name:
-      case 'prefill':
-        block = buckets.prefill_batch(self.run.num_prompts)
-        tokens = block * prompt_len
-        work = forward(tokens, 0, tokens * prompt_len)
-        calls = {1.0: run.num_prompts / block / run.epochs_per_rollout}
-      case 'decode':
-        rows, steps = size * self.num_shards, run.sampling.decode_steps
-        cache = self.run.slots(rows).cache
-        assert cache is not None
-        keys = kv_cache.capacity(model, cache) + steps
-        work = steps * forward(rows, rows, rows * keys, absorbed=True)
-        calls = {1.0: self._decode_calls(rows)}
-      case 'apply':  # some twenty operations a parameter
-        work = 20 * sum(x.size for x in jax.tree.leaves(self.run.trained))
-        calls = {1.0: 1.0}
-      case _:
-
-        def of_micro(micro):
-          rows, width = micro.tokens.ids.shape
-          prompts, prompt_width = micro.prompts.tokens.ids.shape
-          looked_at = width + micro.prompts.index.shape[1] * prompt_width
-          tokens = rows * width + prompts * prompt_width
-          pairs = rows * width * looked_at + prompts * prompt_width**2
-          of_passes = rows * width, pairs
-          if name == 'update':
-            return flops.update(model, tokens, *of_passes, run.adapter)
-          return forward(tokens, *of_passes)
-
-        micro_tokens = size * self.num_shards * self.width
-        work = of_micro(self.run.micro(micro_tokens))
-        calls = collections.Counter(
-          of_micro(micro) / work for micro in self._micros(micro_tokens)
-        )
-        if name == 'reference':
-          often = self.passes / run.epochs_per_rollout
-          calls = {share: number * often for share, number in calls.items()}
-    return work / self.num_devices, dict(calls)
-
-  def _micros(self, micro_tokens: int):
-    """Microbatches of a step whose completions are as long as assumed."""
-    run = self.cfg.run
-    lengths = lengths_of(
-      run.num_prompts * run.group_size,
-      self.cfg.assumed_len,
-      run.sampling.max_len,
-    )
-    rows = programs.rows_of(
-      lengths.reshape(run.num_prompts, run.group_size), self.run.prompt_len
-    )
-    everything = np.arange(lengths.size)
-    for _, micro in packing.microbatches(
-      rows, everything, micro_tokens, run.sampling.max_len, self.num_shards
-    ):
-      yield micro
-
-  def _decode_calls(self, num_slots: int) -> float:
-    """Calls a step, until the last completion of a rollout has ended."""
-    run = self.cfg.run
-    total = self.run.num_prompts * run.num_samples
-    lengths = lengths_of(total, self.cfg.assumed_len, run.sampling.max_len)
-    ends = [0] * num_slots
-    for length in lengths:
-      heapq.heapreplace(
-        ends, ends[0] + -(-int(length) // run.sampling.decode_steps)
-      )
-    return max(ends) / run.updates_per_rollout
 
   def _largest(self, name: str, size: int, most: int, unit: int):
     """The largest size that fits: a line through two, and a third to confirm.
@@ -408,19 +401,3 @@ class _Plan:
 def _other(size: int, most: int) -> int:
   """A second size for the line: twice the first, or half."""
   return 2 * size if 2 * size <= most else max(size // 2, 1)
-
-
-def lengths_of(number: int, mean: float, longest: int) -> np.ndarray:
-  """Lengths spread like an exponential cut at the longest, in any order."""
-  low, high = 0.0, 1e3 * longest
-  scale = high / 2
-  for _ in range(100):  # the cut one's mean is s (1 - exp(-longest / s))
-    scale = (low + high) / 2
-    if scale * -math.expm1(-longest / scale) < mean:
-      low = scale
-    else:
-      high = scale
-  quantiles = (np.arange(number) + 0.5) / number
-  lengths = np.minimum(-scale * np.log1p(-quantiles), longest)
-  lengths = np.maximum(np.rint(lengths), 1).astype(int)
-  return np.random.default_rng(0).permutation(lengths)

@@ -22,7 +22,10 @@ class Settings:
 
   run: settings.Config  # of the gin file
   topology: str  # v5e:4x4, v5p:4x4x4, v6e:8x8, h100:8, cpu (what is there)
-  mean_len: int = 0  # tokens a completion; 0 assumes a quarter of max_len
+  # Of completions: geometric:MEAN in tokens, a run's folder, or a file of
+  # numbers; '' is geometric with a quarter of max_len.
+  lengths: str = ''
+  at_step: int = 0  # the step whose limit of completions is planned
   prompt_len: int = 0  # tokens; 0 assumes max_prompt_len
   efficiency: float = 0.4  # share of the rooflines that a run reaches
   price: float = 0.0  # of an hour of a chip; 0 leaves the cost out
@@ -33,10 +36,8 @@ class Settings:
   def __post_init__(self):
     fields.check(
       self,
-      mean_len=at_least(0)
-      .at_most(self.run.sampling.max_len)
-      .because('sampling.max_len'),
       prompt_len=at_least(0),
+      at_step=at_least(0),
       efficiency=above(0).at_most(1),
       price=at_least(0),
     )
@@ -49,12 +50,3 @@ class Settings:
       raise ValueError(
         "plan.Config.run has update = 'pmap'; only 'jit' is planned."
       )
-    if self.run.rollout_mesh is not None:
-      raise ValueError(
-        f'plan.Config.run has rollout_mesh = {self.run.rollout_mesh}; only '
-        'runs with one layout are planned, so set it to None.'
-      )
-
-  @property
-  def assumed_len(self) -> int:
-    return self.mean_len or max(self.run.sampling.max_len // 4, 1)

@@ -20,9 +20,12 @@ def describe(cfg: Settings, report: dict[str, Any]) -> str:
     f'{r["topology"]}: {r["devices"]} devices of '
     f'{r["hbm_bytes"] / planning.GIB:.1f} GiB, {mesh} ({r["source"]})',
     f'{r["parameters"] / 1e9:.2f}B parameters{active}; completions of at most '
-    f'{r["max_len"]} tokens, {r["mean_len"]} assumed in the mean, prompts of '
+    f'{r["max_len"]} tokens, {r["mean_len"]:.0f} in the mean, prompts of '
     f'{r["prompt_len"]}',
     f'{r["slots"]} slots; microbatches of {rows} rows x {width} tokens',
+    f'a rollout: {r["rollout"]["tokens"]} tokens in '
+    f'{r["rollout"]["decode_calls"]} calls of decode; '
+    f'{r["rollout"]["slot_use"]:.0%} of what slots compute is sampled',
     '',
   ]
   terms = list(planning.ADVICE)

@@ -264,6 +264,39 @@ METRICS = {
   'rollout/slot_use': Metric(
     'grpo', '0 to 1', 'Sampled tokens, of all that slots computed.'
   ),
+  'perf/flops_per_s': Metric(
+    'grpo',
+    'FLOP/s',
+    'Model FLOPs of a step (its update, its share of the rollout) over its '
+    'time: nothing for padding and recomputation. Like all of `perf/`, of all '
+    'devices; not of a rollout that was resumed.',
+  ),
+  'perf/mfu': Metric(
+    'grpo',
+    '0 to 1',
+    "The same over the devices' bf16 rate, where it is known or given "
+    '(`device_flops`).',
+  ),
+  'perf/update_flops_per_s': Metric(
+    'grpo', 'FLOP/s', 'Model FLOPs of the update over its time.'
+  ),
+  'perf/update_mfu': Metric(
+    'grpo', '0 to 1', "The same over the devices' bf16 rate."
+  ),
+  'perf/rollout_flops_per_s': Metric(
+    'grpo', 'FLOP/s', 'Model FLOPs of sampling over its time.'
+  ),
+  'perf/decode_bytes_per_s': Metric(
+    'grpo',
+    'bytes/s',
+    'Weights, keys and values that sampling has to read, over its time.',
+  ),
+  'perf/decode_bandwidth_share': Metric(
+    'grpo',
+    '0 to 1',
+    "The same over the devices' memory bandwidth, where it is known or given "
+    '(`device_bandwidth`).',
+  ),
   'reshard/bytes': Metric(
     'grpo', 'bytes', 'Sent to devices for `rollout_mesh`, per rollout.'
   ),

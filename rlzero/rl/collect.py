@@ -5,22 +5,17 @@ compares its rewards, and takes the reference's log-probs. The policy stays as
 it is; `rl/update.py` changes it.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from rlzero.models import parameters
-from rlzero.models.config import ModelConfig
-from rlzero.rl import metrics, programs, selection
+from rlzero.rl import metrics, performance, programs, resharding, selection
 from rlzero.rl.learner import Learner
 from rlzero.rl.objectives import advantages, behaviour, kl
 from rlzero.rl.settings import Config
 from rlzero.rollout import encoding, journal, scheduler
-from rlzero.runtime import sharding
 from rlzero.scoring import (
   grade,
   group_scoring,
@@ -49,6 +44,9 @@ class Experience:
   minibatches: list[packing.RolloutBatch]  # in order; an update takes the first
   metrics: dict[str, float]  # of the rollout; each of its updates reports them
   records: list[dict[str, Any]]  # graded completions: text, verdict, reward
+  # Work of the completions, if all were sampled just now, and of log-probs.
+  sampled: performance.Sampled | None = None
+  logprob_flops: float = 0.0
 
 
 class Collector:
@@ -109,15 +107,13 @@ class Collector:
     with group_scoring.GroupScoring(
       self._grade, problems, self._cfg.num_samples, log
     ) as scoring:
-      completions, usage, resharded_bytes = self._complete(
+      made = self._complete(
         policy.params, prompts, scoring.add, log, poll, clock
       )
       scoring.finish(poll)
     log.sync()
     clock.lap('score')
-    return selection.Round(
-      examples, prompts, completions, log, usage, resharded_bytes, clock.laps
-    )
+    return selection.Round(examples, prompts, log, clock.laps, *made)
 
   def choose(
     self, policy: Policy, rounds: Sequence[selection.Round]
@@ -134,7 +130,7 @@ class Collector:
     taught = selection.teaches(cfg, records)
     chosen = selection.kept(cfg, taught, groups)
     clock.lap('score')
-    batch, measured = self._batch(policy, rounds, chosen)
+    batch, measured, looked = self._batch(policy, rounds, chosen)
     batch, penalty = self._with_advantages(batch, groups.reshape(-1)[chosen])
     for place, advantage in zip(chosen.flat, batch.advantages, strict=True):
       records[place]['advantage'] = float(advantage)
@@ -147,6 +143,9 @@ class Collector:
       | measured
       | penalty,
       records=records,
+      sampled=performance.total([r.work for r in rounds]),
+      logprob_flops=looked
+      * performance.of_logprobs(cfg, self._learner.config, batch),
     )
 
   def _complete(self, params, prompts, on_finished, log, poll, clock):
@@ -154,7 +153,9 @@ class Collector:
     cfg, model = self._cfg, self._learner.config
     stop = encoding.stop_criteria(self._tokenizer)
     sampling = cfg.rollout_sampling
-    with resharded(model, params, cfg.rollout_mesh) as (params, sent):
+    finished, work = dict(log.completions), None
+    layout = resharding.resharded(model, params, cfg.rollout_mesh)
+    with layout as (params, sent):
       if sent is not None:
         clock.lap('reshard')
       self._ahead.rollout(
@@ -168,12 +169,16 @@ class Collector:
         sampling,
         stop=stop,
         seed=cfg.seed,
-        finished=dict(log.completions),
+        finished=finished,
         on_finished=on_finished,
         poll=poll,
       )
+      if not finished:
+        work = performance.of_sampling(
+          cfg, model, [p.tokens for p in prompts], completions, usage
+        )
     clock.lap('rollout')
-    return completions, usage, sent
+    return completions, usage, sent, work
 
   def _grade(self, example, prompt, completions):
     return grade.score(
@@ -189,9 +194,9 @@ class Collector:
     """Makes the batch of the chosen completions, [P, G], without advantages.
 
     Returns:
-      it, and metrics of the sampler.
+      it, metrics of the sampler, and how often its log-probs were computed.
     """
-    cfg = self._cfg
+    cfg, looked = self._cfg, 0
     prompts = [prompt for r in rounds for prompt in r.prompts]
     sampled = [completion for r in rounds for completion in r.completions]
     completions = [sampled[i] for i in chosen.flat]
@@ -211,11 +216,13 @@ class Collector:
       batch = batch._replace(
         ref_logprobs=self._learner.logprobs(policy.reference, free)
       )
+      looked += 1
     if cfg.objective.old_logprobs == 'sampler':
-      return batch, {}
-    return behaviour.corrected(
-      cfg.objective, batch, self._recomputed(policy, batch, rounds[0].log)
-    )
+      return batch, {}, looked
+    log = rounds[0].log
+    looked += len(log.logprobs) < len(batch.completions)
+    own = self._recomputed(policy, batch, log)
+    return *behaviour.corrected(cfg.objective, batch, own), looked
 
   def _recomputed(self, policy, batch, log):
     """The learner's log-probs of the policy that sampled.
@@ -254,23 +261,3 @@ class Collector:
       order = np.random.default_rng(seeds).permutation(len(batch.prompts))
       parts += np.split(order, cfg.steps_per_rollout)
     return [selection.subset(batch, chosen) for chosen in parts[used:]]
-
-
-@contextlib.contextmanager
-def resharded(
-  model: ModelConfig, params: Params, mesh: sharding.Mesh | None
-) -> Iterator[tuple[Params, int | None]]:
-  """Enters the mesh of rollouts, if that is another than the update's.
-
-  Yields:
-    the parameters there, and the bytes that devices were sent; without such a
-    mesh, the parameters as they are, and None.
-  """
-  if mesh is None:
-    yield params, None
-    return
-  narrow = parameters.cast(model, params)
-  with sharding.use(mesh):
-    moved = sharding.device_put_params(parameters.AXES, narrow)
-    jax.block_until_ready(moved)
-    yield moved, sharding.moved_bytes(narrow, moved)

@@ -19,8 +19,9 @@ from rlzero import weights
 from rlzero.evaluation import measure
 from rlzero.monitoring import history, telling
 from rlzero.rl import selection, token_figures
-from rlzero.rl.collect import Collector, Experience, resharded
+from rlzero.rl.collect import Collector, Experience
 from rlzero.rl.drawing import Drawing
+from rlzero.rl.resharding import resharded
 from rlzero.rl.settings import Config
 from rlzero.rl.update import Trainer
 from rlzero.rollout import encoding, journal
@@ -29,6 +30,7 @@ from rlzero.runtime import (
   hosts,
   lifecycle,
   metrics,
+  profiling,
   provenance,
   saved_config,
 )
@@ -62,12 +64,10 @@ class TrainingLoop:
     pool: reward_pool.RewardPool,
     prompt_stream: stream.PromptStream,
   ):
+    _check_room(cfg, loaded)
     self.cfg, self.pool, self.tokenizer = cfg, pool, loaded.tokenizer
     self.trainer = Trainer(cfg, loaded)
-    self.collector = Collector(cfg, self.trainer.learner, self.tokenizer, pool)
-    self.token_figures = token_figures.TokenFigures(
-      cfg, self.trainer.learner, self.tokenizer
-    )
+    self._collect_with(cfg)
     self.drawing = Drawing(cfg, self.tokenizer, prompt_stream)
     self.store = checkpoint.Store(cfg.workdir, cfg.keep_checkpoints)
     self.wall_s, self.began = 0.0, time.monotonic()
@@ -110,7 +110,12 @@ class TrainingLoop:
     self._check_evaluations()
     self._evaluate_once('before', 0)
     start = trainer.step - (self.unwritten is not None)
+    profiler = profiling.Profiler(
+      profiling.parse(cfg.profile_steps, 'grpo.Config.profile_steps'),
+      os.path.join(cfg.workdir, 'profile'),
+    )
     with contextlib.ExitStack() as stack:
+      stack.callback(profiler.close)
       writer = progress = None
       if hosts.is_first():
         writer = stack.enter_context(
@@ -120,7 +125,10 @@ class TrainingLoop:
           metrics.Progress(cfg.num_steps, 'grpo', start)
         )
       while trainer.step < cfg.num_steps or self.unwritten:
-        step_metrics = self.unwritten or self._step()
+        step_metrics = self.unwritten
+        if not step_metrics:
+          with profiler.step(trainer.step):
+            step_metrics = self._step()
         if cfg.eval_every and trainer.step % cfg.eval_every == 0:
           step_metrics |= self._evaluate_during()
         self.unwritten = None
@@ -174,6 +182,7 @@ class TrainingLoop:
     cfg, trainer = self.cfg, self.trainer
     used = trainer.step % cfg.updates_per_rollout
     first = trainer.step - used
+    self._follow_limit(cfg.at(first))
     measured = self.experience.metrics if self.experience and used else {}
     self.drawing.begin(resumed=bool(used))
     rollout = {
@@ -212,6 +221,17 @@ class TrainingLoop:
         self._write_samples(first, self.experience.records)
       if cfg.keep_tokens and not used:  # else another policy has sampled
         self._write_tokens(first, rounds)
+
+  def _follow_limit(self, now: Config) -> None:
+    """Makes anew what depends on the limit of completions, if it changed."""
+    if now.sampling.max_len != self.trainer.learner.max_len:
+      self.trainer.limit_completions(now)
+      self._collect_with(now)
+
+  def _collect_with(self, cfg: Config) -> None:
+    learner, tokenizer = self.trainer.learner, self.tokenizer
+    self.collector = Collector(cfg, learner, tokenizer, self.pool)
+    self.token_figures = token_figures.TokenFigures(cfg, learner, tokenizer)
 
   def _check_finite(self, step_metrics: Mapping[str, Any]) -> None:
     loss = step_metrics['policy/loss']
@@ -288,7 +308,7 @@ class TrainingLoop:
         self.pool,
         measure.examples(cfg.task, split, num_problems),
         num_samples,
-        cfg.eval_sampling,
+        cfg.at(trainer.step).eval_sampling,
         cfg.seed + 1_000_003,  # noise that no rollout of the run has
         on_progress,
         self._check_preempted,
@@ -413,4 +433,16 @@ class TrainingLoop:
     }
     files.write_json(
       os.path.join(self.cfg.workdir, 'run.json'), metadata, indent=2
+    )
+
+
+def _check_room(cfg: Config, loaded: weights.Loaded) -> None:
+  """Checks limits that the run reaches later against the model."""
+  wanted = cfg.longest_len + cfg.sampling.max_prompt_len
+  if cfg.max_len_from and wanted > loaded.config.max_position:
+    raise ValueError(
+      f'grpo.Config.max_len_from has completions of {cfg.longest_len} tokens, '
+      f'which with sampling.max_prompt_len = {cfg.sampling.max_prompt_len} are '
+      f'{wanted}, but the model takes {loaded.config.max_position}; lower one '
+      'of them.'
     )

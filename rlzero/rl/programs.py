@@ -87,7 +87,7 @@ def abstract_state(learner: Learner, params: Params) -> TrainState:
   def placed(path, leaf):
     """Shards a leaf like the parameter that its path ends like."""
     ends = (of_params.get(path[i:]) for i in range(len(path)))
-    return next(filter(None, ends), leaf)
+    return next(filter(None, ends), None) or _on_every_device(leaf)
 
   trained, _ = adapters.split(params)
   opt_state = jax.eval_shape(learner.transform.init, trained)
@@ -112,7 +112,7 @@ def lower(
   params, carry = _abstract_carry(learner, state.params)
   _, micro = next(learner.microbatches(batch, learner.chosen(batch)))
   micro = put(micro, sharding.abstract)
-  one = jax.ShapeDtypeStruct((), np.float32)
+  one = _on_every_device(jax.ShapeDtypeStruct((), np.float32))
   trained, _ = adapters.split(state.params)
   state = state._replace(params=trained)
   return {
@@ -157,21 +157,40 @@ def shapes(
   The shapes are those of `packing.microbatches` with the same arguments, for
   as many completions and prompts, and as long ones.
   """
+  for size, num_prompts, width in sizes(
+    len(batch.completions), len(batch.prompts), micro_tokens, max_len, multiple
+  ):
+    yield packing.empty_microbatch(
+      batch, [], size, num_prompts, width, multiple
+    )
+
+
+def sizes(
+  num_completions: int,
+  num_prompts: int,
+  micro_tokens: int,
+  max_len: int,
+  multiple: int = 1,
+) -> Iterator[tuple[int, int, int]]:
+  """Yields rows, prompts and width of each shape that packing may produce.
+
+  Arguments as of `packing.microbatches`, for so many completions and prompts.
+  """
   widths = {packing.row_width(n + 1, max_len) for n in range(max_len)}
   for width in sorted(widths):
-    sizes = packing.row_sizes(micro_tokens, width, multiple)
-    enough = [n for n in sizes if n >= len(batch.completions)]
-    for size in sizes[max(len(enough) - 1, 0) :]:
-      for num_prompts in packing.prompt_sizes(
-        size, len(batch.prompts), multiple
-      ):
-        yield packing.empty_microbatch(
-          batch, [], size, num_prompts, width, multiple
-        )
+    rows = packing.row_sizes(micro_tokens, width, multiple)
+    enough = [n for n in rows if n >= num_completions]
+    for size in rows[max(len(enough) - 1, 0) :]:
+      for prompts in packing.prompt_sizes(size, num_prompts, multiple):
+        yield size, prompts, width
 
 
 def _abstract_carry(learner, params):
   params = sharding.abstract_params(parameters.AXES, params)
   _, totals = jax.eval_shape(learner.zeros, params)
   trained, _ = adapters.split(params)
-  return params, (trained, totals)
+  return params, (trained, jax.tree.map(_on_every_device, totals))
+
+
+def _on_every_device(x):
+  return sharding.abstract(x, '_' * x.ndim)

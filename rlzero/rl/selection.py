@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from rlzero.rl import performance
 from rlzero.rl.settings import Config
 from rlzero.rollout import journal, scheduler
 from rlzero.scoring import truncation
@@ -32,11 +33,12 @@ class Round(NamedTuple):
 
   examples: list[base.Example]  # P problems
   prompts: list[scheduler.Prompt]  # P
-  completions: list[scheduler.Completion]  # P N, those of a prompt adjacent
   log: journal.Journal  # its scores are the records of the completions
+  laps: dict[str, float]  # seconds by part
+  completions: list[scheduler.Completion]  # P N, those of a prompt adjacent
   usage: scheduler.Usage
   resharded_bytes: int | None  # None if nothing was resharded
-  laps: dict[str, float]  # seconds by part
+  work: performance.Sampled | None  # None if the journal held some of it
 
 
 def prompts_wanted(cfg: Config, rounds: Sequence[Round]) -> int:

@@ -13,7 +13,7 @@ from rlzero.rl import learner, objective
 from rlzero.rl.objective import Objective
 from rlzero.rollout import sampling
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import fields, sharding
+from rlzero.runtime import fields, profiling, sharding
 from rlzero.runtime.fields import (
   above,
   at_least,
@@ -69,6 +69,9 @@ class Config:
   sampling: Sampling = grows_on_resume(
     Sampling(max_len=32_768, max_prompt_len=1024), 'max_prompt_len'
   )
+  # Other limits of completions from some steps on: {8200: 65536} takes the
+  # place of sampling.max_len from step 8,200 (what the paper does).
+  max_len_from: dict[int, int] = dataclasses.field(default_factory=dict)
   # Reward
   accuracy_reward: float = 1.0  # weight
   format_reward: float = 1.0  # weight
@@ -131,6 +134,12 @@ class Config:
   # Of kept samples, how many also keep what is known of each token, for the
   # live page; it takes a forward pass, and about 40 bytes a token.
   keep_tokens: int = mutable_on_resume(0)
+  # Of a device, for `perf/*`: FLOP/s and bytes/s of memory; 0 takes what its
+  # maker publishes, where `costs/hardware.py` lists it.
+  device_flops: float = mutable_on_resume(0.0)
+  device_bandwidth: float = mutable_on_resume(0.0)
+  # '3:5' writes a trace of steps 3 and 4 into the folder `profile`.
+  profile_steps: str = mutable_on_resume('')
   # What the metrics of a run must not show.
   alerts: Thresholds = mutable_on_resume(Thresholds())
 
@@ -166,8 +175,12 @@ class Config:
       eval_top_p=above(0).at_most(1),
       keep_completions_every=at_least(1),
       keep_tokens=at_least(0),
+      device_flops=at_least(0),
+      device_bandwidth=at_least(0),
     )
+    profiling.parse(self.profile_steps, 'grpo.Config.profile_steps')
     self._check_sampling()
+    self._check_limits()
     self._check_steps()
     self._check_meshes()
     self._check_tasks()
@@ -189,6 +202,16 @@ class Config:
         f'grpo.Config.sampling.top_p is {self.sampling.top_p}; it must be 1, '
         'since the update compares log-probs of the whole distribution.'
       )
+
+  def _check_limits(self) -> None:
+    for step, limit in self.max_len_from.items():
+      if step < 1 or step % self.updates_per_rollout or limit < 1:
+        raise ValueError(
+          f'grpo.Config.max_len_from has {step}: {limit}; a limit is at least '
+          '1 token, and begins with a rollout: at a multiple of '
+          f'{self.updates_per_rollout} steps (steps_per_rollout x '
+          'epochs_per_rollout) from 1 on.'
+        )
 
   def _check_steps(self) -> None:
     for name in (
@@ -239,6 +262,20 @@ class Config:
           f'template {self.template.kind!r} has no format to reward; set it '
           'to 0.'
         )
+
+  def at(self, step: int) -> 'Config':
+    """The settings with the limit of completions that a step has."""
+    begun = [first for first in self.max_len_from if first <= step]
+    if not begun:
+      return self
+    limit = self.max_len_from[max(begun)]
+    sampling = dataclasses.replace(self.sampling, max_len=limit)
+    return dataclasses.replace(self, sampling=sampling)
+
+  @property
+  def longest_len(self) -> int:
+    """The largest limit that the completions of the run have, in tokens."""
+    return max(self.sampling.max_len, *self.max_len_from.values(), 0)
 
   @property
   def scenarios(self) -> tuple[rewards.Scenario, ...]:
@@ -313,7 +350,7 @@ def table(cfg: Config, num_examples: int) -> str:
   rows = cfg.num_prompts * cfg.group_size
   rollouts = cfg.num_steps // cfg.updates_per_rollout
   prompts = cfg.num_prompts * cfg.steps_per_rollout * rollouts
-  tokens = prompts * cfg.max_rounds * cfg.num_samples * cfg.sampling.max_len
+  tokens = prompts * cfg.max_rounds * cfg.num_samples * cfg.longest_len
   devices = 1 if cfg.mesh == sharding.Mesh() else jax.device_count()
   lines: dict[str, object] = {
     'devices': f'{devices} of {jax.device_count()}'
@@ -358,5 +395,5 @@ def make_reward_pool(cfg: Config) -> reward_pool.RewardPool:
     cfg.template.kind,
     cfg.num_workers,
     cfg.deadline_s,
-    max_chars=reward_pool.chars_of(cfg.sampling.max_len),
+    max_chars=reward_pool.chars_of(cfg.longest_len),
   )

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from rlzero import weights
-from rlzero.rl import metrics, programs
+from rlzero.rl import metrics, performance, programs
 from rlzero.rl.collect import Experience, Policy
 from rlzero.rl.learner import TrainState
 from rlzero.rl.settings import Config
@@ -35,14 +35,19 @@ class Trainer:
       )
     self._cfg = cfg
     self.model = cfg.with_runtime_options(loaded.config)
-    self.learner = cfg.make_learner(self.model)
-    self._ahead = programs.AheadOfTime(self.learner, cfg.compile_ahead)
+    self.limit_completions(cfg)
+    self._rates = performance.rates(cfg)
     self.step = 0  # updates so far
     self.state = self.learner.init(
       adapters.start(cfg.adapter, self.model, loaded.params, cfg.seed)
     )
     self._reference: Params = {}
     self._replace_reference()
+
+  def limit_completions(self, cfg: Config) -> None:
+    """Makes the learner for the completions that these settings allow."""
+    self.learner = cfg.make_learner(self.model)
+    self._ahead = programs.AheadOfTime(self.learner, cfg.compile_ahead)
 
   @property
   def policy(self) -> Policy:
@@ -101,6 +106,14 @@ class Trainer:
       of_update,
       clock.laps['update'],
       cfg.updates_per_rollout,
+    )
+    step_metrics |= performance.of_step(
+      step_metrics,
+      experience.sampled,
+      experience.logprob_flops,
+      performance.of_update(cfg, self.model, batch, self.learner.chosen(batch)),
+      cfg.updates_per_rollout,
+      self._rates,
     )
     self.step += 1
     if self.step % cfg.reference_every == 0:

@@ -150,14 +150,14 @@ class ContinuousScheduler(Scheduler[int]):
       self.advance()
     for cache_len in reversed(self._batch.cache_lens()):
       self._batch.fit_cache(cache_len)
-      self._batch.arrays = self._decode_slots()
+      self._decode()
 
   def _read_running(self) -> list[tuple[int, Piece]]:
     """Reads the new tokens of those that go on, in one transfer."""
     if not self._options:
       return []
     count, pieces = self._sampling.decode_steps, []
-    last = self._batch.read_last(min(count, self._context))
+    last = self._device.read_last(min(count, self._context))
     for slot, request in enumerate(self._batch.requests):
       if request is None:
         continue
@@ -174,21 +174,16 @@ class ContinuousScheduler(Scheduler[int]):
   def _check_prompt(self, prompt):
     """Lengths are checked by `add`, which knows those of the request."""
 
-  def _decode_slots(self):
+  def _decode(self):
     running: Sequence[Options] = [
       _FREE if request is None else self._options[request.id]
       for request in self._batch.requests
     ]
     max_len, temperature, top_p = zip(*running, strict=True)
-    return row_sampling.decode(
-      self._params,
-      self._batch.arrays,
+    self._device.decode_by(
+      row_sampling.decode,
       np.array(max_len, np.int32),
-      self._block.shared_prefix,
-      config=self._config,
-      eos_ids=self._stop.eos_ids,
-      num_steps=self._sampling.decode_steps,
-      distribution=row_sampling.RowDistribution._make(
+      row_sampling.RowDistribution._make(
         (np.array(temperature, np.float32), np.array(top_p, np.float32))
       ),
     )

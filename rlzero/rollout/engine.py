@@ -17,7 +17,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero.models import kv_cache, parameters, rope, transformer
+from rlzero.models import kv_cache, rope, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import sampling
 from rlzero.rollout.slots import (
@@ -27,24 +27,6 @@ from rlzero.rollout.slots import (
 )
 from rlzero.runtime import sharding
 from rlzero.types import CachedContext, KeyValues, Params, Routing, Tokens
-
-
-def to_decode_layout(config: ModelConfig, params: Params) -> Params:
-  """The policy's parameters as decoding reads them; made once a rollout.
-
-  In the compute dtype, which halves what a token reads where that is bfloat16.
-  On a CPU a scan over layers would copy weights and cache of each, token by
-  token, so layers are unstacked there; elsewhere they stay stacked, since the
-  time to compile would grow with their number.
-  """
-  params = parameters.cast(config, params)
-  return _unstack(params) if sharding.platform() == 'cpu' else params
-
-
-@jax.jit
-def _unstack(params):
-  params = parameters.unstack(params)
-  return sharding.constrain_params(parameters.UNSTACKED_AXES, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -188,7 +170,7 @@ def decode(
   that all slots write at the same index, since each at its own is slow.
 
   Args:
-    params: from `to_decode_layout`.
+    params: from `decode_layout.convert`.
     slots: the slots, donated; none may run out of room in this call.
     max_len: tokens after which a completion is cut, of all slots or of each.
     shared_prefix: from `prefill_shared_prefix`.

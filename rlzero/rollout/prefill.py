@@ -2,14 +2,9 @@
 
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-
 from rlzero.models import padding
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import engine
-from rlzero.runtime import sharding
-from rlzero.types import KeyValues, Params, Tokens
+from rlzero.rollout.device import Device
 
 
 class PrefillBlock:
@@ -18,34 +13,18 @@ class PrefillBlock:
   Prompts go by their numbers, in the order in which they were submitted.
 
   Args:
-    config: of the model.
-    params: from `engine.to_decode_layout`.
-    shared_prefix: tokens that all prompts begin with; they are prefilled once.
+    device: prefills them.
     size: prompts of a block, padding included.
-    widths: tokens of a padded prompt, without the shared prefix, the smallest
-      first; a block takes the first that its prompts fit in.
 
   Attributes:
-    shared_prefix: keys and values of the shared prefix, or None.
-    keys_values: of the block's prompts, once `prefill` has been called.
-    ids: the prompts' tokens, [P, Tp], likewise.
-    lengths: their lengths, [P], likewise.
+    start: number of the first prompt.
+    width: tokens that the prompts were padded to.
   """
 
-  def __init__(
-    self,
-    config: ModelConfig,
-    params: Params,
-    shared_prefix: Sequence[int],
-    size: int,
-    widths: Sequence[int],
-  ):
-    self._config, self._params = config, params
-    self._prefix_ids, self.size, self._widths = shared_prefix, size, widths
-    self.start, self._suffixes = 0, []
-    self.shared_prefix: KeyValues | None = None
-    self.keys_values: KeyValues | None = None
-    self.ids, self.lengths = np.zeros((0, 0), np.int32), np.zeros(0, np.int32)
+  def __init__(self, device: Device, size: int):
+    self._device, self.size = device, size
+    self.start, self._suffixes, self._done = 0, [], False
+    self.width = 0
 
   def contains(self, prompt: int) -> bool:
     """Whether a prompt is in the block."""
@@ -59,27 +38,13 @@ class PrefillBlock:
       suffixes: at most `size` prompts from there on, each without the shared
         prefix.
     """
-    self.start, self._suffixes, self.keys_values = start, suffixes, None
+    self.start, self._suffixes, self._done = start, suffixes, False
 
   def prefill(self) -> None:
     """Computes the block's keys and values, unless that has been done."""
-    if self.keys_values is not None:
-      return
-    length = len(self._prefix_ids)
-    if length and self.shared_prefix is None:
-      num_rows = sharding.axis_size('P')  # a row for each device, all the same
-      self.shared_prefix = engine.prefill_shared_prefix(
-        self._config,
-        self._params,
-        _shard(padding.pad([self._prefix_ids] * num_rows, num_rows, length)),
-      )
-    longest = max(map(len, self._suffixes))
-    width = next(n for n in self._widths if n >= longest)
-    padded = padding.pad(self._suffixes, self.size, width, length)
-    self.ids, self.lengths = padded.ids, padded.segments.sum(axis=1)
-    self.keys_values = engine.prefill(
-      self._config, self._params, _shard(padded), self.shared_prefix
-    )
+    if not self._done:
+      self.width = self._device.prefill(self._suffixes)
+      self._done = True
 
 
 def check(
@@ -139,7 +104,3 @@ def shared_prefix_len(config: ModelConfig, prompts: Sequence[list[int]]) -> int:
   if config.latent or not all(map(len, prompts)):
     return 0
   return padding.shared_prefix_len(prompts)
-
-
-def _shard(prompts: Tokens) -> Tokens:
-  return jax.tree.map(lambda x: sharding.device_put(x, 'PT'), prompts)

@@ -10,16 +10,16 @@ import collections
 import itertools
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import buckets, engine, prefill
+from rlzero.rollout import buckets, prefill
 from rlzero.rollout.batch import Batch
+from rlzero.rollout.device import Device
 from rlzero.rollout.prefill import PrefillBlock, shared_prefix_len
 from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
-from rlzero.runtime import hosts
 from rlzero.types import Params
 
 Id = TypeVar('Id', bound=Hashable)  # of requests
@@ -50,10 +50,11 @@ class Completion(NamedTuple):
 
 
 class Usage(NamedTuple):
-  """Tokens that were wanted, and row-steps that were computed."""
+  """Tokens that were wanted, and what was computed for them."""
 
   tokens: int
-  computed: int
+  computed: int  # tokens of all slots, whether they run or not
+  steps: int  # tokens that the slots decode one after the other
 
 
 class _Request(NamedTuple, Generic[Id]):
@@ -79,6 +80,7 @@ def generate(
   finished: Mapping[int, Completion] = types.MappingProxyType({}),
   on_finished: Callable[[int, Completion], None] | None = None,
   poll: Callable[[], None] | None = None,
+  device: Device | None = None,
 ) -> tuple[list[Completion], Usage]:
   """Samples `group_size` completions of each prompt, groups adjacent.
 
@@ -94,6 +96,7 @@ def generate(
       a journal has them. They are replayed; see `Scheduler.submit`.
     on_finished: called with index and completion as soon as each new one ends.
     poll: called before each round; what it raises ends the generation.
+    device: as of `Scheduler`.
 
   Returns:
     the completions, and what sampling all of them takes.
@@ -115,6 +118,7 @@ def generate(
     seed=seed,
     shared_prefix=prompts[0].tokens[:shared_len],
     prefill_batch=buckets.prefill_batch(len(prompts)),
+    device=device,
   )
   for index in range(total):
     prompt, sample = divmod(index, group_size)
@@ -150,6 +154,7 @@ class Scheduler(Generic[Id]):
       Prompts that come later must begin with them too.
     prefill_batch: prompts that are prefilled together, padding included; by
       default as many as are ever worth it.
+    device: runs the programs; by default one is made of the other arguments.
 
   Raises:
     ValueError: routes are wanted of a model without experts.
@@ -166,33 +171,42 @@ class Scheduler(Generic[Id]):
     shared_prefix: Sequence[int] = (),
     prefill_batch: int | None = None,
     sizes: buckets.Sizes | None = None,
+    device: Device | None = None,
   ):
     if sampling.keep_routes and not config.experts:
       raise ValueError(
         'Sampling.keep_routes is True, but the model has no experts; turn it '
         'off.'
       )
-    self._config, self._sampling, self._seed = config, sampling, seed
+    self._config, self._sampling = config, sampling
     self._stop, self._shared_prefix = stop, list(shared_prefix)
-    self._params = engine.to_decode_layout(config, params)
     sizes = sizes or buckets.sizes(sampling, len(shared_prefix))
-    self._batch = Batch(config, sampling, sizes, 'layers' not in self._params)
-    self._block = PrefillBlock(
+    num_together = prefill_batch or buckets.prefill_batch(sizes.num_slots)
+    self._device = device or Device(
       config,
-      self._params,
-      self._shared_prefix,
-      prefill_batch or buckets.prefill_batch(sizes.num_slots),
-      sizes.prompt_widths,
+      params,
+      sampling,
+      eos_ids=stop.eos_ids,
+      seed=seed,
+      prefill_batch=num_together,
+      prompt_widths=sizes.prompt_widths,
+      shared_prefix=self._shared_prefix,
     )
+    self._batch = Batch(self._device, sampling, sizes)
+    self._block = PrefillBlock(self._device, num_together)
     self._queue: collections.deque[_Request[Id]] = collections.deque()
     self._ids: set[Id] = set()  # of requests that have not ended
     self._last: Prompt | None = None  # submitted last
     self._num_prompts = 0
-    self._usage = {'tokens': 0, 'computed': 0}
+    self._usage = dict.fromkeys(Usage._fields, 0)
+    self._decoding = False  # a round has begun and not ended
+    # Requests that ended, with what reads their completions; what was read.
+    self._ended: collections.deque[Any] = collections.deque()
+    self._done: collections.deque[tuple[Id, Completion]] = collections.deque()
 
   @property
   def usage(self) -> Usage:
-    """Tokens and row-steps that the requests so far have taken."""
+    """Tokens and steps that the requests so far have taken."""
     return Usage(**self._usage)
 
   @property
@@ -247,20 +261,17 @@ class Scheduler(Generic[Id]):
       ids and completions of the requests that ended, in the order of their
       slots; none if there are no requests.
     """
-    if not self._ids:
-      return []
-    self._batch.grow(len(self._queue))
-    self._fill()
-    self._batch.shrink()
-    self._batch.resize_cache()
-    return self._collect(self._decode())
+    self._begin()
+    self._end()
+    return list(self._hand_over())
 
   def drain(
     self, poll: Callable[[], None] | None = None
   ) -> Iterator[tuple[Id, Completion]]:
     """Runs rounds until no request is left; yields completions as they end.
 
-    Requests may be submitted meanwhile.
+    What ended in a round is read and yielded while the next one decodes.
+    Requests may be submitted meanwhile; they join the round after that.
 
     Args:
       poll: called before each round; what it raises ends the iteration.
@@ -268,7 +279,9 @@ class Scheduler(Generic[Id]):
     while self._ids:
       if poll:
         poll()
-      yield from self.step()
+      self._begin()
+      yield from self._hand_over()
+      self._end()
 
   def _check_prompt(self, prompt):
     prefill.check(
@@ -303,68 +316,69 @@ class Scheduler(Generic[Id]):
         counters[slot] = request.draw, request.sample
       if (source >= 0).any():
         block.prefill()
-        batch.make_room(block.ids.shape[1])
-        batch.arrays = engine.insert(
-          self._config,
-          batch.arrays,
-          block.keys_values,
-          block.ids,
-          block.lengths,
-          source,
-          counters,
-          self._seed,
-        )
+        batch.make_room(block.width)
+        self._device.insert(source, counters)
+
+  def _begin(self):
+    """Fills the slots and has them decode some tokens, if there are any."""
+    batch, num_steps = self._batch, self._sampling.decode_steps
+    if self._decoding or not (self._queue or batch.occupied().any()):
+      return
+    batch.grow(len(self._queue))
+    self._fill()
+    batch.shrink()
+    batch.resize_cache()
+    if self._live().any():
+      self._decode()
+    self._decoding = True
+    self._usage['computed'] += len(batch) * num_steps
+    self._usage['steps'] += num_steps
 
   def _decode(self):
-    """Decodes some tokens in every slot; returns the slots that ended."""
-    batch, sampling = self._batch, self._sampling
-    occupied = batch.occupied()
-    live = occupied & (batch.replay_left == 0)
+    self._device.decode()
+
+  def _live(self):
+    """Whether each slot has a completion that is being sampled, [B]."""
+    return self._batch.occupied() & (self._batch.replay_left == 0)
+
+  def _end(self):
+    """Takes the completions that ended in the round out of their slots."""
+    batch, live = self._batch, self._live()
+    if not self._decoding:
+      return
     # How far a replayed completion has come is known without the device.
-    replayed = np.minimum(batch.replay_left, sampling.decode_steps)
+    replayed = np.minimum(batch.replay_left, self._sampling.decode_steps)
     batch.cached = batch.cached + replayed
     batch.replay_left = batch.replay_left - replayed
     running = batch.replay_left > 0
     if live.any():
-      batch.arrays = self._decode_slots()
-      alive, cached = hosts.fetch((batch.arrays.running, batch.arrays.cached))
+      alive, cached = self._device.flags()
       running = np.where(live, alive, running)
       batch.cached = np.where(live, cached, batch.cached)
-    self._usage['computed'] += len(batch) * sampling.decode_steps
-    return np.flatnonzero(occupied & ~running).tolist()
-
-  def _decode_slots(self):
-    """The slots after a call of `engine.decode`."""
-    return engine.decode(
-      self._params,
-      self._batch.arrays,
-      np.int32(self._sampling.max_len),
-      self._block.shared_prefix,
-      config=self._config,
-      eos_ids=self._stop.eos_ids,
-      num_steps=self._sampling.decode_steps,
-      distribution=self._sampling.distribution,
-    )
-
-  def _collect(self, ended):
-    """Takes the completions that ended out of their slots."""
-    batch = self._batch
-    live = [slot for slot in ended if batch.requests[slot].replay is None]
+    self._decoding = False
+    ended = np.flatnonzero(batch.occupied() & ~running).tolist()
+    new = [slot for slot in ended if live[slot]]
     # The cache holds the prompt but for its last token, and what was sampled.
-    prompt_lens = [len(batch.requests[slot].suffix) - 1 for slot in live]
-    read = batch.read(live, (batch.cached[live] - prompt_lens).tolist())
-    new = dict(zip(live, read, strict=True))
-    done = []
+    prompt_lens = [len(batch.requests[slot].suffix) - 1 for slot in new]
+    lengths = (batch.cached[new] - prompt_lens).tolist()
+    read = self._device.read(new, lengths) if new else list
+    self._ended.append(([batch.requests[slot] for slot in ended], read))
     for slot in ended:
-      request = batch.requests[slot]
-      completion = request.replay
-      if completion is None:
-        tokens, logprobs, routes = new[slot]
-        completion = Completion(
-          tokens, logprobs, self._stop.finish(tokens), routes
-        )
-      done.append((request.id, completion))
-      self._ids.discard(request.id)
-      self._usage['tokens'] += len(completion.tokens)
       batch.requests[slot] = None
-    return done
+
+  def _hand_over(self):
+    """Yields the completions that ended, by the ids of their requests."""
+    while self._ended:
+      requests, read = self._ended.popleft()
+      written = iter(read())
+      self._done.extend(
+        (r.id, r.replay or self._completion(*next(written))) for r in requests
+      )
+    while self._done:
+      request_id, completion = self._done.popleft()
+      self._ids.discard(request_id)
+      self._usage['tokens'] += len(completion.tokens)
+      yield request_id, completion
+
+  def _completion(self, tokens, logprobs, routes):
+    return Completion(tokens, logprobs, self._stop.finish(tokens), routes)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -105,45 +104,15 @@ def constrain_cache(
   cache: KeyValues, constrain: Callable[..., Any] = sharding.constrain
 ) -> KeyValues:
   """Shards cached keys and values by rows and heads."""
-  return jax.tree.map(lambda part: _constrain_part(part, constrain), cache)
+  return jax.tree.map(lambda part: constrain_part(part, constrain), cache)
 
 
-def _constrain_part(part, constrain=sharding.constrain):
+def constrain_part(
+  part: Any, constrain: Callable[..., Any] = sharding.constrain
+) -> Any:
+  """Shards one array of cached keys or values by rows and heads."""
   # Latent attention has one key for all heads, which every device needs.
   return constrain(part, 'LB___' if part.shape[2] == 1 else 'LBK__')
-
-
-def resize_slots(
-  config: ModelConfig,
-  slots: Slots,
-  chosen: Int[np.ndarray, 'W C'] | None,
-  cache_len: int,
-) -> Slots:
-  """Keeps the chosen slots, or all, with a cache of `cache_len` tokens each.
-
-  A smaller batch and a shorter cache cost less to decode. Every array of the
-  cache is resized by a call of its own, and the old one is freed before the
-  next, so that there are never two caches. Layers that are unstacked share one
-  program.
-
-  Args:
-    config: of the model.
-    slots: the slots, donated.
-    chosen: for each shard, indices in it of the slots to keep, or None; -1 is
-      a new slot in which nothing runs.
-    cache_len: tokens of each slot; what lies beyond them is cut off.
-  """
-
-  def resized(axis, part):
-    new = resize_part(part, chosen, axis=axis, cache_len=cache_len)
-    part.delete()
-    return new
-
-  assert slots.cache is not None
-  cache = kv_cache.map_cache(resized, config, slots.cache)
-  if chosen is not None:
-    slots = choose_rows(slots._replace(cache=None), chosen)
-  return slots._replace(cache=cache)
 
 
 @functools.partial(jax.jit, static_argnames=('axis', 'cache_len'))
@@ -154,19 +123,19 @@ def resize_part(
   axis: int,
   cache_len: int,
 ) -> Array:
-  """`resize_slots` of one array of the cache; `axis` is the positions'."""
+  """`Device.resize` of one array of the cache; `axis` is the positions'."""
   if chosen is not None:
     part = _take_rows(part, chosen, 1)
   more = max(cache_len - part.shape[axis], 0)
   size = min(cache_len, part.shape[axis])
   part = jax.lax.slice_in_dim(part, 0, size, axis=axis)
   part = jnp.pad(part, [(0, more if i == axis else 0) for i in range(5)])
-  return _constrain_part(part)
+  return constrain_part(part)
 
 
 @jax.jit
 def choose_rows(slots: Slots, chosen: Int[Array, 'W C']) -> Slots:
-  """`resize_slots` of everything but the cache, which must be None."""
+  """`Device.resize` of everything but the cache, which must be None."""
   rows = {
     name: _take_rows(value, chosen, 0)
     for name, value in slots._asdict().items()

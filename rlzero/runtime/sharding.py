@@ -125,15 +125,24 @@ def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
 
 
 def abstract_mesh(
-  mesh: Mesh, num_devices: int
+  mesh: Mesh, num_devices: int, platform: str = 'gpu'
 ) -> contextlib.AbstractContextManager:
-  """Context with a mesh of devices that are not here, for lowering alone."""
+  """Context with a mesh of devices that are not here, for lowering alone.
+
+  Args:
+    mesh: its shape.
+    num_devices: that there would be.
+    platform: of theirs.
+  """
   sizes = mesh.sizes(num_devices)
   return jax.sharding.use_abstract_mesh(
     jax.sharding.AbstractMesh(
       tuple(sizes.values()),
       tuple(sizes),
       axis_types=(AxisType.Auto,) * len(sizes),
+      abstract_device=jax.sharding.AbstractDevice(
+        device_kind=platform, num_cores=None, platform=platform
+      ),
     )
   )
 

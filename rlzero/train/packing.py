@@ -19,8 +19,12 @@ _WIDTH = 128  # tokens of the narrowest rows; wider ones double
 _SHORT = 64
 _WIDTH_STEP = 32  # the widest rows are rounded up to a multiple of this
 _PROMPTS_A_ROW = 2
+# Long rows and large microbatches come in few sizes, minutes each to compile.
+_WIDEST_OVER_NARROWEST = 16
+_LARGE = 65_536  # tokens of a microbatch
 # Numbers of rows that are compiled for, as shares of the largest.
 _SHARES = 1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16
+_FEW_SHARES = 1, 1 / 4
 # If more than 1 row in 6 would be padding, a smaller microbatch is filled whole
 # and the rest goes into the next one.
 _ROWS_PER_EMPTY_ROW = 6
@@ -107,7 +111,8 @@ def microbatches(
 def row_sizes(micro_tokens: int, width: int, multiple: int = 1) -> list[int]:
   """Lists the numbers of rows that a microbatch may have, largest first."""
   most = max(micro_tokens // width, 1)
-  sizes = {max(int(most * share), 1) for share in _SHARES}
+  shares = _SHARES if micro_tokens < _LARGE else _FEW_SHARES
+  sizes = {max(int(most * share), 1) for share in shares}
   return sorted({padding.round_up(n, multiple) for n in sizes}, reverse=True)
 
 
@@ -116,7 +121,8 @@ def row_width(length: int, max_len: int) -> int:
   # The widest rows have room for the longest completion, and for two of them
   # where these fit into short rows.
   widest = min(2 * max_len, max(_SHORT, padding.round_up(max_len, _WIDTH_STEP)))
-  width = min(_WIDTH, widest)
+  narrowest = padding.round_up(-(-widest // _WIDEST_OVER_NARROWEST), _WIDTH)
+  width = min(narrowest, widest)
   while width < length:
     width = min(2 * width, widest)
   return width

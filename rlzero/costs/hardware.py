@@ -32,3 +32,14 @@ CHIPS: dict[str, Chip] = {
 }
 # A small machine without accelerators, nominally: to try plans on.
 CPU = Chip('cpu', 200e9, 16e9, 20e9, 10e9, False)
+
+
+def find(kind: str) -> Chip | None:
+  """The chip with this `device_kind` in JAX; None for one that is not listed.
+
+  GPUs have more in the name than that of the chip.
+  """
+  for chip in CHIPS.values():
+    if kind == chip.kind or (not chip.is_tpu and chip.kind in kind):
+      return chip
+  return None

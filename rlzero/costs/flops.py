@@ -69,6 +69,20 @@ def idle(model: ModelConfig) -> int:
   return routed * (e.num_experts - e.num_chosen) * 3 * model.width * e.width
 
 
+def read_weights(model: ModelConfig, tokens: float) -> float:
+  """Weights that so many tokens together read, the head included.
+
+  Of the experts at most as many as the tokens choose.
+  """
+  body, head = matmul_weights(model)
+  if not model.experts:
+    return float(body + head)
+  e = model.experts
+  chosen = min(e.num_experts, tokens * e.num_chosen)
+  others = e.num_experts - e.num_chosen
+  return body + head + idle(model) * (chosen - e.num_chosen) / max(others, 1)
+
+
 def pair(model: ModelConfig, absorbed: bool = False) -> int:
   """FLOPs of a query that meets a key, in all layers.
 

@@ -1,0 +1,1 @@
+"""The work of a step by formula, and the rates of devices."""
