@@ -17,7 +17,7 @@ import dataclasses
 import os
 import threading
 
-from rlzero.runtime import fields, keys
+from rlzero.runtime import fields, keys, lifecycle
 from rlzero.runtime.fields import at_least
 from rlzero.serving import app, server, settings
 
@@ -92,18 +92,25 @@ def run(cfg: Config) -> None:
     )
     stack.enter_context(server.on_signals(ended.set))
     running = stack.enter_context(server.Server(application, listener))
-    print(
+    _say(
       f'serving {running.url}/v1#{name} ({cfg.slots} slots, context '
-      f'{engine.context}, template {served.template})',
-      flush=True,
+      f'{engine.context}, template {served.template})'
     )
     ended.wait()
     if not engine.failure:
-      print(f'ending; running requests have {cfg.grace_s:g} s', flush=True)
+      _say(f'ending; running requests have {cfg.grace_s:g} s')
       engine.drain(cfg.grace_s)
     engine.close()
   if engine.failure:
     raise engine.failure
+
+
+def _say(sentence: str) -> None:
+  """Prints a sentence; a reader that has gone ends no server."""
+  try:
+    print(sentence, flush=True)
+  except OSError:
+    lifecycle.drop_lost_output()
 
 
 if __name__ == '__main__':

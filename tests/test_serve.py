@@ -1,11 +1,14 @@
 """The server, asked by the official client of OpenAI."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import http.client
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -17,6 +20,7 @@ from rlzero import evaluate, serve
 from rlzero.evaluation import measure
 from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Sampling
+from rlzero.runtime import sharding
 from rlzero.serving import app, engine, server, settings
 from rlzero.tasks import countdown
 from rlzero.text.template import Template
@@ -556,6 +560,40 @@ def test_the_seeds_of_an_evaluation_are_counted_keys(url, tmp_path, capsys):
     for i, c in enumerate(expected)
   }
   assert {(s['uid'], s['sample']): s['text'] for s in samples} == texts
+
+
+@pytest.mark.slow
+def test_a_server_over_a_mesh_answers_the_same(client):
+  found = settings.load(
+    settings.Settings(checkpoint=TINY, mesh=sharding.Mesh(data=2, fsdp=4)),
+    slots=SLOTS,
+    max_queue=QUEUE,
+  )
+  asked = [
+    {'prompt': f'User: {i} 5 {i + 7} make 26 Assistant:', 'seed': i, 'n': 2}
+    for i in range(1, 5)
+  ]
+  expected = [complete(client, **one).choices for one in asked]
+  with contextlib.closing(found.engine):
+    found.engine.start(compile_ahead=False)
+    with listen(found) as url, connect(url) as over_mesh:
+      with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        replies = pool.map(lambda one: complete(over_mesh, **one), asked)
+        assert [reply.choices for reply in replies] == expected
+
+
+@pytest.mark.slow
+def test_a_server_of_its_own_loses_and_mixes_nothing():
+  done = subprocess.run(
+    [sys.executable, '-m', 'rlzero.benchmarks.serving']
+    + [f'--checkpoint={TINY}', '--clients=24', '--seconds=3', '--distinct=8'],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  found = json.loads(done.stdout)
+  assert found['lost'] == found['mixed'] == found['exit_code'] == 0
+  assert found['requests'] >= 24 and found['tokens_per_s'] > 0
 
 
 @pytest.mark.parametrize('host', ['0.0.0.0', '::', '192.168.0.7', 'a.example'])

@@ -207,6 +207,7 @@ def main() -> None:
       taken_s = time.monotonic() - began
     finally:
       server.send_signal(signal.SIGTERM)
+      server.communicate()
   tokens = sum(reply.tokens for reply in storm.replies)
   for sentence in sorted(set(storm.lost))[:5]:
     print(f'lost: {sentence}', file=sys.stderr)
