@@ -16,7 +16,13 @@ import pytest
 
 from rlzero import report
 from rlzero.monitoring import alerts, history
-from rlzero.reporting import live_page, live_run, recorded
+from rlzero.reporting import (
+  charts,
+  live_page,
+  live_run,
+  metric_names,
+  recorded,
+)
 from rlzero.runtime import config, files
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"\''
@@ -341,3 +347,13 @@ def test_a_program_serves_until_it_is_interrupted(folder):
     _, errors = process.communicate(timeout=30)
   assert process.returncode == 130 and errors == ''
   assert sorted(os.listdir(folder)) == before
+
+
+def test_charts_and_key_figures_are_of_metrics_that_are_logged():
+  names = [n for c in charts.CHARTS + charts.LIVE_CHARTS for n in c.names]
+  page = live_page.STATIC['page.js'].decode()
+  figures = page.partition('KEY_FIGURES = [')[2].partition('];')[0]
+  names += re.findall(r"\['([^']+)'", figures)
+  assert len(names) > 25
+  for name in names:
+    assert metric_names.find(name.replace('{k}', '4')), name

@@ -88,6 +88,11 @@ LIVE_CHARTS = (
   Chart('Norm of the gradient', 'Before clipping.', ('policy/grad_norm',)),
   Chart('Tokens a second', 'Of a step, over its time.', ('time/tokens_per_s',)),
   Chart(
+    'Model FLOPs utilization (MFU)',
+    'Of what the devices could compute, where their peak is known.',
+    ('perf/mfu', 'perf/update_mfu'),
+  ),
+  Chart(
     'Time of a step, seconds',
     'The update and the step’s share of its rollout.',
     ('time/step_s', 'time/update_s'),

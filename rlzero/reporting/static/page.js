@@ -16,6 +16,7 @@ const KEY_FIGURES = [
   ['reward/format', 'in the format'], ['loss/mean', 'loss'],
   ['completion/len_mean', 'tokens a completion'],
   ['policy/entropy', 'entropy, nats'], ['time/tokens_per_s', 'tokens a second'],
+  ['perf/mfu', 'MFU'],
 ];
 const COMPARED = {
   'pass@1': 'pass@1: the last stated answer is right',
@@ -132,10 +133,7 @@ function last(run, name) {
 }
 
 function showFigures() {
-  const mfu = [...new Set(runs.flatMap((run) => Object.keys(run.series)))]
-    .filter((name) => /(^|[/_])mfu$/i.test(name))
-    .map((name) => [name, 'MFU']);
-  const rows = [...KEY_FIGURES, ...mfu].filter(([name]) =>
+  const rows = KEY_FIGURES.filter(([name]) =>
     runs.some((run) => last(run, name) != null));
   replace($('figures'), el('dl', { class: 'figures' }, rows.map(
     ([name, text]) => el('div', {}, el('dt', {}, text), runs.map((run) =>
