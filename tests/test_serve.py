@@ -111,11 +111,11 @@ def test_an_answer_is_the_schedulers(client, served):
     loaded.params,
     [scheduler.Prompt(5, prompt)],
     3,
-    Sampling(max_len=48),
+    Sampling(max_len=24),  # one size of cache, so little to compile
     stop=encoding.stop_criteria(loaded.tokenizer),
     seed=0,
   )
-  reply = complete(client, n=3, seed=5)
+  reply = complete(client, n=3, seed=5, max_tokens=24)
   assert [choice.index for choice in reply.choices] == [0, 1, 2]
   for choice, completion in zip(reply.choices, expected, strict=True):
     text = loaded.tokenizer.decode(completion.tokens.tolist())
@@ -128,7 +128,7 @@ def test_an_answer_is_the_schedulers(client, served):
   assert reply.usage.total_tokens == (
     reply.usage.prompt_tokens + reply.usage.completion_tokens
   )
-  ids = complete(client, n=3, seed=5, prompt=prompt)
+  ids = complete(client, n=3, seed=5, max_tokens=24, prompt=prompt)
   assert [c.text for c in ids.choices] == [c.text for c in reply.choices]
 
 
@@ -501,7 +501,7 @@ def test_a_failing_engine_says_so_and_takes_no_more(served, monkeypatch):
 
 def evaluation(tmp_path, capsys, checkpoint, name, **changes):
   """Metrics and samples of an evaluation."""
-  sampled = {'max_len': 48, 'num_slots': 12, 'temperature': 0.6, 'top_p': 0.95}
+  sampled = {'max_len': 24, 'num_slots': 4, 'temperature': 0.6, 'top_p': 0.95}
   evaluate.run(
     evaluate.Config(
       checkpoint=checkpoint,
@@ -551,7 +551,7 @@ def test_the_seeds_of_an_evaluation_are_counted_keys(url, tmp_path, capsys):
     loaded.params,
     prompts,
     1,
-    Sampling(max_len=48, temperature=0.6, top_p=0.95),
+    Sampling(max_len=24, temperature=0.6, top_p=0.95),
     stop=encoding.stop_criteria(loaded.tokenizer),
     seed=0,
   )
