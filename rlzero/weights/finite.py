@@ -7,6 +7,7 @@ from jax import numpy as jnp
 from rlzero.types import Params
 
 _PIECE = 2**18  # numbers that are looked at together: what a cache holds
+_EXPONENT = np.uint16(0x7F80)  # of a bfloat16; all ones in a NaN or infinity
 
 
 def check(params: Params, source: str) -> None:
@@ -41,10 +42,17 @@ def _is_finite(array: jax.Array | np.ndarray) -> jax.Array | bool:
     # In the host's memory, so that no program has to be compiled.
     flat = np.asarray(array).reshape(-1)
     return all(
-      np.isfinite(flat[start : start + _PIECE]).all()
+      _are_finite(flat[start : start + _PIECE])
       for start in range(0, flat.size, _PIECE)
     )
   return _on_devices(array)
+
+
+def _are_finite(numbers: np.ndarray) -> bool:
+  if numbers.dtype == jnp.bfloat16:  # NumPy looks at them one by one
+    exponents = numbers.view(np.uint16) & _EXPONENT
+    return bool((exponents != _EXPONENT).all())
+  return bool(np.isfinite(numbers).all())
 
 
 def _on_this_cpu(array: jax.Array) -> bool:
