@@ -163,7 +163,7 @@ class Estimate:
       # The last array is resized beside the new ones of the others.
       peak = cache + before / parts
       found['resize'] = Program(rest + peak, before + cache, 0.0)
-    for fewer in buckets.batch_buckets(rows)[:1]:
+    for fewer in run.smaller_batches(num_slots)[:1]:
       new = cache * fewer / rows
       found['shrink'] = Program(
         held + rest + new / parts, held + rest + new, 0.0

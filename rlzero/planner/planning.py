@@ -14,7 +14,6 @@ from rlzero.planner import estimate, programs
 from rlzero.planner.programs import Program
 from rlzero.planner.settings import Settings
 from rlzero.planner.work import Work
-from rlzero.rollout import buckets
 from rlzero.runtime import sharding
 
 GIB = 2**30
@@ -206,13 +205,12 @@ class _Plan:
   def _names(self, slots: int) -> list[str]:
     """The programs that a run has; not every one has all of them."""
     slots *= self.slot_shards
-    with self.run.rollout_mesh():
-      there = {
-        'resize': len(self.run.cache_lens) > 1,
-        'shrink': bool(buckets.batch_buckets(slots)),
-        'reshard': self.cfg.run.rollout_mesh is not None,
-        'reference': self.work.passes > 0,
-      }
+    there = {
+      'resize': len(self.run.cache_lens) > 1,
+      'shrink': bool(self.run.smaller_batches(slots)),
+      'reshard': self.cfg.run.rollout_mesh is not None,
+      'reference': self.work.passes > 0,
+    }
     names = ('reshard', *_ROLLOUT, *_UPDATE)
     return [name for name in names if there.get(name, True)]
 

@@ -148,7 +148,12 @@ class Run:
     """Sizes of the cache of all slots, the longest last."""
     with self.rollout_mesh():
       sizes = buckets.sizes(self._narrow(1))
-      return buckets.cache_buckets(sizes.cache_len, sizes.prompt_width)
+      return sizes.cache_lens(sizes.num_slots)
+
+  def smaller_batches(self, num_slots: int) -> Sequence[int]:
+    """Slots of the batches that so many may shrink to, the largest first."""
+    with self.rollout_mesh():
+      return buckets.sizes(self._narrow(num_slots)).smaller_batches
 
   def slots(self, num_slots: int, shorter: bool = False) -> Slots:
     """The slots with the longest cache, or with the one before."""

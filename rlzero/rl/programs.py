@@ -181,7 +181,7 @@ def sizes(
     rows = packing.row_sizes(micro_tokens, width, multiple)
     enough = [n for n in rows if n >= num_completions]
     for size in rows[max(len(enough) - 1, 0) :]:
-      for prompts in packing.prompt_sizes(size, num_prompts, multiple):
+      for prompts in packing.prompt_sizes(size, num_prompts, width, multiple):
         yield size, prompts, width
 
 

@@ -96,10 +96,7 @@ class Batch:
 
   def cache_lens(self) -> list[int]:
     """Cache sizes of a batch of the present size, the smallest first."""
-    share = len(self) / self._sizes.num_slots
-    return buckets.cache_buckets(
-      self._sizes.cache_len, self._sizes.prompt_width, share
-    )
+    return self._sizes.cache_lens(len(self))
 
   def _by_shard(self):
     """`occupied` as [shards, slots of a shard]."""

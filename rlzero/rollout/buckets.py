@@ -19,6 +19,13 @@ _PREFILL_BATCH = 32  # prompts prefilled together
 # too little to pay for a compilation.
 _MIN_SLOTS = 4
 
+# Beyond so many positions of a slot's cache there are fewer sizes: programs for
+# models and devices of that size take minutes to compile. By the planner,
+# decoding takes up to 3% longer for it (docs/results/plans.md).
+_LONG = 4096
+_FEW_CACHES = 1, 2, 4  # parts of the longest
+_FEW_BATCHES = 2, 8  # parts of the largest, besides it
+
 _LEAST_CACHE = 256  # positions, of a server; less would save little
 
 _LEAST_WIDTH = 64  # tokens of a prompt that a server pads
@@ -34,7 +41,23 @@ class Sizes(NamedTuple):
   @property
   def smaller_batches(self) -> Sequence[int]:
     """Slots of the smaller batches, the largest first."""
-    return batch_buckets(self.num_slots)
+    if self.cache_len <= _LONG:
+      return batch_buckets(self.num_slots)
+    fewer = (self.num_slots // part for part in _FEW_BATCHES)
+    unit = sharding.axis_size('B')
+    return [n for n in fewer if n >= _MIN_SLOTS and n % unit == 0]
+
+  def cache_lens(self, num_slots: int) -> list[int]:
+    """Cache sizes of a batch of so many slots, the smallest first."""
+    share = num_slots / self.num_slots
+    if self.cache_len <= _LONG:
+      return cache_buckets(self.cache_len, self.prompt_width, share)
+    few = {
+      padding.round_up(-(-self.cache_len // part), _CACHE_STEP)
+      for part in _FEW_CACHES
+    }
+    least = max(min(few) / share, self.prompt_width)
+    return sorted({n for n in few if n >= least} | {self.cache_len})
 
   @property
   def prompt_widths(self) -> Sequence[int]:
@@ -53,6 +76,9 @@ class ServerSizes(Sizes):
   @property
   def smaller_batches(self) -> Sequence[int]:
     return ()
+
+  def cache_lens(self, num_slots: int) -> list[int]:
+    return cache_buckets(self.cache_len, self.prompt_width)
 
   @property
   def prompt_widths(self) -> Sequence[int]:

@@ -123,7 +123,8 @@ def lower_all(
   sampling = buckets.narrow(
     sampling, len(prompts) * group_size, max(map(len, tokens))
   )
-  most, width, longest = buckets.sizes(sampling, prefix_len)
+  sizes = buckets.sizes(sampling, prefix_len)
+  most = sizes.num_slots
   device = LoweringDevice(
     config,
     params,
@@ -131,13 +132,13 @@ def lower_all(
     eos_ids=eos_ids,
     seed=0,  # of no program here
     prefill_batch=buckets.prefill_batch(len(prompts)),
-    prompt_widths=(width,),
+    prompt_widths=sizes.prompt_widths,
   )
   device.share(prefix_len)
   unstacked = 'layers' not in device.params
   before, lens_before = {}, []
-  for num_slots in [most, *buckets.batch_buckets(most)]:
-    lens = buckets.cache_buckets(longest, width, num_slots / most)
+  for num_slots in [most, *sizes.smaller_batches]:
+    lens = sizes.cache_lens(num_slots)
     slots = {
       cache_len: abstract_slots(
         config, num_slots, cache_len, sampling, unstacked
@@ -190,7 +191,8 @@ def lower(
     the next smaller batch; the last two only where there are such sizes.
   """
   sampling = buckets.narrow(sampling, num_prompts * group_size, prompt_len)
-  num_slots, width, longest = buckets.sizes(sampling)
+  sizes = buckets.sizes(sampling)
+  num_slots, longest = sizes.num_slots, sizes.cache_len
   num_together = buckets.prefill_batch(num_prompts)
   device = LoweringDevice(
     config,
@@ -199,7 +201,7 @@ def lower(
     eos_ids=eos_ids,
     seed=seed,
     prefill_batch=num_together,
-    prompt_widths=(width,),
+    prompt_widths=sizes.prompt_widths,
   )
   unstacked = 'layers' not in device.params
   found = {}
@@ -217,12 +219,12 @@ def lower(
   found['decode'] = device.take()
   device.read_any()
   found['read'] = device.take()
-  *shorter, _ = buckets.cache_buckets(longest, width)
+  *shorter, _ = sizes.cache_lens(num_slots)
   if shorter:
     device.slots = slots(shorter[-1])
     device.resize(None, longest)
     found['resize'] = device.take()
-  for fewer in buckets.batch_buckets(num_slots)[:1]:
+  for fewer in sizes.smaller_batches[:1]:
     device.slots = slots(longest)
     device.resize(first_rows(fewer), longest)
     found['shrink'] = device.take()

@@ -20,13 +20,11 @@ _SHORT = 64
 _WIDTH_STEP = 32  # the widest rows are rounded up to a multiple of this
 _PROMPTS_A_ROW = 2
 # Long rows and large microbatches come in few sizes, minutes each to compile.
-_WIDEST_OVER_NARROWEST = 16
+_WIDEST_OVER_NARROWEST = 8
 _LARGE = 65_536  # tokens of a microbatch
 # Numbers of rows that are compiled for, as shares of the largest.
 _SHARES = 1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16
-_FEW_SHARES = 1, 1 / 4
-# If more than 1 row in 6 would be padding, a smaller microbatch is filled whole
-# and the rest goes into the next one.
+# With more padding than 1 row in 6, a smaller one is filled before the rest.
 _ROWS_PER_EMPTY_ROW = 6
 
 
@@ -111,7 +109,7 @@ def microbatches(
 def row_sizes(micro_tokens: int, width: int, multiple: int = 1) -> list[int]:
   """Lists the numbers of rows that a microbatch may have, largest first."""
   most = max(micro_tokens // width, 1)
-  shares = _SHARES if micro_tokens < _LARGE else _FEW_SHARES
+  shares = _SHARES if micro_tokens < _LARGE else _SHARES[:1]
   sizes = {max(int(most * share), 1) for share in shares}
   return sorted({padding.round_up(n, multiple) for n in sizes}, reverse=True)
 
@@ -187,12 +185,14 @@ def _fill(order, lengths, prompt_index, width, most):
   return places, np.array(left, order.dtype)
 
 
-def prompt_sizes(num_rows: int, num_prompts: int, multiple: int) -> list[int]:
+def prompt_sizes(
+  num_rows: int, num_prompts: int, width: int, multiple: int
+) -> list[int]:
   """Lists the numbers of prompts beside so many rows, smallest first."""
   most = min(num_rows * _PROMPTS_A_ROW, num_prompts)
-  # Enough for long completions (a group fills four rows or more), for short
-  # ones, and for any.
+  # For long completions (a group fills four rows or more), short ones, and any.
   wanted = -(-num_rows // 4), -(-num_rows // 2) + 1, most
+  wanted = wanted if num_rows * width < _LARGE else wanted[-1:]
   return sorted({padding.round_up(min(n, most), multiple) for n in wanted})
 
 
@@ -260,7 +260,7 @@ def _microbatch(
   used = numbers.tolist()
   num_prompts = min(
     n
-    for n in prompt_sizes(num_rows, len(batch.prompts), multiple)
+    for n in prompt_sizes(num_rows, len(batch.prompts), width, multiple)
     if n >= len(used)
   )
   micro = empty_microbatch(batch, used, num_rows, num_prompts, width, multiple)
