@@ -32,7 +32,6 @@ setuptools.setup(
   long_description=_README.read_text() if _README.exists() else '',
   long_description_content_type='text/markdown',
   license='Apache-2.0',
-  license_files=['LICENSE'],
   python_requires='>=3.11',
   cmdclass={'build_py': _BuildPy},
   packages=setuptools.find_packages(include=['rlzero', 'rlzero.*']),
