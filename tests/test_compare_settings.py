@@ -36,7 +36,9 @@ def test_adapters_take_ten_times_the_rate_of_the_run():
   flags = compare_settings.adapters(_RUN)['rank_8']
   cfg = config.build(grpo, [f'--gin_file={_RUN}', *flags, '--workdir='])
   assert cfg.adapter.rank == 8 and cfg.adapter.scale == 1
-  assert cfg.optimizer.learning_rate == pytest.approx(6e-4)
+  plain = config.build(grpo, [f'--gin_file={_RUN}', '--workdir='])
+  rates = cfg.optimizer.learning_rate, plain.optimizer.learning_rate
+  assert rates[0] == pytest.approx(10 * rates[1])
 
 
 def _leave_run(folder, accuracies, entropies):

@@ -333,7 +333,14 @@ def test_a_port_in_use_is_a_sentence(capsys):
 @pytest.mark.long
 def test_a_program_serves_until_it_is_interrupted(folder):
   before = sorted(os.listdir(folder))
-  command = ['-m', 'rlzero.report', f'--workdir={folder}', '--serve']
+  # What starts the tests may have told them to ignore SIGINT, as a shell does
+  # for jobs in its background; a user's terminal does not.
+  program = (
+    'import runpy, signal; '
+    'signal.signal(signal.SIGINT, signal.default_int_handler); '
+    'runpy.run_module("rlzero.report", run_name="__main__", alter_sys=True)'
+  )
+  command = ['-c', program, f'--workdir={folder}', '--serve']
   with subprocess.Popen(
     [sys.executable, *command, '--port=0', '--host=127.0.0.1'],
     stdout=subprocess.PIPE,

@@ -138,7 +138,7 @@ def needed(
     trained = rows(np.ptp(rewards, axis=1) > 0)
   num_slots = min(cfg.sampling.num_slots, lengths.size)
   # The weights are read once for every token of the fullest schedule.
-  decode_steps = max(lengths.max(), lengths.sum() / num_slots)
+  decode_steps = float(max(lengths.max(), lengths.sum() / num_slots))
   return {
     'rollout_flops': useful.forward(model, everything),
     'rollout_bytes': useful.decode_bytes(
