@@ -132,7 +132,8 @@ def plain_gradient(objective, params, rows):
   return grads, loss, kl
 
 
-@mostly_slow('micro_tokens', {'36': 36, '18': 18, '10': 10}, quick=('18',))
+@pytest.mark.slow
+@pytest.mark.parametrize('micro_tokens', [36, 18, 10])
 def test_microbatches_change_nothing(params, micro_tokens):
   rows = make_rows(GRPO)
   whole, totals = make_learner(GRPO, 1000).gradient(params, rows)

@@ -97,7 +97,7 @@ def execute(cfg, monkeypatch):
 @mostly_slow(
   'rollout_mesh',
   {'one-mesh': None, 'two': sharding.Mesh(data=4, tensor=2)},
-  quick=('two',),
+  quick=(),
 )
 def test_plan_is_of_the_programs_that_a_run_executes(
   rollout_mesh, tmp_path, monkeypatch

@@ -156,6 +156,7 @@ def test_a_vocabulary_grows_from_translations(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_with_a_code_of_its_own(tmp_path, monkeypatch):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   pretrain.run(_config(whole, num_steps=3, save_every=3))
