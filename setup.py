@@ -24,6 +24,12 @@ class _BuildPy(build_py.build_py):
       shutil.rmtree(target, ignore_errors=True)
       shutil.copytree(_ROOT / 'configs', target)
 
+  def get_source_files(self):
+    configs = (path for path in _ROOT.glob('configs/**/*') if path.is_file())
+    return super().get_source_files() + [
+      str(path.relative_to(_ROOT)) for path in configs
+    ]
+
 
 setuptools.setup(
   name='rlzero',

@@ -61,8 +61,7 @@ class Config(settings.Settings):
   @property
   def is_local(self) -> bool:
     """Whether this machine alone can ask."""
-    host = f'[{self.host}]' if ':' in self.host else self.host
-    return keys.is_loopback(f'http://{host}')
+    return keys.is_loopback_host(self.host)
 
   @property
   def key(self) -> str:

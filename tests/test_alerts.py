@@ -337,7 +337,7 @@ def test_a_run_that_fails_says_so(tmp_path, capsys, monkeypatch):
   def killed(self, step_metrics):
     if step_metrics['step'] == 2:
       raise KeyboardInterrupt
-    write(self, step_metrics)
+    return write(self, step_metrics)
 
   with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
     patched.setattr(history.Recorder, 'write', killed)

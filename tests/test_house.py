@@ -392,8 +392,8 @@ def test_the_top_folder_holds_what_a_project_needs():
   assert top == {
     *('.ci', '.dockerignore', '.github', '.gitignore'),
     *('.pre-commit-config.yaml', 'CHANGELOG.md', 'Dockerfile', 'LICENSE'),
-    *('MANIFEST.in', 'README.md', 'configs', 'docs', 'launch'),
-    *('pyproject.toml', 'rlzero', 'setup.py', 'tests'),
+    *('README.md', 'configs', 'docs', 'launch', 'pyproject.toml'),
+    *('rlzero', 'setup.py', 'tests'),
   } | (top & {'CONTRIBUTING.md'})
 
 

@@ -88,10 +88,18 @@ def test_the_completion_that_tells_most():
   records = [
     {'completion': 'wrong', 'correct': False, 'reflections': 9, 'len': 9},
     {'completion': 'plain', 'correct': True, 'reflections': 0, 'len': 90},
-    {'completion': 'wait', 'correct': True, 'reflections': 2, 'len': 5},
+    {
+      'completion': 'wait',
+      'correct': True,
+      'reward': 1.5,
+      'reflections': 2,
+      'len': 5,
+    },
     {'completion': 'cut', 'correct': True, 'reflections': 3, 'truncated': True},
   ]
   said, text = telling.choose(records)
-  assert text == 'wait' and said.startswith('right · reward 0 · 5 tokens')
+  assert text == 'wait' and said.startswith('right · reward 1.5 · 5 tokens')
   assert telling.choose(records[:1])[1] == 'wrong'
+  (unjudged, _) = telling.choose([{'completion': 'a', 'reward': None}])
+  assert unjudged.startswith('wrong · no reward')
   assert telling.choose([]) is None

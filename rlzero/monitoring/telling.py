@@ -26,9 +26,10 @@ def choose(
       r.get('len') or 0,
     ),
   )
+  reward = best.get('reward')  # None where nothing judged it
   said = [
     'right' if best.get('correct') else 'wrong',
-    f'reward {best.get("reward", 0.0):.3g}',
+    'no reward' if reward is None else f'reward {reward:.3g}',
     f'{best.get("len", 0)} tokens',
     str(best.get('question', '')),
   ]

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rlzero.reporting import aha, charts, stored_samples
 from rlzero.reporting.completion_index import Query
 from rlzero.reporting.live_run import LiveRun
-from rlzero.runtime import files
+from rlzero.runtime import files, keys
 
 # Names of the page's files, and what they are.
 FILES = {
@@ -77,17 +77,9 @@ def make_token(host: str, token: str) -> str:
       f'{_MIN_TOKEN} ASCII characters that nobody guesses, or none to have one '
       'made.'
     )
-  return token or ('' if is_local(host) else secrets.token_urlsafe(24))
-
-
-def is_local(host: str) -> bool:
-  """Whether only this machine reaches a host's address."""
-  if host == 'localhost':
-    return True
-  try:
-    return ipaddress.ip_address(host).is_loopback
-  except ValueError:
-    return False
+  if token or keys.is_loopback_host(host):
+    return token
+  return secrets.token_urlsafe(24)
 
 
 def serve(runs: Sequence[LiveRun], host: str, port: int, token: str) -> None:
@@ -104,7 +96,7 @@ def serve(runs: Sequence[LiveRun], host: str, port: int, token: str) -> None:
   """
   opened = _listen(host, port)
   address, port = opened.getsockname()[:2]
-  if not token and not is_local(address):
+  if not token and not keys.is_loopback_host(address):
     opened.close()
     raise ValueError(
       f'The host {host!r} is {address}, which others reach; give --host='
@@ -234,7 +226,7 @@ class _Guard:
 
   def _refusal(self, request: requests.Request) -> ASGIApp | None:
     if not self._token:
-      if is_local(request.url.hostname or ''):
+      if keys.is_loopback_host(request.url.hostname or ''):
         return None
       return _error(403, 'This page is for requests to a local host.')
     name = f'rlzero_token_{(request.scope.get("server") or ("", 0))[1]}'

@@ -57,11 +57,15 @@ def check_address(url: str) -> None:
 
 def is_loopback(url: str) -> bool:
   """Whether the address is this machine."""
-  host = urllib.parse.urlsplit(url).hostname or ''
+  return is_loopback_host(urllib.parse.urlsplit(url).hostname or '')
+
+
+def is_loopback_host(host: str) -> bool:
+  """Whether a host's name or address is this machine."""
   try:
     return ipaddress.ip_address(host).is_loopback
   except ValueError:
-    return host == 'localhost'
+    return host.lower() == 'localhost'
 
 
 def opener(url: str) -> urllib.request.OpenerDirector:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import json
 import secrets
 import time
@@ -19,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rlzero.rollout.scheduler import Prompt
-from rlzero.runtime import files
+from rlzero.runtime import files, keys
 from rlzero.serving import requests
 from rlzero.serving.engine import Busy, Closing, Engine, Event, Ticket
 from rlzero.serving.engine import Request as Wanted
@@ -124,10 +123,7 @@ def _is_local(host: str) -> bool:
   """Whether a Host header names this machine."""
   name = host.rpartition(':')[0] if not host.endswith(']') else host
   name = (name or host).strip('[]')
-  try:
-    return ipaddress.ip_address(name).is_loopback
-  except ValueError:
-    return name.lower() == 'localhost'
+  return keys.is_loopback_host(name)
 
 
 def _response(error: ApiError) -> JSONResponse:
