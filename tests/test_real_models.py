@@ -5,10 +5,11 @@ token, tests/test_parity.py compares the 0.5B with transformers.
 """
 
 import json
+import os
 import pathlib
-import resource
 import subprocess
 import sys
+import tempfile
 import warnings
 
 import jax
@@ -41,17 +42,19 @@ def _folder(size):
 
 def _stage(name, *flags):
   """Runs `python -m rlzero.NAME` and returns what it prints."""
-  done = subprocess.run(
-    [sys.executable, '-m', f'rlzero.{name}', *map(str, flags)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  # The largest of all children so far.
-  used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-  assert used < _MOST_BYTES, name
-  return done.stdout
+  with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
+    process = subprocess.Popen(
+      [sys.executable, '-m', f'rlzero.{name}', *map(str, flags)],
+      stdout=out,
+      stderr=err,
+    )
+    # The memory of this process: RUSAGE_CHILDREN has that of earlier tests too.
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    out.seek(0), err.seek(0)
+    assert process.returncode == 0, err.read()[-3000:]
+    assert used.ru_maxrss * 1024 < _MOST_BYTES, name
+    return out.read()
 
 
 @pytest.mark.parametrize(
