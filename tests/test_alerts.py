@@ -8,6 +8,7 @@ and in docs/results/alerts.md for those that take minutes.
 """
 
 import dataclasses
+import pathlib
 import re
 
 import pytest
@@ -129,6 +130,43 @@ def test_each_alert_rings_alone_and_says_what_to_do(name):
   assert found.name == name
   assert re.search(sentence, found.sentence)
   assert found.sentence.endswith('.') and '. ' not in found.sentence
+
+
+def _page(name):
+  return (pathlib.Path(__file__).parent.parent / 'docs' / name).read_text()
+
+
+def test_the_guide_quotes_what_each_alert_says():
+  quotes = dict(
+    re.findall(
+      r'^### (\w+)\n\n```text\n(.*?)```',
+      _page('howto/read_a_report.md'),
+      re.MULTILINE | re.DOTALL,
+    )
+  )
+  assert {*quotes} == {*alerts.NAMES}
+  for name, quoted in quotes.items():
+    ((found, _),) = history.replay(_FAILING[name][0], Thresholds())
+    assert any(
+      re.match('.*'.join(map(re.escape, line.split('…'))), found.sentence)
+      for line in quoted.splitlines()
+    ), (name, found.sentence)
+
+
+def test_the_table_of_thresholds_has_every_alert_and_field():
+  rows = re.findall(
+    r'^\| (\w+) \|[^|]*\| ?([^|]*)\|$',
+    _page('results/alerts.md').partition('## ')[0],
+    re.MULTILINE,
+  )
+  assert {name for name, _ in rows if name != 'alert'} == {*alerts.NAMES}
+  known = {field.name for field in dataclasses.fields(Thresholds)}
+  for name, told in rows:
+    for field in re.findall(r'\w+\*?', told) if name != 'alert' else ():
+      start = field.removesuffix('*')
+      assert field in known or (
+        field.endswith('*') and any(k.startswith(start) for k in known)
+      ), (name, field)
 
 
 def _healthy(step, num_steps=80):

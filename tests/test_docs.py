@@ -33,7 +33,7 @@ _PLACEHOLDERS = {'$seed': '0', 'NAME': 'sft'}
 # Commands of other programs, which are not checked any further.
 _FOREIGN = {
   *('gcloud', 'kubectl', 'sky', 'source', 'apt-get', 'git', 'pip', 'cd'),
-  *('for', 'done', 'pre-commit', 'docker', 'curl'),
+  *('for', 'done', 'pre-commit', 'docker', 'curl', 'cp', 'mkdir'),
 }
 
 

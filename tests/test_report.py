@@ -1,6 +1,7 @@
 import html.parser
 import json
 import os
+import pathlib
 import re
 
 import matplotlib.image
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlzero import report
-from rlzero.reporting import web_page
+from rlzero.reporting import charts, web_page
 from rlzero.runtime import config
 
 
@@ -315,3 +316,16 @@ def test_numbers_that_are_missing_or_not_finite(tmp_path):
   assert summary['tries_before'] is summary['pass@16_before'] is None
   page = read(tmp_path)
   assert '|sampler − learner|' in page and 'nan' not in page.lower()
+
+
+def test_the_guide_explains_each_part_and_figure():
+  root = pathlib.Path(__file__).parent.parent
+  guide = (root / 'docs' / 'howto' / 'read_a_report.md').read_text()
+  first_cells = re.findall(r'^\| (.+?) (?<!\\)\|', guide, re.MULTILINE)
+  told = {cell.replace('\\|', '|') for cell in first_cells}
+  code = (root / 'rlzero' / 'reporting' / 'web_page.py').read_text()
+  parts = re.findall(r"_box\(\s*'(.+?)'|<h2>(\w.+?)</h2>", code)
+  wanted = {''.join(found) for found in parts} | {
+    chart.title for chart in (*charts.CHARTS, *charts.LIVE_CHARTS)
+  }
+  assert len(wanted) >= 20 and wanted <= told, wanted - told
