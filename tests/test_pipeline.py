@@ -298,6 +298,18 @@ def test_every_manifest_builds(path, tmp_path, monkeypatch, capsys):
   assert all(line.startswith('rlzero.') for line in lines)
 
 
+def test_the_manifest_with_the_student_resumes_the_one_without(monkeypatch):
+  monkeypatch.chdir(_ROOT)
+  short, whole = (
+    config.build(pipeline, [f'--gin_file=configs/runs/{name}', '--workdir=x'])
+    for name in ('r1_tiny_no_student.gin', 'r1_tiny.gin')
+  )
+  left = [stage for stage in whole.stages if stage not in short.stages]
+  assert len(short.stages) + len(left) == len(whole.stages)
+  assert {'distilled', 'student_zero'} <= {stage.name for stage in left}
+  assert short.stages[9].name == 'r1'
+
+
 @pytest.mark.nightly
 def test_killed_ten_times_it_ends_with_the_same_hashes(tmp_path):
   """RLZERO_KILLS_SEED draws the moments; the whole process group dies.
