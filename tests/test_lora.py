@@ -401,3 +401,13 @@ def test_pmapped_gradient_is_the_one_of_one_device():
     each = make_learner(micro_tokens=48, pmapped=True)
     grads, _ = each.gradient(each.init(params).params, rows)
   assert distance(grads, expected) < 1e-5
+
+
+def test_shapes_are_known_without_a_device():
+  """A plan is for devices that are not here."""
+  base = jax.eval_shape(lambda: transformer.init(V3, jax.random.key(0)))
+  with jax.no_execution(True):
+    found = adapters.shapes(ADAPTER, V3, dict(base))
+  wanted = adapters.init(ADAPTER, noisy(V3), jax.random.key(0))
+  trained = adapters.split(found)[0]
+  assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, wanted)

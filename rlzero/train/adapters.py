@@ -150,8 +150,8 @@ def shapes(
   """Shapes and dtypes of what `start` returns, from shapes of the base."""
   if adapter is None:
     return params
-  fresh = functools.partial(init, adapter, params)
-  leaves = jax.eval_shape(fresh, jax.random.key(0))
+  # The key too is a shape alone: the devices of a plan are not here.
+  leaves = jax.eval_shape(lambda: init(adapter, params, jax.random.key(0)))
   frozen = jax.eval_shape(functools.partial(parameters.cast, config), params)
   return join(leaves, frozen)
 
