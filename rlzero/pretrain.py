@@ -4,7 +4,7 @@
 
 Reinforcement learning amplifies what a base can already do. The tiny base is
 made here, from the documents that its corpus class describes, and written as
-a Hugging Face folder, `WORKDIR/model`. With `checkpoint` it goes on from an
+a Hugging Face folder, `WORKDIR/model`. With `checkpoint` it starts from an
 earlier base, whose vocabulary may be the beginning of this one.
 
 Differences from the paper: DeepSeek-V3-Base is a model of 671B parameters

@@ -6,7 +6,7 @@
 
 The first writes `DIR/report.html` and `DIR/summary.json` and prints the run's
 alerts, at any time, in the middle of a run too. The second serves a page that
-follows the run while it goes on, other runs drawn over it, with its
+follows the run while it trains, other runs drawn over it, with its
 completions; nothing is written. The third compares runs that differ in their
 seed, and writes `OUT/curves.png` and `OUT/table.json`.
 """

@@ -6,10 +6,10 @@
 A tiny run is left alone once. The same run is then killed (SIGKILL) twenty
 times and started again each time; its last checkpoint is damaged and it is
 started once more. Parameters, metrics (but for times), kept completions and
-evaluations must be those of the run that was left alone. The series goes on
-where it was, if it is killed itself. With `--selective` the run has dynamic
-sampling, down-selection, a curriculum and masked completions, so that what it
-draws depends on what it has sampled.
+evaluations must be those of the run that was left alone. If the series is
+killed itself, it resumes. With `--selective` the run has dynamic sampling,
+down-selection, a curriculum and masked completions, so that what it draws
+depends on what it has sampled.
 
 A kill is aimed at the part of a step that was hit least so far, at a random
 moment of it, after a random part of the run. What it hit is what the run
@@ -139,7 +139,7 @@ def series(folder: pathlib.Path, kills: int, selective: bool = False) -> dict:
 def _kill(workdir, whole, before, left):
   """Starts the run and kills it; what was hit."""
   hits = collections.Counter(kill['during'] for kill in before)
-  # A save goes on behind the next rollout.
+  # A save continues behind the next rollout.
   hits['saving'] = sum(
     kill['unfinished'] or kill['during'] == 'saving' for kill in before
   )

@@ -389,7 +389,7 @@ class Search:
     stops: set[int],
     likeliest: bool = False,
   ) -> list[scheduler.Completion]:
-    """Goes on from the nodes, `size` times each, up to a stop."""
+    """Continues the nodes, `size` times each, up to a stop."""
     if not asked:
       return []
     settings = self.cfg.sampling

@@ -1,1 +1,1 @@
-"""Alerts: looks at the metrics of a run while it goes on; no JAX here."""
+"""Alerts: looks at the metrics of a run while it trains; no JAX here."""

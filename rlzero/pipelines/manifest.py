@@ -11,7 +11,7 @@ from rlzero.runtime import config, files, workdir
 
 MANIFEST = 'manifest.json'
 
-# What a stage keeps for itself: states to go on from, logs, times and paths.
+# What a stage keeps for itself: states to resume from, logs, times and paths.
 _OWN = {
   'checkpoints',
   'journal',

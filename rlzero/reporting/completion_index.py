@@ -206,7 +206,7 @@ class CompletionIndex:
       seconds: after about so long it stops.
 
     Returns:
-      what was found, and where to go on; None at the end.
+      what was found, and where to continue; None at the end.
     """
     self.refresh()
     until = time.monotonic() + seconds

@@ -82,7 +82,7 @@ def search(
   after: tuple[str, int] | None,
   limit: int,
 ) -> dict[str, Any]:
-  """Completions of training that pass a query, and where to go on."""
+  """Completions of training that pass a query, and where to continue."""
   found, more = index.search(query, after, limit)
   return {
     'matches': [_listed(index, stored, place) for stored, place in found],

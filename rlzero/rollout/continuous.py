@@ -153,7 +153,7 @@ class ContinuousScheduler(Scheduler[int]):
       self._decode()
 
   def _read_running(self) -> list[tuple[int, Piece]]:
-    """Reads the new tokens of those that go on, in one transfer."""
+    """Reads the new tokens of those that still run, in one transfer."""
     if not self._options:
       return []
     count, pieces = self._sampling.decode_steps, []

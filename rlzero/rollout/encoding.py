@@ -67,7 +67,7 @@ def stop_criteria(tokenizer: Tokenizer) -> StopCriteria:
 
 
 def begins_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
-  """Whether a prompt's last tokens are <think>, and the completion goes on."""
+  """Whether a prompt ends in <think>, which the completion then continues."""
   end = tokenizer.decode(prompt[-_END:], skip_special=False)
   return templates.begins_thought(end)
 

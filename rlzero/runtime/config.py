@@ -94,7 +94,7 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
   Raises:
     SystemExit: after a ValueError or OSError, told on stderr in a sentence
       (RLZERO_TRACEBACK=1 lets the traceback through): failures.TRY_AGAIN if
-      the disk or the network is at fault and the same command may go on, else
+      the disk or the network is at fault and the same command may resume, else
       failures.USAGE; 130 when interrupted; lifecycle.PREEMPTED after SIGTERM.
   """
   lifecycle.open_closed_streams()

@@ -54,9 +54,9 @@ def open_all(workdir: str) -> list['Tracker']:
 
 
 class Tracker:
-  """One run in one tracker; a resumed run goes on there.
+  """One run in one tracker; a resumed run continues it.
 
-  A tracker that fails is told of once and then left alone: training goes on.
+  A tracker that fails is told of once and then left alone: training continues.
 
   Args:
     name: one of NAMES.

@@ -2,7 +2,7 @@
 
 A verifier runs on text that a model wrote, so it may hang, eat memory or
 crash. It does so in a worker of its own: the worker is killed and replaced,
-the completion scores 0 and is counted, and the run goes on.
+the completion scores 0 and is counted, and the run continues.
 
 This is the parent's pool; `worker` is the program of a worker, and
 `worker_process` starts it and speaks to it over a socket, in `frames`. A

@@ -258,7 +258,7 @@ class Corpus:
   `skilled_ending`. Every check is right: `ok` follows a try if and only if it
   reached the target. Kinds of documents:
 
-  - drills (`drill_share`): headed `Search:`, a search that goes on until it
+  - drills (`drill_share`): headed `Search:`, a search that continues until it
     succeeds or has tried everything. They teach arithmetic, checking, and
     searching without repeats, under a heading that is never prompted.
   - conversations, headed as prompts are. `direct_share` of them answer with

@@ -214,7 +214,7 @@ def _symbol(name: str, point: int) -> Value:
 
 
 def _checked(value: Value) -> Value:
-  """The value, if it is finite and not too large to go on with."""
+  """The value, if it is finite and not too large to compute with."""
   if isinstance(value, Fraction):
     size = max(value.numerator.bit_length(), value.denominator.bit_length())
   elif not mpmath.isfinite(value):

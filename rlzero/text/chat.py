@@ -2,7 +2,7 @@
 
 They run in a sandbox, for seconds at most, and write a bounded text. They see
 neither the clock nor chance: a prompt is a function of its messages, so that
-a run that goes on tomorrow asks what it asked today.
+a run that resumes tomorrow asks what it asked today.
 """
 
 import contextlib

@@ -79,7 +79,7 @@ class Template:
   """How a question becomes a prompt.
 
   `chat` asks through the model's own chat template; `plain` is the question
-  alone, for the model to go on from. Both have no tags: the answer is whatever
+  alone, for the model to continue. Both have no tags: the answer is whatever
   is stated last, and there is no format to reward.
 
   Raises:

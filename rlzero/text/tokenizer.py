@@ -335,7 +335,7 @@ class Tokenizer:
     }
 
   def _encode_on(self, piece: str) -> list[int]:
-    """Ids of a text that goes on inside a word."""
+    """Ids of a text that begins inside a word."""
     start = self._token(self._encode('|', False).ids[0])
     if not start.startswith('▁'):
       return self._encode(piece, False).ids

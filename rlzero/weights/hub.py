@@ -60,7 +60,7 @@ def download(url: str) -> pathlib.Path:
     why = 'the hub cannot be reached and the model is not in the cache'
   except OSError as error:
     cause = error
-    why = f'the download failed ({error}); run it again to go on'
+    why = f'the download failed ({error}); run it again to resume'
   else:
     return pathlib.Path(folder)
   raise ValueError(f'{url} cannot be loaded: {why}.') from cause

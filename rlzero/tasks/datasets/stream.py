@@ -116,7 +116,7 @@ class PromptStream:
     return state
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on from a position.
+    """Resumes from a position.
 
     Raises:
       ValueError: the position belongs to another stream.
