@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import SMALL, noisy
 
-from rlzero.rollout import continuous, scheduler
+from rlzero.rollout import buckets, continuous, scheduler
 from rlzero.rollout.continuous import Options
 from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
 from rlzero.rollout.scheduler import Prompt
@@ -147,6 +147,15 @@ def test_compiling_ahead_leaves_nothing_to_compile(params, monkeypatch):
   compiled = continuous.row_sampling.decode._cache_size()
   run(queue, make_requests())
   assert continuous.row_sampling.decode._cache_size() == compiled
+
+
+@pytest.mark.parametrize('context', [2, 24, 60, 100, 5000])
+def test_no_prompt_is_padded_beyond_the_cache(context):
+  settings = Sampling(num_slots=2, decode_steps=4)
+  sizes = buckets.server_sizes(settings, context)
+  *shorter, widest = sizes.prompt_widths
+  assert all(2 * width <= widest for width in shorter)
+  assert context <= widest == sizes.cache_len == sizes.cache_lens(2)[-1]
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_seeds_are_counters_and_fresh_ones_differ():
     (text, {'echo': True}, 400, 'echo is True', 'echo'),
     (chat, {'teperature': 1}, 400, "know the field 'teperature'", 'teperature'),
     (chat, {'prompt': 'a'}, 400, "know the field 'prompt'", 'prompt'),
+    (chat, {'a\ud800': 1}, 400, r"know the field 'a\ud800'", 'a?'),
     (chat, {'messages': []}, 400, 'at least one message', 'messages'),
     (chat, {'messages': 'hi'}, 400, 'at least one message', 'messages'),
     (chat, {'messages': ['hi']}, 400, "'role' and 'content'", 'messages[0]'),

@@ -79,6 +79,18 @@ def test_half_a_character_is_held_back():
   assert text.flush() == '\ufffd'  # no other half came
 
 
+def test_bytes_that_are_no_characters_are_not_held_back_for_ever():
+  """Each token would decode all that came before it once more."""
+  tokenizer = _bytes()
+  half, *_ = tokenizer.encode('é')
+  text = streams.Detokenizer(tokenizer)
+  pieces = [text.push(half) for _ in range(100)]
+  assert len(''.join(pieces)) > 60
+  pieces += [text.push(i) for i in tokenizer.encode('é!')]
+  whole = ''.join(pieces) + text.flush()
+  assert whole == tokenizer.decode([half] * 100 + tokenizer.encode('é!'))
+
+
 def _cut(text, rng):
   """The text in pieces of one to four characters."""
   while text:

@@ -82,9 +82,10 @@ class ServerSizes(Sizes):
 
   @property
   def prompt_widths(self) -> Sequence[int]:
-    widths = [_LEAST_WIDTH]
-    while 8 * widths[-1] <= self.cache_len:
-      widths.append(4 * widths[-1])
+    widths, width = [], _LEAST_WIDTH
+    while 2 * width <= self.cache_len:
+      widths.append(width)
+      width *= 4
     return (*widths, self.cache_len)
 
 

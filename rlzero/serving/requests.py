@@ -283,7 +283,8 @@ class _Fields:
         raise ApiError(
           400,
           f'This server does not know the field {_short(name)}; leave it out.',
-          name[:64],
+          # A name may hold half a surrogate pair, which no answer can.
+          name[:64].encode(errors='replace').decode(),
         )
       if value not in _NEUTRAL[name]:
         raise ApiError(

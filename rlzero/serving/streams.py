@@ -7,6 +7,9 @@ from rlzero.text.tokenizer import Tokenizer
 
 _BEGIN, _END = '<think>', '</think>'
 _UNFINISHED = '\ufffd'  # what the bytes of half a character decode to
+# Tokens that may wait for the rest of a character, which has four bytes at
+# most. Each token decodes all of them again.
+_MOST_HELD = 32
 
 
 class Delta(NamedTuple):
@@ -21,7 +24,8 @@ class Detokenizer:
 
   All that `push` and `flush` return, put together, is what
   `Tokenizer.decode` makes of all tokens, as long as their bytes are
-  characters. Half a character is held back.
+  characters. Half a character is held back, but not a long run of bytes that
+  are none.
   """
 
   def __init__(self, tokenizer: Tokenizer):
@@ -36,7 +40,8 @@ class Detokenizer:
     self._ids.append(token)
     new = self._new_text()
     if not new or new.endswith(_UNFINISHED):
-      return ''
+      is_long = len(self._ids) - self._old >= _MOST_HELD
+      return self.flush() if is_long else ''
     # Decoded again with what comes next: spaces depend on what is before.
     del self._ids[: self._old]
     self._old = len(self._ids)
