@@ -61,6 +61,14 @@ def test_limits_that_cannot_be(limits):
     grpo_config('', steps_per_rollout=2, max_len_from=limits)
 
 
+def test_a_limit_that_a_later_step_could_not_have_is_refused_at_once():
+  changes = {'max_len': 16, 'overlong_buffer': 12}
+  with pytest.raises(ValueError, match='has 2: 8, and overlong_buffer is 12'):
+    grpo_config('', max_len_from={2: 8}, **changes)
+  cfg = grpo_config('', max_len_from={2: 12}, **changes)
+  assert cfg.at(2).sampling.max_len == 12
+
+
 def test_a_limit_above_the_models_is_refused_at_the_start(tmp_path):
   cfg = grpo_config(tmp_path, max_len_from={2: 250})
   sentence = 'completions of 250 tokens, which .* are 266, .* takes 256'

@@ -212,6 +212,12 @@ class Config:
           f'{self.updates_per_rollout} steps (steps_per_rollout x '
           'epochs_per_rollout) from 1 on.'
         )
+      if limit < self.overlong_buffer:
+        raise ValueError(
+          f'grpo.Config.max_len_from has {step}: {limit}, and overlong_buffer '
+          f'is {self.overlong_buffer}; it must fit into every limit, so lower '
+          'it.'
+        )
 
   def _check_steps(self) -> None:
     for name in (
