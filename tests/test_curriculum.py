@@ -109,7 +109,7 @@ def test_a_stream_with_a_curriculum_resumes_where_it_was():
 
 def test_problems_that_do_not_fit_still_end_a_stream_that_has_no_other():
   problems = _stream()
-  with pytest.raises(ValueError, match='None of 8 training problems in a row'):
+  with pytest.raises(ValueError, match='None of the 8 training problems can'):
     problems.next(1, lambda example: False)
 
 

@@ -25,12 +25,22 @@ def test_draws_that_are_too_long_are_left_out(tokenizer):
   other = stream.prompt_stream(_EXAMPLES, seed=0)
   wanted = [pair for pair in plain.next(16) if pair[1].uid != '5']
   drawn, left_out = encoding.draw_fitting(other, 14, tokenizer, _TEMPLATE, 20)
-  assert drawn == wanted and list(left_out) == ['5'] and left_out['5'] > 20
+  assert drawn == wanted and {uid for uid, _ in left_out} == {'5'}
+  assert all(length > 20 for _, length in left_out)
   # A limit that leaves nothing out changes nothing.
   again = stream.prompt_stream(_EXAMPLES, seed=0)
   drawn, left_out = encoding.draw_fitting(again, 16, tokenizer, _TEMPLATE, 99)
   assert drawn == stream.prompt_stream(_EXAMPLES, seed=0).next(16)
   assert not left_out
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_the_one_that_fits_is_found_and_each_other_draw_counts(tokenizer, seed):
+  """The last of an epoch and the first of the next may be the long one."""
+  prompts = stream.prompt_stream(_EXAMPLES[4:6], seed)
+  drawn, left_out = encoding.draw_fitting(prompts, 9, tokenizer, _TEMPLATE, 20)
+  assert {example.uid for _, example in drawn} == {'4'}
+  assert len(left_out) == prompts.position - 9 >= 8
 
 
 def test_nothing_that_fits_is_an_error(tokenizer):

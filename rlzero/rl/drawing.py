@@ -162,7 +162,7 @@ class Drawing:
     self._too_long += len(left_out)
     if left_out and not self._told_too_long:
       self._told_too_long = True
-      uid, length = next(iter(left_out.items()))
+      uid, length = left_out[0]
       hosts.print_once(
         f'warning: training prompt {uid!r} has {length} tokens and '
         f'Sampling.max_prompt_len is {self._limit}, so it is left out; '

@@ -92,31 +92,34 @@ def draw_fitting(
   tokenizer: Tokenizer,
   template: Template,
   max_prompt_len: int,
-) -> tuple[list[tuple[int, base.Example]], dict[str, int]]:
+) -> tuple[list[tuple[int, base.Example]], list[tuple[str, int]]]:
   """Draws problems that are short enough as prompts.
 
   Returns:
-    what `PromptStream.next` returns; tokens of those left out, by their uid.
+    what `PromptStream.next` returns; uid and tokens of each that was drawn and
+    left out.
 
   Raises:
     ValueError: no problem is short enough.
   """
-  left_out = {}
+  left_out = []
 
-  def fits(example: base.Example) -> bool:
-    length = len(encode_prompt(tokenizer, template, example.question))
-    if length > max_prompt_len:
-      left_out[example.uid] = length
-    return length <= max_prompt_len
+  def length(example: base.Example) -> int:
+    return len(encode_prompt(tokenizer, template, example.question))
 
   try:
-    return prompts.next(count, fits), left_out
+    sampled = prompts.next(
+      count,
+      lambda example: length(example) <= max_prompt_len,
+      lambda example: left_out.append((example.uid, length(example))),
+    )
   except ValueError as error:
     raise ValueError(
-      f'No training prompt is short enough: the last has '
-      f'{left_out.popitem()[1]} tokens, but Sampling.max_prompt_len is '
-      f'{max_prompt_len}; raise the limit or choose other problems.'
+      f'No training prompt is short enough: the last has {left_out[-1][1]} '
+      f'tokens, but Sampling.max_prompt_len is {max_prompt_len}; raise the '
+      'limit or choose other problems.'
     ) from error
+  return sampled, left_out
 
 
 def check_lengths(

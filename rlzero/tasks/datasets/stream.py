@@ -1,6 +1,7 @@
 """The endless, reproducible order in which problems are drawn."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ class PromptStream:
     dataset = epochs[0]
     if len(epochs) > 1:
       dataset = grain.MapDataset.mix(epochs, shares)
-    self.pass_rates = pass_rates
+    self.pass_rates, self._sources = pass_rates, sources
     # Threads would only fetch ahead of a list that is in memory already.
     self._iterator = iter(
       dataset.to_iter_dataset(
@@ -77,6 +78,7 @@ class PromptStream:
     self,
     count: int,
     fits: Callable[[base.Example], bool] = lambda example: True,
+    on_unfit: Callable[[base.Example], None] = lambda example: None,
   ) -> list[tuple[int, base.Example]]:
     """The next problems, each with its number among all that were drawn.
 
@@ -84,9 +86,10 @@ class PromptStream:
       count: how many problems.
       fits: whether a problem can be used; others are drawn and passed over, as
         are those that a curriculum does not take.
+      on_unfit: called with each problem that is drawn and does not fit.
 
     Raises:
-      ValueError: of as many problems in a row as there are, none fits.
+      ValueError: no problem fits.
     """
     found = []
     passed_over = 0  # in a row
@@ -100,10 +103,15 @@ class PromptStream:
         found.append((draw, example))
         passed_over = 0
         continue
+      on_unfit(example)
       passed_over += 1
-      if passed_over >= self.num_examples:
+      # So many in a row may be the end of one epoch and the start of the next,
+      # or of a task with a large share.
+      if passed_over % self.num_examples == 0 and not any(
+        map(fits, itertools.chain(*self._sources))
+      ):
         raise ValueError(
-          f'None of {passed_over} training problems in a row can be used; '
+          f'None of the {self.num_examples} training problems can be used; '
           'raise the limit that they are above, or choose other problems.'
         )
     return found
