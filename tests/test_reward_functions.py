@@ -4,6 +4,8 @@ import json
 import pathlib
 import pickle
 import re
+import shutil
+import sys
 import textwrap
 
 import pytest
@@ -111,7 +113,8 @@ def _cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def mine(tmp_path):
+def mine(tmp_path, monkeypatch):
+  monkeypatch.delitem(sys.modules, 'beside', raising=False)
   (tmp_path / 'my_rewards.py').write_text(SOURCE)
   (tmp_path / 'beside.py').write_text(BESIDE)
   return f'{tmp_path}/my_rewards.py'
@@ -200,6 +203,18 @@ def test_one_bad_value_of_a_list_is_that_completions(mine):
   found = _judge(mine, 'some', '1', 'nan', 'none', '0.5')
   assert [bool(one.error) for one in found] == [False, True, False, False]
   assert [one.score for one in found] == [1.0, None, None, 0.5]
+
+
+def test_a_file_is_given_the_module_that_lies_beside_it(mine, tmp_path):
+  _load(mine, 'made')
+  other = tmp_path / 'other'
+  other.mkdir()
+  for name in ('my_rewards.py', 'beside.py'):
+    shutil.copy(tmp_path / name, other)
+  sentence = r"other/my_rewards.py imports 'beside', which is .*other/beside.py"
+  with pytest.raises(ValueError, match=sentence):
+    _load(f'{other}/my_rewards.py', 'made')
+  _load(mine, 'half')
 
 
 def test_what_a_function_needs_is_found_without_running_it(mine, tmp_path):

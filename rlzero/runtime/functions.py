@@ -16,6 +16,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+# Found as ever, whatever lies beside a file.
+_NOT_THEIRS = sys.stdlib_module_names | {'rlzero'}
+
 Function = Callable[..., Any]
 _Def = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -223,9 +226,31 @@ def _read_from(node: _Def, name: str) -> tuple[frozenset[str], frozenset[str]]:
   )
 
 
+def _check_beside(path: str) -> None:
+  """Refuses imports that would find a module of that name from elsewhere."""
+  folder = pathlib.Path(path).parent
+  for file in sorted(_beside(folder, pathlib.Path(path))):
+    parts = file.relative_to(folder).with_suffix('').parts
+    name = '.'.join(parts).removesuffix('.__init__')
+    loaded = getattr(sys.modules.get(name), '__file__', None)
+    if loaded is None or parts[0] in _NOT_THEIRS:
+      continue
+    if os.path.realpath(loaded) != os.path.realpath(file):
+      raise ValueError(
+        f'{path} imports {name!r}, which is {file}, but {loaded} is loaded by '
+        'that name already; give one of them another name.'
+      )
+
+
 @functools.cache
 def _module(path: str, of_digest: str) -> Any:
-  """Runs a file once, and again when it has changed."""
+  """Runs a file once, and again when it has changed.
+
+  Raises:
+    ValueError: it cannot be run, or would be given another module than the one
+      beside it.
+  """
+  _check_beside(path)
   name = f'rlzero_user_{of_digest}'
   spec = importlib.util.spec_from_file_location(name, path)
   assert spec and spec.loader  # the path ends in .py
