@@ -215,10 +215,14 @@ def test_a_folder_without_files_is_a_run_that_has_not_begun(tmp_path):
 def test_a_file_that_is_half_written_is_no_error(tmp_path):
   helpers.write_watched_run(tmp_path)
   (tmp_path / 'run.json').write_text('{"stage"')
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 30, "reward/mean": 1' + 400 * '0' + '}\n')
   (tmp_path / 'evaluations' / 'after.json').write_text('[1]')
   state = live_run.LiveRun(str(tmp_path)).state()
   assert state['info']['stage'] is None
   assert state['evaluations']['after'] == {}
+  assert state['series']['step'][-1] == 30
+  assert state['series']['reward/mean'][-1] is None
 
 
 def test_the_time_of_a_rollout_counts_once():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlzero import report
-from rlzero.reporting import charts, web_page
+from rlzero.reporting import charts, recorded, samples, web_page
 from rlzero.runtime import config
 
 
@@ -210,6 +210,17 @@ def test_the_telling_completions_are_chosen_and_escaped(whole):
   assert 'HONEST' in samples and 'cut no' not in samples
   assert 'FIRST <mark>wait</mark>' in samples and 'step 20' in samples
   assert 'Question a &lt;b&gt;?' in samples
+
+
+def test_no_field_of_a_record_is_markup(tmp_path):
+  path = tmp_path / 'completions' / 'step_000001.jsonl'
+  path.parent.mkdir()
+  hostile = '<script>alert(1)</script>'
+  row = generation(hostile, True, f'wait {hostile}', tries=hostile)
+  path.write_text(json.dumps({**row, 'step': hostile}))
+  loaded = recorded.Run(str(tmp_path), [], {}, {}, {}, {}, {})
+  page = samples.html(loaded)
+  assert page.count('alert') == 4 and '<script>' not in page
 
 
 @pytest.mark.long

@@ -128,8 +128,12 @@ def phases(
 
 def number(value: Any) -> float | None:
   """The value, or None where it is no finite number."""
-  known = isinstance(value, (int, float)) and math.isfinite(value)
-  return value if known else None
+  if not isinstance(value, (int, float)):
+    return None
+  try:
+    return value if math.isfinite(value) else None
+  except OverflowError:  # a whole number beyond all that a float holds
+    return None
 
 
 def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -87,7 +87,7 @@ def _verdict(row: dict) -> str:
   right = row.get('correct', row.get('accuracy'))
   parts = ['right' if right else 'wrong', f'{_len(row):.0f} tokens']
   if row.get('tries') is not None:
-    parts.append(f'{row["tries"]} tries')
+    parts.append(f'{escape(str(row["tries"]))} tries')
   return ' · '.join(parts + ['cut off'] * bool(row.get('truncated')))
 
 

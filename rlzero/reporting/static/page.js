@@ -287,7 +287,10 @@ function route() {
   if (name === 'main') return;
   switchTo(VIEWS.includes(name) ? name : 'overview');
   if (view === 'overview') drawCharts();
-  if (view === 'settings') showSettings();
+  if (view === 'settings') {
+    settings = null; // a run may have begun since
+    showSettings();
+  }
   if (view === 'gallery') gallery.show();
   if (view === 'completions') {
     const key = rest.slice(0, 2).join('/');
