@@ -26,7 +26,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from rlzero.evaluation import (
@@ -39,12 +39,21 @@ from rlzero.evaluation import (
 )
 from rlzero.rollout import encoding, sampling
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import fields, files, provenance, sharding, workdir
+from rlzero.runtime import (
+  fields,
+  files,
+  hosts,
+  provenance,
+  sharding,
+  workdir,
+)
 from rlzero.runtime.fields import at_least
 from rlzero.scoring import grade, reward_pool
 from rlzero.tasks import base, countdown
 from rlzero.text.template import Template
 from rlzero.train import folders
+
+SEVERAL_HOSTS = True  # may run it together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,22 +136,18 @@ class Config:
 
 def run(cfg: Config) -> None:
   """Does what `cfg` asks for, prints it and writes it."""
-  if cfg.compare:
-    result = compare.compare(*compare.read(cfg.compare))
-    print(files.to_json(result) if cfg.json else compare.text(result))
+  if cfg.asks_none:
+    # Alone it takes no device, which another program may have.
+    if hosts.joined():
+      hosts.on_first(lambda: _look_up(cfg))
+    else:
+      _look_up(cfg)
     return
-  if cfg.contamination:
-    sets = {b.name: b.task.examples(b.split) for b in cfg.measured}
-    result = contamination.report(
-      contamination.read(cfg.contamination), sets, cfg.num_words
+  if sampler.is_url(cfg.checkpoint) and hosts.joined() and hosts.count() > 1:
+    raise ValueError(
+      f'evaluate.Config.checkpoint is {cfg.checkpoint!r}, which needs no '
+      f'devices, and there are {hosts.count()} hosts; ask it from one.'
     )
-    if cfg.workdir:
-      _claim(cfg)
-      files.write_json(
-        measure.file_of(cfg.workdir, 'contamination.json'), result
-      )
-    print(files.to_json(result) if cfg.json else contamination.text(result))
-    return
   for benchmark in cfg.measured:
     if getattr(benchmark.task, 'needs_token_ids', False):
       raise ValueError(
@@ -164,11 +169,14 @@ def run(cfg: Config) -> None:
       **provenance.metadata(),
     }
     if cfg.workdir:
-      _claim(cfg)
-    metrics = {
-      benchmark.name: _measure_benchmark(cfg, benchmark, problems, model, about)
-      for benchmark, problems in zip(cfg.measured, chosen, strict=True)
-    }
+      hosts.on_first(lambda: _claim(cfg))
+    with hosts.exit_together() as poll:
+      metrics = {
+        benchmark.name: _measure_benchmark(
+          cfg, benchmark, problems, model, about, poll
+        )
+        for benchmark, problems in zip(cfg.measured, chosen, strict=True)
+      }
   if is_suite:
     result = {**about, 'suite': cfg.suite or 'own', 'benchmarks': metrics}
     printed = published.table(result)
@@ -178,8 +186,26 @@ def run(cfg: Config) -> None:
     printed = measure.summary(result)
   if cfg.workdir:
     name = 'suite' if is_suite else 'evaluation'
-    files.write_json(measure.file_of(cfg.workdir, f'{name}.json'), result)
-  print(files.to_json(result) if cfg.json else printed)
+    path = measure.file_of(cfg.workdir, f'{name}.json')
+    hosts.on_first(lambda: files.write_json(path, result))
+  hosts.print_once(files.to_json(result) if cfg.json else printed)
+
+
+def _look_up(cfg: Config) -> None:
+  """Compares metrics, or looks the problems up in a training text."""
+  if cfg.compare:
+    result = compare.compare(*compare.read(cfg.compare))
+    print(files.to_json(result) if cfg.json else compare.text(result))
+    return
+  sets = {b.name: b.task.examples(b.split) for b in cfg.measured}
+  result = contamination.report(
+    contamination.read(cfg.contamination), sets, cfg.num_words
+  )
+  if cfg.workdir:
+    _claim(cfg)
+    path = measure.file_of(cfg.workdir, 'contamination.json')
+    files.write_json(path, result)
+  print(files.to_json(result) if cfg.json else contamination.text(result))
 
 
 def _claim(cfg: Config) -> None:
@@ -205,9 +231,13 @@ def _measure_benchmark(
   chosen: Sequence[base.Example],
   model: sampler.Sampler | None,
   about: dict[str, Any],
+  poll: Callable[[], None] | None,
 ) -> dict[str, Any]:
-  """Metrics of a benchmark; its samples are logged in the workdir, if any."""
-  log = None
+  """Metrics of a benchmark; its samples are logged in the workdir, if any.
+
+  A host scores its share of the problems.
+  """
+  log, size = None, benchmark.num_samples
   if cfg.workdir:
     prompts = {}
     if model:
@@ -220,7 +250,7 @@ def _measure_benchmark(
       prompts,
     )
   with log if log is not None else contextlib.nullcontext():
-    samples = _draw(cfg, benchmark, chosen, model, log)
+    samples = _draw(cfg, benchmark, chosen, model, log, poll)
   with reward_pool.RewardPool(
     {benchmark.name: benchmark.task},
     benchmark.template.kind,
@@ -229,14 +259,23 @@ def _measure_benchmark(
     max_chars=reward_pool.chars_of(benchmark.sampling.max_len),
   ) as pool:
     pool.wait()
-    records = grade.grade(pool, benchmark.task, chosen, samples)
+    records = hosts.map_over_hosts(
+      range(len(chosen)),
+      lambda places: grade.grade(
+        pool,
+        benchmark.task,
+        [chosen[i] for i in places],
+        [s for i in places for s in samples[i * size :][:size]],
+      ),
+    )
     metrics = measure.compute_metrics(
       pool, benchmark.task, chosen, records, benchmark
     )
   if cfg.workdir:
     is_suite = cfg.suite or cfg.benchmarks
     name = benchmark.name if is_suite else 'evaluation'
-    files.write_jsonl(measure.file_of(cfg.workdir, f'{name}.jsonl'), records)
+    path = measure.file_of(cfg.workdir, f'{name}.jsonl')
+    hosts.on_first(lambda: files.write_jsonl(path, records))
   return {**metrics, 'seed': cfg.seed, 'template': benchmark.template.kind}
 
 
@@ -246,6 +285,7 @@ def _draw(
   chosen: Sequence[base.Example],
   model: sampler.Sampler | None,
   log: sampler.SampleLog | None,
+  poll: Callable[[], None] | None,
 ) -> list[encoding.Sample]:
   """The samples of a benchmark: those logged, and the others from the model."""
   size = benchmark.num_samples
@@ -259,7 +299,7 @@ def _draw(
     if log is not None:
       log.append(*places[index], sample)
     done = next(counted)
-    if not cfg.json:
+    if not cfg.json and hosts.is_first():
       show(done, len(places))
 
   if model:
@@ -269,6 +309,7 @@ def _draw(
       size,
       benchmark.sampling,
       cfg.seed,
+      poll,
     )
     return model.sample(job, finished, on_finished)
   if len(finished) < len(places):

@@ -64,8 +64,7 @@ def run(cfg: Config) -> None:
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     hosts.print_once(settings.table(cfg, prompt_stream.num_examples))
     loop.TrainingLoop(cfg, loaded, pool, prompt_stream).run()
-  if hosts.is_first():
-    web_page.write(cfg.workdir)
+  hosts.on_first(lambda: web_page.write(cfg.workdir))
 
 
 if __name__ == '__main__':

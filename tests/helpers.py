@@ -6,8 +6,11 @@ import functools
 import hashlib
 import http.server
 import json
+import os
+import pathlib
 import random
 import socket
+import subprocess
 import threading
 import time
 
@@ -31,7 +34,7 @@ from rlzero.models.config import (
 )
 from rlzero.rl.objective import Objective
 from rlzero.rl.objectives import advantages
-from rlzero.runtime import fields, files
+from rlzero.runtime import fields, files, hosts
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import demonstrations, packing, sequences
@@ -755,3 +758,85 @@ def byte_level_metadata():
   tokens = gguf_metadata()['tokenizer.ggml.tokens']
   with_turn = ['<end>', '<begin>', '<turn>', *tokens[3:]]
   return gguf_metadata(tokens=with_turn) | {'tokenizer.chat_template': TURNS}
+
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_PATIENCE_S = 900.0  # hosts that wait for each other would wait for ever
+
+
+def start_cluster(number, *command, devices=8, **env):
+  """So many processes, with so many devices in all."""
+  return subprocess.Popen(
+    ['bash', 'launch/local_cluster.sh', str(number), *command],
+    cwd=_ROOT,
+    env={
+      **os.environ,
+      'DEVICES': str(devices // number),
+      'XLA_FLAGS': '',
+      **env,
+    },
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def cluster_ended(processes, code=0):
+  """What they say on stderr, when they have ended."""
+  try:
+    _, said = processes.communicate(timeout=_PATIENCE_S)
+  finally:
+    processes.terminate()  # some that hang
+  assert processes.returncode == code, said
+  return said
+
+
+def cluster_process(processes, flag):
+  """The one of the processes that was started with the flag."""
+  of_it = pathlib.Path(f'/proc/{processes.pid}/task/{processes.pid}/children')
+  (number,) = (
+    int(child)
+    for child in of_it.read_text().split()
+    if flag in pathlib.Path(f'/proc/{child}/cmdline').read_text()
+  )
+  return number
+
+
+def as_hosts(monkeypatch, works):
+  """Calls each of the functions on a host of its own, which is a thread.
+
+  The hosts exchange what they exchange; devices they have none.
+
+  Returns:
+    what each function returned, or raised.
+  """
+  own, barrier = threading.local(), threading.Barrier(len(works), timeout=20)
+  slots, results = [None] * len(works), [None] * len(works)
+
+  def allgather(array):
+    slots[own.number] = array
+    barrier.wait()
+    every = np.stack(slots)
+    barrier.wait()
+    return every
+
+  def run(number, work):
+    own.number = number
+    try:
+      results[number] = work()
+    except Exception as error:
+      results[number] = error
+
+  with monkeypatch.context() as patched:
+    patched.setattr(jax.distributed, 'is_initialized', lambda: True)
+    patched.setattr(jax, 'process_count', lambda: len(works))
+    patched.setattr(jax, 'process_index', lambda: own.number)
+    patched.setattr(hosts.multihost_utils, 'process_allgather', allgather)
+    threads = [
+      threading.Thread(target=run, args=each) for each in enumerate(works)
+    ]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+  return results

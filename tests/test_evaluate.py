@@ -1,6 +1,7 @@
 """Metrics of an evaluation against the generations they come from."""
 
 import dataclasses
+import functools
 import json
 import random
 import shutil
@@ -11,11 +12,12 @@ import time
 
 import numpy as np
 import pytest
+from helpers import as_hosts
 
 from rlzero import evaluate
 from rlzero.evaluation import measure, published, sampler, suites
 from rlzero.reporting import web_page
-from rlzero.rollout import scheduler
+from rlzero.rollout import encoding, scheduler
 from rlzero.rollout.sampling import Finish, Sampling
 from rlzero.runtime import sharding
 from rlzero.scoring import grade, reward_pool
@@ -321,6 +323,39 @@ def test_samples_on_disk_are_scored_without_a_model(suite, tmp_path):
     ValueError, match='4 samples of .* num_samples is 8; give'
   ):
     evaluate.run(dataclasses.replace(cfg, benchmarks=more))
+
+
+def test_hosts_take_up_the_samples_that_all_of_them_see(monkeypatch, tmp_path):
+  paths = [str(tmp_path / name) for name in ('first.jsonl', 'second.jsonl')]
+  with sampler.SampleLog(paths[0], {'seed': 0}) as log:
+    for i in range(3):
+      log.append('a', i, encoding.Sample(f'sample {i}', 2, False))
+  # A network disk may show another host less.
+  header, *lines = (tmp_path / 'first.jsonl').read_text().splitlines(True)
+  seen = header + ''.join(lines[:2]) + lines[2][:9]
+  (tmp_path / 'second.jsonl').write_text(seen)
+  logs = as_hosts(
+    monkeypatch,
+    [functools.partial(sampler.SampleLog, p, {'seed': 0}) for p in paths],
+  )
+  for log in logs:
+    with log:
+      assert list(log.samples) == [('a', 0), ('a', 1)]
+      log.append('b', 0, encoding.Sample('new', 1, False))
+  # The first host writes.
+  _, *rows = (tmp_path / 'first.jsonl').read_text().splitlines()
+  assert [(json.loads(r)['uid'], json.loads(r)['sample']) for r in rows] == [
+    ('a', 0),
+    ('a', 1),
+    ('b', 0),
+  ]
+  assert (tmp_path / 'second.jsonl').read_text() == seen
+
+
+def test_an_endpoint_is_asked_by_one_host(monkeypatch):
+  cfg = _config(checkpoint='http://localhost:1/v1#model')
+  for error in as_hosts(monkeypatch, [lambda: evaluate.run(cfg)] * 2):
+    assert 'which needs no devices, and there are 2 hosts' in str(error)
 
 
 def test_report_shows_the_suite(suite):

@@ -2,24 +2,29 @@
 
 import contextlib
 import os
-import pathlib
 import pickle
 import shutil
 import signal
-import subprocess
 import time
 
 import jax
 import numpy as np
 import pytest
-from helpers import distance
+from helpers import (
+  as_hosts,
+  cluster_ended,
+  cluster_process,
+  distance,
+  start_cluster,
+)
 
-from rlzero import grpo, sft
+from rlzero import grpo, search
 from rlzero.benchmarks.host_steps import CONFIG
 from rlzero.monitoring import history
 from rlzero.rl import settings, update
 from rlzero.runtime import (
   config,
+  failures,
   fields,
   hosts,
   lifecycle,
@@ -32,37 +37,10 @@ from rlzero.train import checkpoint, folders
 
 pytestmark = pytest.mark.model
 
-_ROOT = pathlib.Path(__file__).parent.parent
-
-
-_PATIENCE_S = 300.0  # hosts that wait for each other would wait for ever
-
-
-def _start(number, *command):
-  """So many processes with eight devices in all."""
-  return subprocess.Popen(
-    ['bash', 'launch/local_cluster.sh', str(number), *command],
-    cwd=_ROOT,
-    env={**os.environ, 'DEVICES': str(8 // number), 'XLA_FLAGS': ''},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def _ended(cluster, code=0):
-  """What it says on stderr, when it has ended."""
-  try:
-    _, said = cluster.communicate(timeout=_PATIENCE_S)
-  finally:
-    cluster.terminate()  # a cluster that hangs
-  assert cluster.returncode == code, said
-  return said
-
 
 def _steps(folder, number):
   folder.mkdir()
-  _ended(_start(number, 'rlzero.benchmarks.host_steps', folder))
+  cluster_ended(start_cluster(number, 'rlzero.benchmarks.host_steps', folder))
   with open(folder / 'steps.pickle', 'rb') as file:
     return pickle.load(file)
 
@@ -94,8 +72,8 @@ def test_two_processes_equal_one(tmp_path):
   # What one wrote, two read; what one of the two cannot read, neither takes.
   shutil.copytree(tmp_path / 'one', tmp_path / 'copy')
   (tmp_path / 'copy' / 'checkpoints' / '3' / 'facts' / 'metadata').unlink()
-  said = _ended(
-    _start(
+  said = cluster_ended(
+    start_cluster(
       2, 'rlzero.benchmarks.host_steps', tmp_path / 'one', tmp_path / 'copy'
     )
   )
@@ -122,33 +100,22 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path):
 
   def start(name):
     flags = f'--gin_file={tmp_path}/run.gin', f'--workdir={tmp_path / name}'
-    return _start(2, 'rlzero.grpo', *flags)
+    return start_cluster(2, 'rlzero.grpo', *flags)
 
-  cluster = start('cut')
+  both = start('cut')
   while not (tmp_path / 'cut' / 'journal' / 'step_000000.jsonl').exists():
-    assert cluster.poll() is None, cluster.communicate()
+    assert both.poll() is None, both.communicate()
     time.sleep(0.01)
-  os.kill(_process(cluster, '--process_id=1'), signal.SIGTERM)
-  _ended(cluster, lifecycle.PREEMPTED)
+  os.kill(cluster_process(both, '--process_id=1'), signal.SIGTERM)
+  cluster_ended(both, lifecycle.PREEMPTED)
   (saved,) = (tmp_path / 'cut' / 'checkpoints').iterdir()
   assert saved.name in ('0', '1')
-  _ended(start('cut'))
-  _ended(start('whole'))
+  cluster_ended(start('cut'))
+  cluster_ended(start('whole'))
   for read in (_params, _rows):
     whole, cut = (read(tmp_path / name) for name in ('whole', 'cut'))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
   assert any(row['groups/rounds'] > 1 for row in _rows(tmp_path / 'whole'))
-
-
-def _process(cluster, flag):
-  """The process of a cluster that was started with the flag."""
-  of_it = pathlib.Path(f'/proc/{cluster.pid}/task/{cluster.pid}/children')
-  (number,) = (
-    int(child)
-    for child in of_it.read_text().split()
-    if flag in pathlib.Path(f'/proc/{child}/cmdline').read_text()
-  )
-  return number
 
 
 def _params(workdir):
@@ -173,10 +140,100 @@ def test_one_process_asks_nobody():
   ]
 
 
+@pytest.mark.parametrize('count', [0, 1, 2, 5])
+def test_shares_of_hosts_are_merged_in_order(monkeypatch, count):
+  shares = [], []
+
+  def doubled(share):
+    def work(items):
+      share.extend(items)
+      return [[2 * i, np.arange(i, dtype=np.int16)] for i in items]
+
+    return lambda: hosts.map_over_hosts(range(count), work)
+
+  for merged in as_hosts(monkeypatch, list(map(doubled, shares))):
+    assert [twice for twice, _ in merged] == [2 * i for i in range(count)]
+    for i, (_, array) in enumerate(merged):
+      np.testing.assert_array_equal(array, np.arange(i, dtype=np.int16))
+      assert array.dtype == np.int16
+  # Each item was one host's work, and the shares are even.
+  assert shares[0] + shares[1] == list(range(count))
+  assert 0 <= len(shares[0]) - len(shares[1]) <= 1
+
+
+@pytest.mark.parametrize('number', [0, 1])
+@pytest.mark.parametrize(
+  'error', [ValueError('line 3'), failures.Unavailable('full')]
+)
+def test_what_one_host_cannot_use_ends_both(monkeypatch, number, error):
+  def work(items):
+    if jax.process_index() == number:
+      raise error
+    return list(items)
+
+  raised = as_hosts(
+    monkeypatch, [lambda: hosts.map_over_hosts(range(4), work)] * 2
+  )
+  assert raised[number] is error
+  assert [type(e) for e in raised] == [type(error)] * 2
+  assert [str(e) for e in raised] == [str(error)] * 2
+
+
+def test_the_first_works_while_the_others_wait(monkeypatch):
+  done = []
+
+  def work():
+    assert hosts.is_first()
+    time.sleep(0.1)
+    done.append('written')
+    return 'kept'
+
+  def on_host():
+    kept = hosts.on_first(work)
+    return kept, list(done)
+
+  assert as_hosts(monkeypatch, [on_host] * 2) == [
+    ('kept', ['written']),
+    (None, ['written']),
+  ]
+
+
+def test_exchanges_have_few_sizes(monkeypatch):
+  texts, padded = ['x' * n for n in (1, 900, 1021, 1500, 2046)], set()
+  zeros = np.zeros
+
+  def noted(size, dtype):
+    padded.add(size)
+    return zeros(size, dtype)
+
+  monkeypatch.setattr(hosts.np, 'zeros', noted)
+  exchanged = as_hosts(
+    monkeypatch, [lambda: [hosts.broadcast(text) for text in texts]] * 2
+  )
+  assert exchanged == [texts] * 2
+  assert padded == {1024, 2048}  # each is a program to compile
+
+
+def test_sigterm_to_another_host_ends_this_one(monkeypatch):
+  with hosts.exit_together() as poll:
+    assert poll is None  # alone, the signal ends it
+  others = [False, True]
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(
+    hosts, 'first_true_of_all', lambda own: own or others.pop(0)
+  )
+  with hosts.exit_together() as poll:
+    assert poll
+    poll()
+    with pytest.raises(SystemExit) as ended:
+      poll()
+  assert ended.value.code == lifecycle.PREEMPTED
+
+
 def test_flags_of_a_process_are_not_those_of_a_run(monkeypatch, capsys):
   joined = []
   monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *a: joined.append(a)
+    jax.distributed, 'initialize', lambda *a, **_: joined.append(a)
   )
   assert lifecycle.join_hosts(['--seed=1']) == ['--seed=1'] and not joined
   flags = ['--coordinator=h:1', '--num_processes=4', '--process_id=2']
@@ -188,5 +245,5 @@ def test_flags_of_a_process_are_not_those_of_a_run(monkeypatch, capsys):
       lifecycle.join_hosts(wrong)
   assert 'do not say which processes belong' in capsys.readouterr().err
   with pytest.raises(SystemExit, match='2'):
-    config.main(sft, ['--distributed'])
-  assert 'rlzero.sft runs on one' in capsys.readouterr().err
+    config.main(search, ['--distributed'])
+  assert 'rlzero.search runs on one' in capsys.readouterr().err

@@ -165,7 +165,7 @@ def test_what_fails_on_the_first_host_ends_all(monkeypatch, error):
   # Another host gets what the first has told.
   told = [failures.exit_code(error), str(error)]
   monkeypatch.setattr(hosts, 'is_first', lambda: False)
-  monkeypatch.setattr(hosts, 'broadcast', lambda own: told)
+  monkeypatch.setattr(hosts, 'first_true_of_all', lambda own: told)
   with pytest.raises(type(error), match=str(error)):
     hosts.on_first(fail)
 

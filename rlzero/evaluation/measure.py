@@ -102,10 +102,10 @@ def compute_metrics(
   correct = np.array([r['correct'] for r in records]).reshape(-1, num_samples)
   lengths = np.array([r['len'] for r in records]).reshape(correct.shape)
   answers = np.array([r['answer'] for r in records], object)
-  classes = [
-    pool.classes(task.name, group)
-    for group in answers.reshape(correct.shape).tolist()
-  ]
+  classes = hosts.map_over_hosts(
+    answers.reshape(correct.shape).tolist(),
+    lambda groups: [pool.classes(task.name, group) for group in groups],
+  )
   votes = [
     statistics.cons_at_k(group, right)
     for group, right in zip(classes, correct, strict=True)

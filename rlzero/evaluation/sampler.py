@@ -3,6 +3,7 @@
 A model is a checkpoint that runs here (`Local`) or an endpoint that speaks
 OpenAI's protocol (`Endpoint`). Either hands each sample over as it ends, so
 that it can be logged (`SampleLog`) and a killed evaluation loses nothing.
+Where hosts sample together, each has all samples, and the first logs them.
 """
 
 import concurrent.futures
@@ -18,7 +19,7 @@ import numpy as np
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import encoding, journal, scheduler
 from rlzero.rollout.sampling import Finish, Sampling
-from rlzero.runtime import endpoint, files, metrics
+from rlzero.runtime import endpoint, files, hosts, metrics
 from rlzero.text.template import Template
 from rlzero.text.tokenizer import Tokenizer
 from rlzero.train import folders
@@ -33,6 +34,7 @@ class Job(NamedTuple):
   num_samples: int  # of each question, adjacent
   sampling: Sampling
   seed: int
+  poll: Callable[[], None] | None = None  # of `scheduler.generate`
 
   @property
   def size(self) -> int:
@@ -119,6 +121,7 @@ class Local:
       seed=job.seed,
       finished=known,
       on_finished=hand_over,
+      poll=job.poll,
     )
     return [samples[i] for i in range(job.size)]
 
@@ -228,6 +231,7 @@ class SampleLog:
     settings = json.loads(files.to_json(settings))
     prompts = dict(prompts or {})
     lines = metrics.read_lines(path)
+    lines = lines[: hosts.all_min(len(lines))]
     if lines:
       for name, value in settings.items():
         if (found := lines[0].get(name)) != value:
@@ -252,20 +256,23 @@ class SampleLog:
       self.samples[place] = encoding.Sample(**line)
     # Written anew, without the line that a killed process left half done.
     lines = [_line(*place, sample) for place, sample in self.samples.items()]
-    files.write_whole(path, ''.join([files.to_json(settings) + '\n', *lines]))
-    self._file = open(path, 'a', encoding='utf-8')
+    text = ''.join([files.to_json(settings) + '\n', *lines])
+    hosts.on_first(lambda: files.write_whole(path, text))
+    self._file = open(path, 'a', encoding='utf-8') if hosts.is_first() else None
 
   def append(self, uid: str, index: int, sample: encoding.Sample) -> None:
     """Writes a sample: number `index` of the problem."""
     self.samples[uid, index] = sample
-    self._file.write(_line(uid, index, sample))
-    self._file.flush()
+    if self._file:
+      self._file.write(_line(uid, index, sample))
+      self._file.flush()
 
   def __enter__(self) -> 'SampleLog':
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self._file.close()
+    if self._file:
+      self._file.close()
 
 
 def _line(uid: str, index: int, sample: encoding.Sample) -> str:
@@ -291,11 +298,16 @@ def load(path: str) -> Sampler:
 
 
 def digest(params: Params) -> str:
-  """SHA-256 of parameters: names, types, shapes and bits, in order."""
+  """SHA-256 of parameters: names, types, shapes and bits, in order.
+
+  The first of several hosts computes it, and holds one parameter at a time.
+  """
   found = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    array = np.asarray(leaf)
+    array = hosts.fetch_first(leaf)
+    if array is None:
+      continue
     name = jax.tree_util.keystr(path)
     found.update(f'{name} {array.dtype} {array.shape};'.encode())
     found.update(np.ascontiguousarray(array).view(np.uint8).data)
-  return found.hexdigest()
+  return hosts.broadcast(found.hexdigest())

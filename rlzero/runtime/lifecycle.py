@@ -32,6 +32,9 @@ HOST_FLAGS = (
   '--num_processes',  # =N
   '--process_id',  # =I, from 0
 )
+# How long a host that ends waits for the others, before it ends them: one that
+# has failed alone need not hold them for long.
+_SHUTDOWN_S = 60
 _LARGE_PAGES = {'glibc.malloc.hugetlb': 1}  # madvise(MADV_HUGEPAGE) for malloc
 # One heap, of which all arrays are parts, and which never shrinks.
 _KEPT_MEMORY = {
@@ -165,7 +168,7 @@ def join_hosts(argv: Sequence[str]) -> list[str]:
   import jax  # only now: stages without JAX stay without it
 
   if mine == {'--distributed': ''}:
-    jax.distributed.initialize()
+    jax.distributed.initialize(shutdown_timeout_seconds=_SHUTDOWN_S)
     return others
   if mine.keys() != set(HOST_FLAGS[1:]) or not all(
     mine[name].isdecimal() for name in HOST_FLAGS[2:]
@@ -180,6 +183,7 @@ def join_hosts(argv: Sequence[str]) -> list[str]:
     mine['--coordinator'],
     int(mine['--num_processes']),
     int(mine['--process_id']),
+    shutdown_timeout_seconds=_SHUTDOWN_S,
   )
   return others
 

@@ -116,7 +116,8 @@ def use(mesh: Mesh, devices: Sequence[Any] | None = None) -> Iterator[None]:
     if jax.process_count() > 1:
       raise ValueError(
         f'There are {jax.process_count()} processes, but sharding.Mesh is of '
-        'one device; use the devices of all of them (configs/meshes).'
+        'one device; use the devices of all of them: --mesh.data=-1 gives each '
+        'the whole model, --mesh.fsdp=-1 a part of it.'
       )
     yield  # the first device, as JAX has it
     return
