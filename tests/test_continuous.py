@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from helpers import SMALL, noisy
+from jax import numpy as jnp
+from scipy import special
 
-from rlzero.rollout import buckets, continuous, scheduler
+from rlzero.models import padding, transformer
+from rlzero.rollout import buckets, continuous, row_decoding, scheduler
 from rlzero.rollout.continuous import Options
 from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
 from rlzero.rollout.scheduler import Prompt
@@ -74,7 +78,7 @@ def together(params):
 def test_each_row_gets_what_its_settings_say(params, together):
   by_kind = {}
   for request in make_requests()[:-1]:  # the longest would cost compilations
-    by_kind.setdefault(request[3][1:], []).append(request)
+    by_kind.setdefault(request[3][1:3], []).append(request)
   assert len(by_kind) == 3
   for (temperature, top_p), requests in by_kind.items():
     completions, _ = scheduler.generate(
@@ -108,6 +112,64 @@ def test_a_request_gets_the_same_bits_alone(params, together):
   queue = make(params)
   for request in make_requests():
     assert run(queue, [request])[request[2]] == together[request[2]]
+
+
+def logits_of(params, tokens):
+  """Logits of what follows each token, [T, V], by one pass over all."""
+  rows = padding.pad([tokens], 1, len(tokens))
+  params = jax.tree.map(jnp.asarray, params)
+  hidden, _, _ = transformer.forward(CONFIG, params, rows)
+  return np.asarray(
+    transformer.next_logits(CONFIG, params, hidden[0]), np.float64
+  )
+
+
+def test_the_most_likely_tokens_are_those_of_a_log_softmax(params, together):
+  """Of requests that ask, while others that do not run beside them."""
+  wanted = {0: 20, 1: 5, 2: 1, 4: 3, 7: 13}  # the vocabulary has 13 tokens
+  queue, tops = make(params), {}
+  waiting = [
+    (*r[:3], r[3]._replace(num_top=wanted.get(r[2], 0)))
+    for r in make_requests()[:-1]
+  ]
+  requests = list(waiting)
+  while waiting or queue.num_unfinished:
+    while waiting and queue.num_free:
+      queue.add(*waiting.pop(0))
+    for number, piece in queue.advance():
+      assert (piece.top is not None) == (number in wanted)
+      if piece.top is not None:
+        assert len(piece.top.ids) == len(piece.tokens)
+        tops.setdefault(number, []).append((piece, piece.top))
+  for prompt, _, number, options in requests:
+    if number not in wanted:
+      continue
+    tokens, logprobs, ids, values = (
+      np.concatenate(parts)
+      for parts in zip(
+        *((p.tokens, p.logprobs, *top) for p, top in tops[number]), strict=True
+      )
+    )
+    # That it asks changes no token.
+    assert tokens.tolist() == together[number][0]
+    assert logprobs.tolist() == together[number][1]
+    before = prompt.tokens + tokens.tolist()[:-1]
+    logits = logits_of(params, before)[len(prompt.tokens) - 1 :]
+    expected = special.log_softmax(
+      logits / (options.temperature or 1.0), axis=-1
+    )
+    count = min(wanted[number], CONFIG.vocab_size)
+    order = np.argsort(-expected, axis=-1)[:, :count]
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_allclose(
+      values, np.take_along_axis(expected, order, axis=-1), atol=1e-4
+    )
+    if options.temperature == 0:
+      np.testing.assert_array_equal(ids[:, 0], tokens)
+      np.testing.assert_allclose(values[:, 0], logprobs, atol=1e-5)
+  queue = make(params)
+  with pytest.raises(ValueError, match='asks for the 21 most likely tokens'):
+    queue.add(Prompt(0, [2]), 0, 0, Options(1, num_top=21))
 
 
 def test_one_that_is_given_up_frees_its_slot_and_changes_nothing(
@@ -144,9 +206,9 @@ def test_compiling_ahead_leaves_nothing_to_compile(params, monkeypatch):
   queue = make(params)
   queue.compile_ahead()
   assert queue.num_free == 5 and queue.num_unfinished == 0
-  compiled = continuous.row_sampling.decode._cache_size()
+  compiled = row_decoding.decode._cache_size()
   run(queue, make_requests())
-  assert continuous.row_sampling.decode._cache_size() == compiled
+  assert row_decoding.decode._cache_size() == compiled
 
 
 @pytest.mark.parametrize('context', [2, 24, 60, 100, 5000])

@@ -4,6 +4,7 @@ import pytest
 
 from rlzero.serving import requests, responses
 from rlzero.serving.requests import ApiError, Limits
+from rlzero.serving.streams import Token
 
 LIMITS = Limits(model='m', context=100, max_choices=8)
 CHAT = {'model': 'm', 'messages': [{'role': 'user', 'content': 'hi'}]}
@@ -48,6 +49,9 @@ def test_a_request_is_read():
   asked = text(logprobs=0)
   assert asked.max_tokens == 16 and asked.logprobs and asked.prompts == ('hi',)
   assert not asked.is_chat and not text().logprobs
+  assert (asked.num_top, text(logprobs=5).num_top) == (0, 5)
+  assert chat(logprobs=True, top_logprobs=20).num_top == 20
+  assert chat(top_logprobs=0).num_top == 0
 
 
 def test_contents_and_roles_of_messages():
@@ -122,8 +126,25 @@ def test_seeds_are_counters_and_fresh_ones_differ():
       "an object with 'include_usage'",
       'stream_options',
     ),
-    (chat, {'top_logprobs': 3}, 400, 'of the token that was', 'top_logprobs'),
-    (text, {'logprobs': 1}, 400, 'set logprobs to 0', 'logprobs'),
+    (chat, {'top_logprobs': 3}, 400, 'set logprobs to true', 'top_logprobs'),
+    (
+      chat,
+      {'logprobs': True, 'top_logprobs': 21},
+      400,
+      'top_logprobs is 21; it must be between 0 and 20',
+      'top_logprobs',
+    ),
+    (chat, {'logprobs': 3}, 400, 'true or false', 'logprobs'),
+    (text, {'logprobs': 6}, 400, 'between 0 and 5', 'logprobs'),
+    (text, {'logprobs': -1}, 400, 'at least 0', 'logprobs'),
+    (text, {'logprobs': True}, 400, 'a whole number', 'logprobs'),
+    (
+      text,
+      {'top_logprobs': 1},
+      400,
+      "the field 'top_logprobs'",
+      'top_logprobs',
+    ),
     (chat, {'tools': [{}]}, 400, 'cannot do', 'tools'),
     (chat, {'presence_penalty': 0.1}, 400, 'cannot do', 'presence_penalty'),
     (text, {'echo': True}, 400, 'echo is True', 'echo'),
@@ -192,7 +213,7 @@ def test_answers_have_the_shape_of_the_protocol():
     asked=chat(logprobs=True), model='m', id='i', created=1, token_text=str
   )
   choice = responses.Choice(
-    thought='t', text='a', tokens=[(5, -0.5)], num_tokens=1, finish='stop'
+    thought='t', text='a', tokens=[Token(5, -0.5)], num_tokens=1, finish='stop'
   )
   whole = writer.whole([choice], 3)
   assert whole['usage']['total_tokens'] == 4
@@ -213,3 +234,35 @@ def test_answers_have_the_shape_of_the_protocol():
   assert chunk['object'] == 'chat.completion.chunk'
   assert chunk['choices'][0]['delta']['role'] == 'assistant'
   assert 'usage' not in chunk
+
+
+def test_likely_tokens_have_the_shape_of_the_protocol():
+  texts = {5: 'a', 6: 'b', 7: 'a', 8: '\ufffd'}
+  tokens = [
+    Token(5, -2.0, ((6, -0.5), (8, -1.0))),
+    Token(6, -0.5, ((6, -0.5), (5, -1.5), (7, -3.0))),
+  ]
+
+  def logprobs(asked):
+    writer = responses.Writer(
+      asked=asked, model='m', id='i', created=1, token_text=texts.__getitem__
+    )
+    choice = responses.Choice(tokens=tokens, num_tokens=2, finish='stop')
+    return writer.whole([choice], 3)['choices'][0]['logprobs']
+
+  first, second = logprobs(chat(logprobs=True, top_logprobs=3))['content']
+  assert (first['token'], first['logprob'], first['bytes']) == ('a', -2.0, [97])
+  assert first['top_logprobs'] == [
+    {'token': 'b', 'logprob': -0.5, 'bytes': [98]},
+    # Half a character: its text does not tell its bytes.
+    {'token': '\ufffd', 'logprob': -1.0, 'bytes': None},
+  ]
+  assert [t['token'] for t in second['top_logprobs']] == ['b', 'a', 'a']
+  found = logprobs(text(logprobs=3))
+  assert found['tokens'] == ['a', 'b']
+  # The sampled token is there too; of two with one text, the more likely one.
+  assert found['top_logprobs'] == [
+    {'b': -0.5, '\ufffd': -1.0, 'a': -2.0},
+    {'b': -0.5, 'a': -1.5},
+  ]
+  assert logprobs(text(logprobs=0))['top_logprobs'] is None

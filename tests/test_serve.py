@@ -5,8 +5,10 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -231,8 +233,34 @@ def test_logprobs_are_of_the_tokens(client, served):
       if piece.logprobs:
         streamed += piece.logprobs.content
   assert streamed == content
-  with pytest.raises(openai.BadRequestError, match='of no other'):
-    chat(client, logprobs=True, top_logprobs=2)
+
+
+def test_the_most_likely_tokens_come_with_each(client, monkeypatch):
+  plain = chat(client, max_tokens=20, logprobs=True).choices[0]
+  settings = {'max_tokens': 20, 'logprobs': True, 'top_logprobs': 20}
+  reply = chat(client, **settings).choices[0]
+  assert reply.message == plain.message
+  for token, alone in zip(
+    reply.logprobs.content, plain.logprobs.content, strict=True
+  ):
+    assert token.logprob == alone.logprob and not alone.top_logprobs
+    values = [one.logprob for one in token.top_logprobs]
+    assert len(values) == 20 and values == sorted(values, reverse=True)
+    assert 0.9 < sum(map(math.exp, values)) < 1 + 1e-5
+    same = {t.token: t.logprob for t in token.top_logprobs}
+    assert same[token.token] == pytest.approx(token.logprob, abs=1e-6)
+  streamed = []
+  for chunk in chat(client, stream=True, **settings):
+    for piece in chunk.choices:
+      streamed += piece.logprobs.content if piece.logprobs else []
+  assert streamed == reply.logprobs.content
+  found = complete(client, temperature=0, logprobs=2).choices[0].logprobs
+  greedy = zip(found.tokens, found.top_logprobs, strict=True)
+  assert all(token == max(top, key=top.get) for token, top in greedy)
+  assert {len(top) for top in found.top_logprobs} == {2}
+  monkeypatch.setattr(app, '_MAX_TOP', 479)
+  with pytest.raises(openai.BadRequestError, match='have 480 likely tokens'):
+    complete(client, n=2, logprobs=5)
 
 
 def test_models_are_listed(client):
@@ -309,6 +337,102 @@ def test_bodies_that_are_no_requests(url, body, headers, status, message):
   reply = post(url, body, **headers)
   assert reply.status_code == status
   assert message in reply.json()['error']['message']
+
+
+DEEP = '[' * 900 + ']' * 900
+HUGE = '9' * 4000
+IMAGE = '[{"type": "image_url", "image_url": {"url": "data:,"}}]'
+MESSAGE = '{"role": "user", "content": "3 5 7 make 26"}'
+
+
+@pytest.mark.parametrize(
+  'fields, message, param',
+  [
+    ('"temperature": NaN', 'temperature is nan; it must be', 'temperature'),
+    ('"temperature": 1e999', 'temperature is inf; it must be', 'temperature'),
+    ('"top_p": -Infinity', 'top_p is -inf; it must be', 'top_p'),
+    ('"n": 1000', '1000 completions, but this server takes 64', 'n'),
+    (f'"n": {HUGE}', 'it must be a number of at most 64 bits', 'n'),
+    ('"max_tokens": -5', 'max_tokens is -5; it must be at least', 'max_tokens'),
+    (f'"max_tokens": {HUGE}', 'at most 64 bits', 'max_tokens'),
+    (f'"seed": -{HUGE}', 'at most 64 bits', 'seed'),
+    (f'"seed": {HUGE * 2}', 'not JSON', None),
+    (r'"stop": "\ud800"', 'half a surrogate pair', 'stop'),
+    ('"logit_bias": {"5": 10}', 'logit_bias is {', 'logit_bias'),
+    (r'"\ud800": 1', r"does not know the field '\ud800'", '?'),
+    (f'"{"a" * 10**6}": 1', 'does not know the field', 'a' * 64),
+    (f'"model": "{"a" * 10**6}"', 'is not served here', 'model'),
+    (f'"tools": {DEEP}', 'cannot do', 'tools'),
+    (f'"stream_options": {DEEP}', 'for streams', 'stream_options'),
+    (f'"stop": {DEEP}', 'must be a string', 'stop'),
+    (f'"messages": {DEEP}', "'role' and 'content'", 'messages[0]'),
+    (f'"messages": [{",".join([MESSAGE] * 10_000)}]', '10000 m', 'messages'),
+    (
+      f'"messages": [{{"role": "user", "content": {DEEP}}}]',
+      'a text, or a list of parts of type text',
+      'messages[0].content',
+    ),
+    (
+      f'"messages": [{{"role": "user", "content": {IMAGE}}}]',
+      'a text, or a list of parts of type text',
+      'messages[0].content',
+    ),
+    (
+      r'"messages": [{"role": "\ud800", "content": "3"}]',
+      'one of system, developer, user, assistant',
+      'messages[0].role',
+    ),
+    (
+      r'"messages": [{"role": "user", "content": "\ud800"}]',
+      'half a surrogate pair',
+      'messages',
+    ),
+    (
+      f'"messages": [{{"role": "user", "content": "{"qq " * 10**5}"}}]',
+      "no id for 'qq', 'qq'",
+      'messages',
+    ),
+  ],
+  ids=lambda value: None if isinstance(value, str) else '',
+)
+def test_hostile_fields_get_one_short_sentence(url, fields, message, param):
+  start = f'{{"model": "tiny", "messages": [{MESSAGE}], '  # the last one counts
+  reply = post(url, f'{start}{fields}}}'.encode(), '/v1/chat/completions')
+  assert reply.status_code == (404 if param == 'model' else 400)
+  error = reply.json()['error']
+  assert message in error['message'] and len(error['message']) < 610
+  assert error['param'] == param
+
+
+def test_what_is_no_http_is_refused(url):
+  host, port = url.removeprefix('http://').split(':')
+  for sent in (
+    b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' * 9 + b'\r\n\r\n',
+    b'POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n',
+    b'GET /' + b'a' * (1 << 20) + b' HTTP/1.1\r\n\r\n',
+  ):
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+      with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(sent)
+        assert connection.recv(64).startswith(b'HTTP/1.1 400')
+  assert is_idle(url)
+
+
+def test_equal_seeds_get_equal_answers_side_by_side(client, url):
+  """While another client sends what is refused, and one leaves its stream."""
+  alone = complete(client, n=2).choices
+
+  def hostile(body):
+    return post(url, body).status_code
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    refused = pool.map(hostile, [b'{', b'"' + b'a' * (5 << 20) + b'"'] * 4)
+    left = complete(client, n=8, max_tokens=200, stream=True)
+    next(iter(left))
+    replies = [pool.submit(complete, client, n=2) for _ in range(4)]
+    left.close()
+    assert [reply.result().choices for reply in replies] == [alone] * 4
+    assert [*refused] == [400, 413] * 4
 
 
 def test_other_paths_and_methods_are_errors_of_the_same_shape(url):

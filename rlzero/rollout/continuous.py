@@ -1,14 +1,17 @@
 """Continuous batching: requests with settings of their own, as they come."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import buckets, row_sampling
+from rlzero.rollout import buckets
+from rlzero.rollout.row_decoding import NUM_TOP
+from rlzero.rollout.row_sampling import RowDistribution
 from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
 from rlzero.rollout.scheduler import Prompt, Scheduler
+from rlzero.runtime import hosts
 from rlzero.types import Params
 
 
@@ -18,6 +21,14 @@ class Options(NamedTuple):
   max_len: int  # tokens of the completion, EOS included
   temperature: float = 1.0
   top_p: float = 1.0
+  num_top: int = 0  # most likely tokens wanted at each step; at most `NUM_TOP`
+
+
+class Top(NamedTuple):
+  """The K most likely tokens of T steps, the first first; see `Tops`."""
+
+  ids: np.ndarray  # [T, K]
+  logprobs: np.ndarray  # [T, K]
 
 
 class Piece(NamedTuple):
@@ -26,6 +37,7 @@ class Piece(NamedTuple):
   tokens: np.ndarray  # [T]
   logprobs: np.ndarray  # [T]
   finish: Finish | None  # why it ended, if it has
+  top: Top | None  # of the tokens, if the request asked
 
 
 class ContinuousScheduler(Scheduler[int]):
@@ -73,6 +85,9 @@ class ContinuousScheduler(Scheduler[int]):
     self._context = context
     self._options: dict[int, Options] = {}
     self._num_read: dict[int, int] = {}  # tokens handed over, by request
+    # Of the round, for requests that ask: their slots, and what is in them.
+    self._asking: dict[int, int] = {}
+    self._tops: Any = None  # `Tops`, on the devices or the host
 
   @property
   def num_free(self) -> int:
@@ -92,7 +107,7 @@ class ContinuousScheduler(Scheduler[int]):
 
     Raises:
       ValueError: no slot is free, prompt and completion are longer than the
-        context, or what `submit` refuses.
+        context, too many likely tokens are wanted, or what `submit` refuses.
     """
     if not self.num_free:
       raise ValueError('All slots are taken; wait until a request has ended.')
@@ -103,6 +118,11 @@ class ContinuousScheduler(Scheduler[int]):
         f'A prompt of {len(prompt.tokens)} tokens and a completion of '
         f'{options.max_len} are longer than the context of {self._context}; '
         'ask for fewer tokens.'
+      )
+    if not 0 <= options.num_top <= NUM_TOP:
+      raise ValueError(
+        f'A request asks for the {options.num_top} most likely tokens; ask '
+        f'for 0 to {NUM_TOP}.'
       )
     self.submit(prompt, sample, request_id)
     self._options[request_id] = options
@@ -131,14 +151,19 @@ class ContinuousScheduler(Scheduler[int]):
   def advance(self) -> list[tuple[int, Piece]]:
     """Runs one round; what each request has got in it."""
     pieces = []
-    for request_id, completion in self.step():
+    ended = self.step()
+    if self._asking:
+      self._tops = hosts.fetch(self._tops)
+    for request_id, completion in ended:
       start = self._num_read.pop(request_id)
-      del self._options[request_id]
+      tokens = completion.tokens[start:]
       piece = Piece(
-        completion.tokens[start:],
+        tokens,
         completion.logprobs[start:],
         completion.finish,
+        self._top(request_id, len(tokens)),
       )
+      del self._options[request_id]
       pieces.append((request_id, piece))
     return pieces + self._read_running()
 
@@ -166,10 +191,24 @@ class ContinuousScheduler(Scheduler[int]):
       start = end - (length - self._num_read[request.id])
       self._num_read[request.id] = length
       piece = Piece(
-        last.tokens[slot, start:end], last.logprobs[slot, start:end], None
+        last.tokens[slot, start:end],
+        last.logprobs[slot, start:end],
+        None,
+        self._top(request.id, end - start),
       )
       pieces.append((request.id, piece))
     return pieces
+
+  def _top(self, request_id, num_tokens):
+    """The likely tokens of those that a request got in the round, or None.
+
+    A request that runs at the start of a round runs until it ends, so its
+    tokens are those of the first steps.
+    """
+    if request_id not in self._asking:
+      return None
+    slot, num_top = self._asking[request_id], self._options[request_id].num_top
+    return Top(*(part[slot, :num_tokens, :num_top] for part in self._tops))
 
   def _check_prompt(self, prompt):
     """Lengths are checked by `add`, which knows those of the request."""
@@ -179,12 +218,18 @@ class ContinuousScheduler(Scheduler[int]):
       _FREE if request is None else self._options[request.id]
       for request in self._batch.requests
     ]
-    max_len, temperature, top_p = zip(*running, strict=True)
-    self._device.decode_by(
-      row_sampling.decode,
+    max_len, temperature, top_p, num_top = zip(*running, strict=True)
+    asks_top = np.array(num_top) > 0
+    slots = np.flatnonzero(asks_top).tolist()
+    self._asking = {self._batch.requests[slot].id: slot for slot in slots}
+    self._tops = self._device.decode_rows(
       np.array(max_len, np.int32),
-      row_sampling.RowDistribution._make(
-        (np.array(temperature, np.float32), np.array(top_p, np.float32))
+      RowDistribution._make(
+        (
+          np.array(temperature, np.float32),
+          np.array(top_p, np.float32),
+          asks_top,
+        )
       ),
     )
 

@@ -15,13 +15,15 @@ from jaxtyping import Bool, Int
 
 from rlzero.models import kv_cache, padding
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import decode_layout, engine
-from rlzero.rollout.sampling import Distribution, Sampling
+from rlzero.rollout import decode_layout, engine, row_decoding
+from rlzero.rollout.row_sampling import RowDistribution
+from rlzero.rollout.sampling import Sampling
 from rlzero.rollout.slots import (
   NUM_PAGES,
   PAGE_LEN,
   Pages,
   Slots,
+  Tops,
   choose_rows,
   constrain_cache,
   constrain_part,
@@ -186,31 +188,41 @@ class Device:
 
   def decode(self) -> None:
     """Samples up to `decode_steps` tokens in every slot that runs."""
-    self.decode_by(
-      engine.decode,
-      np.int32(self._sampling.max_len),
-      self._sampling.distribution,
-    )
-
-  def decode_by(
-    self,
-    program: Callable[..., Slots],
-    max_len: Int[np.ndarray, 'B'] | np.int32,
-    distribution: Distribution,
-  ) -> None:
-    """`decode` by a program of the same arguments as `engine.decode`."""
     self.slots = self._call(
-      program,
+      engine.decode,
       constrain_slots,
       self.params,
       self.slots,
-      max_len,
+      np.int32(self._sampling.max_len),
       self.shared_prefix,
+      config=self.config,
+      eos_ids=self._eos_ids,
+      num_steps=self._sampling.decode_steps,
+      distribution=self._sampling.distribution,
+    )
+
+  def decode_rows(
+    self, max_len: Int[np.ndarray, 'B'], distribution: RowDistribution
+  ) -> Tops:
+    """`decode` where each row has settings of its own.
+
+    Args:
+      max_len: tokens after which the completion of each slot is cut.
+      distribution: what each is sampled from.
+
+    Returns:
+      the most likely tokens at each step, on the devices.
+    """
+    self.slots, tops = row_decoding.decode(
+      self.params,
+      self.slots,
+      max_len,
       config=self.config,
       eos_ids=self._eos_ids,
       num_steps=self._sampling.decode_steps,
       distribution=distribution,
     )
+    return tops
 
   def flags(self) -> tuple[Bool[np.ndarray, 'B'], Int[np.ndarray, 'B']]:
     """Waits for the slots; says which run, and how much each has cached."""

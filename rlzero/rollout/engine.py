@@ -20,11 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from rlzero.models import kv_cache, rope, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import sampling
-from rlzero.rollout.slots import (
-  Slots,
-  constrain_cache,
-  constrain_slots,
-)
+from rlzero.rollout.row_sampling import RowDistribution
+from rlzero.rollout.slots import Slots, constrain_cache, constrain_slots
 from rlzero.runtime import sharding
 from rlzero.types import CachedContext, KeyValues, Params, Routing, Tokens
 
@@ -162,7 +159,7 @@ def decode(
   config: ModelConfig,
   eos_ids: tuple[int, ...],
   num_steps: int,
-  distribution: sampling.Distribution,
+  distribution: sampling.Distribution | RowDistribution,
 ) -> Slots:
   """Samples up to `num_steps` tokens in every running slot.
 
@@ -216,6 +213,8 @@ def decode(
     # Sampling looks at the whole vocabulary of a row.
     logits = sharding.constrain(logits, 'B_')
     token, logprob = distribution.sample(logits, slots.key, slots.length)
+    if isinstance(distribution, RowDistribution):
+      slots = distribution.write_tops(slots, i, logits)
     ended = jnp.any(token[:, None] == jnp.array(eos_ids)[None], axis=-1)
     return _append(slots, token, logprob, routing, ended, max_len), new
 

@@ -1,22 +1,27 @@
 """Sampling where every row has settings of its own, which are not compiled."""
 
-import inspect
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from rlzero.rollout import engine, sampling
+from rlzero.rollout import sampling
+from rlzero.rollout.slots import Slots, Tops
 
 # Below this temperature logits that are divided by it may overflow.
 _GREEDY = 1e-3
 
 
-class RowDistribution(sampling.Distribution):
-  """The distributions of B rows: `temperature` and `top_p` are arrays, [B].
+class RowDistribution(NamedTuple):
+  """The distributions of B rows.
 
   A row's tokens are those that `sampling.Distribution` of its numbers draws.
   """
+
+  temperature: Float[Array, 'B']
+  top_p: Float[Array, 'B']
+  asks_top: Bool[Array, 'B']  # whether the row's `Tops` will be read
 
   def sample(
     self,
@@ -24,11 +29,11 @@ class RowDistribution(sampling.Distribution):
     keys: UInt32[Array, 'B 2'],
     positions: Int[Array, 'B'],
   ) -> tuple[Int[Array, 'B'], Float[Array, 'B']]:
-    """Draws a token a row; arguments and result as of the base class."""
-    temperature, top_p = map(jnp.asarray, self)
+    """Draws a token a row, as `sampling.Distribution.sample` does."""
+    temperature, top_p, _ = map(jnp.asarray, self)
     logits = logits.astype(jnp.float32)
     greedy = temperature < _GREEDY
-    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    scaled = self._scaled(logits)
     probs = jax.nn.softmax(scaled, axis=-1)
     # Nobody pays for a nucleus while no row has one.
     probs = jax.lax.cond(
@@ -45,10 +50,29 @@ class RowDistribution(sampling.Distribution):
     )
     return tokens, sampling.logprob(scaled, tokens)
 
+  def write_tops(
+    self, slots: Slots, step: Int[Array, ''], logits: Float[Array, 'B V']
+  ) -> Slots:
+    """Writes the most likely tokens of a step, if a row asks for them."""
+    tops = slots.tops
+    assert tops is not None
+    scaled = self._scaled(logits)
 
-# The function that training compiles; here settings of rows are arguments.
-decode = jax.jit(
-  inspect.unwrap(engine.decode),
-  static_argnames=('config', 'eos_ids', 'num_steps'),
-  donate_argnames='slots',
-)
+    def written():
+      found, ids = jax.lax.top_k(scaled, tops.ids.shape[-1])
+      total = jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
+      at_step = jax.lax.dynamic_update_slice_in_dim
+      return Tops(
+        at_step(tops.ids, ids[:, None], step, 1),
+        at_step(tops.logprobs, (found - total)[:, None], step, 1),
+      )
+
+    # As with a nucleus, nobody pays for what no row asks for.
+    asked = jnp.any(jnp.asarray(self.asks_top))
+    return slots._replace(tops=jax.lax.cond(asked, written, lambda: tops))
+
+  def _scaled(self, logits):
+    """Logits divided by the temperatures; a greedy row's as they are."""
+    temperature = jnp.asarray(self.temperature)
+    divisor = jnp.where(temperature < _GREEDY, 1.0, temperature)
+    return logits.astype(jnp.float32) / divisor[:, None]

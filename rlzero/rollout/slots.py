@@ -27,6 +27,17 @@ PAGE_LEN = 64  # tokens that are read back together
 NUM_PAGES = 8  # of each shard, in a call
 
 
+class Tops(NamedTuple):
+  """The K most likely tokens at each of T steps of a call, the first first.
+
+  Without meaning where no row asked for them, and at steps that a row did not
+  run.
+  """
+
+  ids: Int[Array, 'B T K']
+  logprobs: Float[Array, 'B T K']  # in nats, under softmax(logits / T)
+
+
 class Slots(NamedTuple):
   """State of B slots, each with room for S tokens, prompt included."""
 
@@ -41,9 +52,11 @@ class Slots(NamedTuple):
   running: Bool[Array, 'B']
   # Experts of the completion's tokens, -1 where none were chosen yet.
   routes: Int[Array, 'L B T C'] | None = None
+  tops: Tops | None = None  # inside of a call alone
 
 
-_LAYERS_FIRST = ('cache', 'routes')  # fields whose second axis is the rows
+# Fields that are not one array with the rows first.
+_OTHER_FIELDS = ('cache', 'routes', 'tops')
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
@@ -92,10 +105,11 @@ def constrain_slots(
     if slots.cache is None
     else constrain_cache(slots.cache, constrain),
     routes=None if routes is None else constrain(routes, 'LBT_'),
+    tops=jax.tree.map(lambda part: constrain(part, 'B__'), slots.tops),
     **{
       name: constrain(value, 'BT'[: value.ndim])
       for name, value in slots._asdict().items()
-      if name not in _LAYERS_FIRST
+      if name not in _OTHER_FIELDS
     },
   )
 
@@ -139,7 +153,7 @@ def choose_rows(slots: Slots, chosen: Int[Array, 'W C']) -> Slots:
   rows = {
     name: _take_rows(value, chosen, 0)
     for name, value in slots._asdict().items()
-    if name not in _LAYERS_FIRST
+    if name not in _OTHER_FIELDS
   }
   rows['running'] &= chosen.reshape(-1) >= 0
   routes = slots.routes

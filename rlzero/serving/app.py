@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import hmac
-import json
+import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,8 +17,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rlzero.rollout.scheduler import Prompt
-from rlzero.runtime import files, keys
-from rlzero.serving import requests
+from rlzero.runtime import files
+from rlzero.serving import guard, requests
 from rlzero.serving.engine import Busy, Closing, Engine, Event, Ticket
 from rlzero.serving.engine import Request as Wanted
 from rlzero.serving.prompts import PromptEncoder
@@ -27,9 +26,8 @@ from rlzero.serving.requests import ApiError, Asked, Limits
 from rlzero.serving.responses import Choice, Writer
 from rlzero.text.tokenizer import Tokenizer
 
-_MAX_BODY = 4 << 20  # bytes of a request
-_MAX_DISCARDED = 64 << 20  # bytes that are read of one that is too large
-_BODY_TIMEOUT_S = 60.0
+_MAX_TOP = 500_000  # likely tokens of a request: they are kept until its end
+_TEXTS = 1 << 16  # of tokens, kept
 
 
 def make_app(
@@ -68,71 +66,12 @@ def make_app(
       Exception: _on_error,
     },
   )
-  return _Guard(app, api_key, local and not api_key)
-
-
-class _Guard:
-  """Asks for the key before anything else is looked at.
-
-  A server without a key listens to this machine, where a page in a browser may
-  reach it too: the page's own host name is refused (DNS rebinding), and so are
-  bodies that a form could send.
-  """
-
-  def __init__(self, app: ASGIApp, api_key: str, only_local_names: bool):
-    self._app, self._key = app, api_key.encode()
-    self._only_local_names = only_local_names
-
-  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope['type'] == 'http' and (error := self._refusal(scope)):
-      await _response(error)(scope, receive, send)
-      return
-    await self._app(scope, receive, send)
-
-  def _refusal(self, scope: Scope) -> ApiError | None:
-    headers = dict(scope['headers'])
-    if self._only_local_names:
-      host = headers.get(b'host', b'').decode('latin-1')
-      if not _is_local(host):
-        return ApiError(
-          403,
-          f'This server answers to this machine alone, not to {host[:100]!r}; '
-          'ask 127.0.0.1 or localhost.',
-        )
-    if self._key and scope['path'] != '/health':
-      scheme, _, key = headers.get(b'authorization', b'').partition(b' ')
-      right = hmac.compare_digest(key.strip(), self._key)
-      if scheme.lower() != b'bearer' or not right:
-        return ApiError(
-          401,
-          'The API key is missing or wrong; send it as "Authorization: Bearer '
-          'KEY".',
-          code='invalid_api_key',
-          headers={'WWW-Authenticate': 'Bearer'},
-        )
-    if scope['method'] == 'POST':
-      kind = headers.get(b'content-type', b'').partition(b';')[0].strip()
-      if kind.lower() != b'application/json':
-        return ApiError(
-          415, 'The body must be JSON; send "Content-Type: application/json".'
-        )
-    return None
-
-
-def _is_local(host: str) -> bool:
-  """Whether a Host header names this machine."""
-  name = host.rpartition(':')[0] if not host.endswith(']') else host
-  name = (name or host).strip('[]')
-  return keys.is_loopback_host(name)
-
-
-def _response(error: ApiError) -> JSONResponse:
-  return JSONResponse(error.body(), error.status, error.headers)
+  return guard.Guard(app, api_key, local and not api_key)
 
 
 async def _on_api_error(_: Request, error: Exception) -> Response:
   assert isinstance(error, ApiError)
-  return _response(error)
+  return guard.error_response(error)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -141,11 +80,13 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     404: f'There is nothing at {request.url.path[:200]}.',
     405: f'{request.url.path[:200]} does not take {request.method}.',
   }.get(error.status_code, str(error.detail))
-  return _response(ApiError(error.status_code, sentence))
+  return guard.error_response(ApiError(error.status_code, sentence))
 
 
 async def _on_error(_: Request, error: Exception) -> Response:
-  return _response(ApiError(500, 'The server failed; its log says why.'))
+  return guard.error_response(
+    ApiError(500, 'The server failed; its log says why.')
+  )
 
 
 class _Routes:
@@ -160,6 +101,9 @@ class _Routes:
   ):
     self._engine, self._tokenizer, self._encoder = engine, tokenizer, encoder
     self._limits, self._started = limits, int(time.time())
+    self._token_text = functools.lru_cache(_TEXTS)(
+      lambda token: tokenizer.decode([token], skip_special=False)
+    )
 
   async def health(self, _: Request) -> Response:
     status = self._engine.status()
@@ -202,7 +146,7 @@ class _Routes:
   async def _answer(
     self, request: Request, parse: Callable[[Any, Limits], Asked]
   ) -> Any:
-    asked = parse(await _read_json(request), self._limits)
+    asked = parse(await guard.read_json(request), self._limits)
     # A template may take seconds; others are answered meanwhile.
     prompts = await concurrency.run_in_threadpool(self._encode, asked)
     wanted = self._requests(asked, prompts)
@@ -211,7 +155,7 @@ class _Routes:
       model=self._limits.model,
       id=f'{"chatcmpl" if asked.is_chat else "cmpl"}-{secrets.token_hex(12)}',
       created=int(time.time()),
-      token_text=lambda token: self._tokenizer.decode([token], False),
+      token_text=self._token_text,
     )
     answer = _Answer(self._engine, wanted, request.receive)
     length = sum(map(len, prompts))
@@ -223,7 +167,10 @@ class _Routes:
           pass
     except ClientDisconnect:
       return Response(status_code=499)  # nobody reads it
-    return JSONResponse(writer.whole(answer.choices, length))
+    # So may the text of many log-probabilities.
+    return await concurrency.run_in_threadpool(
+      lambda: JSONResponse(writer.whole(answer.choices, length))
+    )
 
   def _encode(self, asked: Asked) -> list[list[int]]:
     """Prompts as token ids."""
@@ -277,45 +224,23 @@ class _Routes:
           max_tokens=asked.max_tokens or self._limits.context - len(tokens),
           temperature=asked.temperature,
           top_p=asked.top_p,
+          num_top=asked.num_top,
           stops=asked.stops,
           splits_thought=asked.is_chat,
           in_thought=asked.is_chat and self._encoder.begins_thought(tokens),
         )
         for sample in range(asked.n)
       ]
+    num_top = asked.num_top * sum(request.max_tokens for request in found)
+    if num_top > _MAX_TOP:
+      raise ApiError(
+        400,
+        f'The completions may have {num_top:,} likely tokens in all, and '
+        f'{_MAX_TOP:,} are taken; lower n, max_tokens or the log-probabilities '
+        'of each token.',
+        'top_logprobs' if asked.is_chat else 'logprobs',
+      )
     return found
-
-
-async def _read_json(request: Request) -> Any:
-  """The body of a request.
-
-  Raises:
-    ApiError: it is too large, too slow, or no JSON.
-  """
-  size, parts = 0, []
-  try:
-    async with asyncio.timeout(_BODY_TIMEOUT_S):
-      async for part in request.stream():
-        size += len(part)
-        if size <= _MAX_BODY:
-          parts.append(part)
-        elif size > _MAX_DISCARDED:
-          break  # else it is read to its end, so that the answer is heard
-  except TimeoutError as error:
-    raise ApiError(
-      408, f'The body did not come within {_BODY_TIMEOUT_S:g} s; send it again.'
-    ) from error
-  except ClientDisconnect as error:
-    raise ApiError(400, 'The client has gone.') from error
-  if size > _MAX_BODY:
-    raise ApiError(
-      413,
-      f'The body is larger than {_MAX_BODY} bytes; send a shorter prompt.',
-    )
-  try:
-    return json.loads(b''.join(parts))
-  except (ValueError, RecursionError) as error:
-    raise ApiError(400, f'The body is not JSON ({error}).') from error
 
 
 class _Answer:
@@ -378,7 +303,7 @@ class _Answer:
       new = Choice(
         thought=event.delta.thought,
         text=event.delta.text,
-        tokens=[(token.id, token.logprob) for token in event.tokens],
+        tokens=event.tokens,
         num_tokens=event.num_tokens,
         num_thought_tokens=event.num_thought_tokens,
         finish=event.finish or None,

@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from rlzero import weights
@@ -21,7 +21,12 @@ from rlzero.rollout.continuous import ContinuousScheduler, Options, Piece
 from rlzero.rollout.sampling import Finish
 from rlzero.rollout.scheduler import Prompt
 from rlzero.runtime import sharding
-from rlzero.serving.streams import CompletionStream, Delta, ThoughtSplitter
+from rlzero.serving.streams import (
+  CompletionStream,
+  Delta,
+  ThoughtSplitter,
+  Token,
+)
 
 _MAX_WAIT_S = 60  # what a client that is refused is told to wait at most
 
@@ -54,16 +59,10 @@ class Request:
   sample: int = 0  # index among the completions of the prompt
   temperature: float = 1.0  # 0 is greedy
   top_p: float = 1.0
+  num_top: int = 0  # most likely tokens that come with each; at most `NUM_TOP`
   stops: tuple[str, ...] = ()  # strings that end it, and are no part of it
   splits_thought: bool = False  # keeps the thought apart
   in_thought: bool = False  # the prompt has begun it
-
-
-class Token(NamedTuple):
-  """A token that was sampled, with its log-prob in nats."""
-
-  id: int
-  logprob: float
 
 
 class Event(NamedTuple):
@@ -308,7 +307,12 @@ class Engine:
           request.prompt,
           request.sample,
           job.number,
-          Options(request.max_tokens, request.temperature, request.top_p),
+          Options(
+            request.max_tokens,
+            request.temperature,
+            request.top_p,
+            request.num_top,
+          ),
         )
         job.began_s = time.monotonic()
         self._running[job.number] = job
@@ -317,11 +321,9 @@ class Engine:
   def _hand_over(self, scheduler: ContinuousScheduler, job: _Job, piece: Piece):
     """Delivers what a request has got; ends it at a stop string."""
     stream, deltas, tokens, finish = job.stream, [], [], ''
-    for token in zip(
-      piece.tokens.tolist(), piece.logprobs.tolist(), strict=True
-    ):
-      tokens.append(Token(*token))
-      deltas.append(stream.push(token[0]))
+    for token in _tokens(piece):
+      tokens.append(token)
+      deltas.append(stream.push(token.id))
       if stream.stopped:
         finish = 'stop'
         if piece.finish is None:
@@ -377,3 +379,15 @@ class Engine:
     self._ready.set()
     if self.failure and self._on_failure:
       self._on_failure()
+
+
+def _tokens(piece: Piece) -> Iterator[Token]:
+  """The tokens of a piece, each with the most likely ones if they are there."""
+  for i, token in enumerate(
+    zip(piece.tokens.tolist(), piece.logprobs.tolist(), strict=True)
+  ):
+    top = ()
+    if piece.top is not None:
+      ids, logprobs = (part[i].tolist() for part in piece.top)
+      top = tuple(zip(ids, logprobs, strict=True))
+    yield Token(*token, top)

@@ -6,15 +6,22 @@ passed over in silence would be a wrong answer.
 
 import dataclasses
 import hashlib
+import reprlib
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from rlzero.text import files as text_files
+
 _MAX_STOPS = 4
 _MAX_STOP_CHARS = 256
 _MAX_MESSAGES = 1000
+_MAX_INTEGER = 1 << 63
+_MAX_SENTENCE = 600  # characters of an error
 _DEFAULT_TOKENS = 16  # of /completions, as OpenAI has it
 _SEED_BITS = 31  # a seed is a counter of the keys
+# Most likely tokens at each step, as OpenAI has them.
+_MAX_TOP = {'top_logprobs': 20, 'logprobs': 5}
 
 # Fields that say who asks, and change no answer.
 _IGNORED = frozenset(
@@ -37,7 +44,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
   'echo': (False,),
   'suffix': ('',),
   'best_of': (1,),
-  'top_logprobs': (0,),
 }
 _ROLES = {
   'system': 'system',
@@ -77,12 +83,19 @@ class ApiError(Exception):
       kind = 'rate_limit_error'
     return {
       'error': {
-        'message': str(self),
+        'message': _printable(str(self)),
         'type': kind,
-        'param': self.param,
+        'param': None if self.param is None else _printable(self.param),
         'code': self.code,
       }
     }
+
+
+def _printable(text: str) -> str:
+  """The text, not too long; half of a surrogate pair could not be sent."""
+  if len(text) > _MAX_SENTENCE:
+    text = f'{text[:_MAX_SENTENCE]}...'
+  return text.encode(errors='replace').decode()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +120,7 @@ class Asked:
   stops: tuple[str, ...] = ()
   seed: int = 0
   logprobs: bool = False
+  num_top: int = 0  # most likely tokens beside each
   stream: bool = False
   include_usage: bool = False  # in a chunk of its own
 
@@ -126,11 +140,20 @@ def parse_chat(body: Any, limits: Limits) -> Asked:
   common = _common(fields, limits)
   newer = fields.integer('max_completion_tokens', 1)
   older = fields.integer('max_tokens', 1)
-  fields.refuse_top_logprobs()
+  logprobs = fields.flag('logprobs')
+  num_top = fields.num_top('top_logprobs')
+  if num_top and not logprobs:
+    raise ApiError(
+      400,
+      'top_logprobs is for log-probabilities alone; set logprobs to true, or '
+      'leave it out.',
+      'top_logprobs',
+    )
   asked = Asked(
     messages=_messages(fields.take('messages')),
     max_tokens=older if newer is None else newer,
-    logprobs=fields.flag('logprobs'),
+    logprobs=logprobs,
+    num_top=num_top or 0,
     **common,
   )
   fields.check_rest()
@@ -146,22 +169,15 @@ def parse_completion(body: Any, limits: Limits) -> Asked:
   fields = _Fields(body)
   common = _common(fields, limits)
   max_tokens = fields.integer('max_tokens', 1)
-  logprobs = fields.integer('logprobs', 0)
-  if logprobs:
-    raise ApiError(
-      400,
-      f'logprobs is {logprobs}, but this server has the log-probability of '
-      'the token that was sampled and of no other; set logprobs to 0 to get '
-      'that.',
-      'logprobs',
-    )
+  num_top = fields.num_top('logprobs')
   prompts = _prompts(fields.take('prompt'))
   if len(prompts) * common['n'] > limits.max_choices:
     raise _too_many(len(prompts) * common['n'], limits, 'prompt')
   asked = Asked(
     prompts=prompts,
     max_tokens=_DEFAULT_TOKENS if max_tokens is None else max_tokens,
-    logprobs=logprobs is not None,
+    logprobs=num_top is not None,
+    num_top=num_top or 0,
     **common,
   )
   fields.check_rest()
@@ -176,7 +192,7 @@ def _common(fields: '_Fields', limits: Limits) -> dict[str, Any]:
   if model != limits.model:
     raise ApiError(
       404,
-      f'The model {model!r} is not served here; ask {limits.model!r}.',
+      f'The model {_short(model)} is not served here; ask {limits.model!r}.',
       'model',
       'model_not_found',
     )
@@ -251,6 +267,8 @@ class _Fields:
       raise _wrong(name, value, 'a whole number')
     if low is not None and value < low:
       raise _wrong(name, value, f'at least {low}')
+    if abs(value) >= _MAX_INTEGER:
+      raise _wrong(name, value, 'a number of at most 64 bits')
     return value
 
   def number(self, name: str, low: float, high: float) -> float | None:
@@ -263,16 +281,12 @@ class _Fields:
       raise _wrong(name, value, f'between {low} and {high}')
     return float(value)
 
-  def refuse_top_logprobs(self) -> None:
-    """Says that the sampler has none, in a sentence of its own."""
-    if self.integer('top_logprobs', 0):
-      raise ApiError(
-        400,
-        'top_logprobs is not served here: this server has the '
-        'log-probability of the token that was sampled and of no other; leave '
-        'top_logprobs out.',
-        'top_logprobs',
-      )
+  def num_top(self, name: str) -> int | None:
+    """How many of the most likely tokens are wanted; None if it is not said."""
+    value = self.integer(name, 0)
+    if value is not None and value > _MAX_TOP[name]:
+      raise _wrong(name, value, f'between 0 and {_MAX_TOP[name]}')
+    return value
 
   def check_rest(self) -> None:
     """Refuses fields that would change the answer, or that nobody knows."""
@@ -300,9 +314,13 @@ def _wrong(name: str, value: Any, wanted: str) -> ApiError:
 
 
 def _short(value: Any) -> str:
-  """A value in a message, however long it is."""
-  text = repr(value)
+  """A value in a message, however long or deep it is."""
+  text = _REPR.repr(value)
   return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = 80  # cut by `_short`
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
@@ -377,6 +395,11 @@ def _stops(value: Any) -> tuple[str, ...]:
       'characters; send fewer or shorter ones.',
       'stop',
     )
+  for stop in stops:
+    try:
+      text_files.check_text(stop, 'stop')
+    except ValueError as error:
+      raise ApiError(400, str(error), 'stop') from error
   return tuple(stops)
 
 

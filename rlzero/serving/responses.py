@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlzero.serving.requests import Asked
+from rlzero.serving.streams import Token
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -13,7 +14,7 @@ class Choice:
 
   thought: str = ''
   text: str = ''
-  tokens: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+  tokens: list[Token] = dataclasses.field(default_factory=list)
   num_tokens: int = 0
   num_thought_tokens: int = 0
   finish: str | None = None
@@ -121,25 +122,45 @@ class Writer:
   def _logprobs(self, tokens):
     if not self.asked.logprobs:
       return None
-    texts = [self.token_text(token) for token, _ in tokens]
     if self.asked.is_chat:
       return {
         'content': [
           {
-            'token': text,
-            'logprob': logprob,
-            'bytes': list(text.encode()),
-            'top_logprobs': [],
+            **self._about(token.id, token.logprob),
+            'top_logprobs': [self._about(*one) for one in token.top],
           }
-          for text, (_, logprob) in zip(texts, tokens, strict=True)
+          for token in tokens
         ]
       }
+    top = None
+    if self.asked.num_top:
+      top = [self._by_text(token) for token in tokens]
     return {
-      'tokens': texts,
-      'token_logprobs': [logprob for _, logprob in tokens],
-      'top_logprobs': None,
+      'tokens': [self.token_text(token.id) for token in tokens],
+      'token_logprobs': [token.logprob for token in tokens],
+      'top_logprobs': top,
       'text_offset': None,
     }
+
+  def _about(self, token_id, logprob):
+    text = self.token_text(token_id)
+    # A part of a character has bytes of its own, which its text does not tell.
+    is_part = '\ufffd' in text
+    return {
+      'token': text,
+      'logprob': logprob,
+      'bytes': None if is_part else list(text.encode()),
+    }
+
+  def _by_text(self, token):
+    """Log-probs of likely tokens, and of the one that was sampled, by text.
+
+    Of tokens with the same text, that of the most likely one.
+    """
+    found = {}
+    for token_id, logprob in (*token.top, (token.id, token.logprob)):
+      found.setdefault(self.token_text(token_id), logprob)
+    return found
 
 
 def usage(choices: Sequence[Choice], prompt_tokens: int) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 _GRACE_S = 5  # for answers that are complete to leave
+# Longer than clients keep a connection that is idle, or one that a client is
+# about to use is closed.
+_IDLE_S = 60
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -62,6 +65,7 @@ class Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_GRACE_S,
       )
     )

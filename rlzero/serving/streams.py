@@ -12,6 +12,15 @@ _UNFINISHED = '\ufffd'  # what the bytes of half a character decode to
 _MOST_HELD = 32
 
 
+class Token(NamedTuple):
+  """A token that was sampled, with its log-prob in nats."""
+
+  id: int
+  logprob: float
+  # The most likely ones and their log-probs, the first first, if asked for.
+  top: tuple[tuple[int, float], ...] = ()
+
+
 class Delta(NamedTuple):
   """New text, of which the thought comes first."""
 
