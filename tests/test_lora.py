@@ -22,6 +22,7 @@ from helpers import (
 )
 from jax import numpy as jnp
 
+from rlzero.costs import flops
 from rlzero.models import layers, lora, parameters, transformer
 from rlzero.models.lora import Adapter
 from rlzero.rl import learner
@@ -408,6 +409,7 @@ def test_shapes_are_known_without_a_device():
   base = jax.eval_shape(lambda: transformer.init(V3, jax.random.key(0)))
   with jax.no_execution(True):
     found = adapters.shapes(ADAPTER, V3, dict(base))
+    assert flops.adapter_weights(V3, ADAPTER) > 0
   wanted = adapters.init(ADAPTER, noisy(V3), jax.random.key(0))
   trained = adapters.split(found)[0]
   assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, wanted)

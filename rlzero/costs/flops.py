@@ -49,8 +49,7 @@ def adapter_weights(model: ModelConfig, adapter: Adapter | None) -> int:
   if adapter is None:
     return 0
   shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-  fresh = functools.partial(adapters.init, adapter, shapes)
-  leaves = jax.eval_shape(fresh, jax.random.key(0))
+  leaves = adapters.fresh_shapes(adapter, shapes)
   total = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
     size = math.prod(leaf.shape)

@@ -144,14 +144,19 @@ def _frozen(config: ModelConfig, params: Params) -> Params:
   return traverse_util.unflatten_dict(out)
 
 
+def fresh_shapes(adapter: Adapter, params: Params) -> Params:
+  """Shapes and dtypes of what `init` returns, from shapes of the base."""
+  # The key is traced too: the devices of a plan are not here to make it.
+  return jax.eval_shape(lambda: init(adapter, params, jax.random.key(0)))
+
+
 def shapes(
   adapter: Adapter | None, config: ModelConfig, params: Params
 ) -> Params:
   """Shapes and dtypes of what `start` returns, from shapes of the base."""
   if adapter is None:
     return params
-  # The key too is a shape alone: the devices of a plan are not here.
-  leaves = jax.eval_shape(lambda: init(adapter, params, jax.random.key(0)))
+  leaves = fresh_shapes(adapter, params)
   frozen = jax.eval_shape(functools.partial(parameters.cast, config), params)
   return join(leaves, frozen)
 
