@@ -60,6 +60,15 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
   assert (tmp_path / 'a').read_text() == 'text'
 
 
+def test_two_may_write_one_file_at_the_same_time(tmp_path):
+  path = tmp_path / 'a'
+  with files.open_whole(path, files.own_suffix()) as outer:
+    files.write_whole(path, 'longer', files.own_suffix())
+    assert path.read_text() == 'longer'
+    outer.write(b'last')
+  assert path.read_text() == 'last' and os.listdir(tmp_path) == ['a']
+
+
 def test_what_is_not_finite_is_null(tmp_path):
   value = {'a': [math.nan, 1.5, (math.inf,)], 'b': {'c': -math.inf}, 'd': 'x'}
   files.write_json(tmp_path / 'a.json', value, indent=2)

@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from rlzero import grpo
 from rlzero.evaluation import contamination, measure
-from rlzero.runtime import config, failures, metrics
+from rlzero.runtime import config, failures, files, metrics
 from rlzero.scoring import reward_pool, rewards
 from rlzero.tasks import base, table, verifiers
 from rlzero.tasks.datasets import materialise, stream, table_rows
@@ -53,6 +53,25 @@ def _all(task):
   found = [e for s in ('train', 'validation', 'test') for e in task.examples(s)]
   found.sort(key=lambda e: int(e.uid.rpartition('-')[2]))
   return [(e.question, json.loads(e.target)['target']) for e in found]
+
+
+def test_two_processes_may_read_a_table_at_the_same_time(tmp_path, monkeypatch):
+  """As all hosts of a run do, whose home is one folder."""
+  path = _jsonl(tmp_path / 'a.jsonl', [{'question': 'q', 'answer': 1}] * 9)
+  sync, written = files.sync, []
+
+  def read():
+    assert len(_all(table.Table(path=path, verifier=_NUMBERS))) == 9
+
+  def meanwhile(number):
+    written.append(number)
+    if len(written) == 2:  # rows are there, and what is said of them is not
+      read()
+    sync(number)
+
+  monkeypatch.setattr(files, 'sync', meanwhile)
+  read()
+  assert len(written) == 4
 
 
 # Four tables that people have.

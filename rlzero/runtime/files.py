@@ -6,13 +6,16 @@ import hashlib
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS}
 
 
-def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
+def write_whole(
+  path: str | os.PathLike, text: str | bytes, suffix: str = '.tmp'
+) -> None:
   """Writes a file so that a reader finds the old content or all of the new.
 
   The text goes to `PATH.tmp`, reaches the disk, and takes the file's place.
@@ -20,12 +23,13 @@ def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
   Args:
     path: of the file; its folder is made if it is missing.
     text: all of it; text is written as UTF-8.
+    suffix: see `open_whole`.
 
   Raises:
     OSError: the file cannot be written.
   """
   data = text.encode() if isinstance(text, str) else text
-  with open_whole(path) as file:
+  with open_whole(path, suffix) as file:
     file.write(data)
 
 
@@ -37,8 +41,8 @@ def open_whole(
 
   Args:
     path: of the file; its folder is made if it is missing.
-    suffix: of the file that is written meanwhile; one of its own where several
-      processes may write the same.
+    suffix: of the file that is written meanwhile; `own_suffix` where others
+      may write the same.
 
   Raises:
     OSError: the file cannot be written.
@@ -57,6 +61,11 @@ def open_whole(
     raise
   os.replace(path + suffix, path)
   _sync_folder(folder)
+
+
+def own_suffix() -> str:
+  """A suffix that no other process, host or thread has, for `open_whole`."""
+  return f'.{uuid.uuid4().hex}.tmp'
 
 
 def cache_folder(name: str) -> str:

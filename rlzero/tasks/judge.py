@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Sequence
 from typing import Literal
 
@@ -208,9 +207,8 @@ class Judge(completion_verifier.CompletionVerifier):
         if seed == _ASKED - 1:
           raise
         continue
-      own = f'.{os.getpid()}-{threading.get_ident()}.tmp'
-      with files.open_whole(path, own) as file:
-        file.write(files.to_json({**cost, 'reply': reply.text}).encode())
+      whole = files.to_json({**cost, 'reply': reply.text})
+      files.write_whole(path, whole, files.own_suffix())
       return score, cost
     raise AssertionError  # the loop returns or raises
 

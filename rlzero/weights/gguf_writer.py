@@ -68,7 +68,7 @@ def write_file(
       mapping.Written(llama.GGUF_STRETCH, stretch.shape, lambda: stretch)
     )
   sizes = [_num_bytes(tensor.shape, dtype) for tensor in tensors]
-  with files.open_whole(path, f'.{os.getpid()}.tmp') as draft:
+  with files.open_whole(path, files.own_suffix()) as draft:
     # The library opens the file by its name, beside this handle on it.
     writer = gguf.GGUFWriter(draft.name, GGUF_ARCHITECTURES[config.family])
     for key, value in metadata.items():

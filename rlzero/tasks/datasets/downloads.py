@@ -37,7 +37,8 @@ def listed(repo: str, revision: str | None = None) -> list[str]:
     if why := _lasting(error, revision):
       raise NotFetched(why) from None
   else:
-    files.write_json(kept, sorted(found))
+    text = files.to_json(sorted(found))
+    files.write_whole(kept, text, files.own_suffix())
     return sorted(found)
   if os.path.exists(kept):
     with open(kept, encoding='utf-8') as file:

@@ -223,25 +223,24 @@ class _Writer:
 
   def write(self) -> None:
     """Writes the file and then its facts, each whole or not at all."""
-    own = f'.{os.getpid()}.tmp'  # another process may read the same table
+    # Another process may read the same table, on another host too.
     with (
-      files.open_whole(self._path, own) as sink,
+      files.open_whole(self._path, files.own_suffix()) as sink,
       pyarrow.ipc.new_file(sink, _SCHEMA) as writer,
     ):
       number = self._write_rows(writer)
     digests = np.concatenate(self._digests)
-    files.write_json(
-      _facts_of(self._path),
-      {
-        'rows': number,
-        'batches': self._batches,
-        'reasons': self._reasons,
-        'first': self._first,
-        'repeated': len(digests) - len(np.unique(digests)),
-        'splits': [s for s in locate.SPLITS if s in self._splits],
-        'fingerprint': self._content.hexdigest(),
-      },
-    )
+    facts = {
+      'rows': number,
+      'batches': self._batches,
+      'reasons': self._reasons,
+      'first': self._first,
+      'repeated': len(digests) - len(np.unique(digests)),
+      'splits': [s for s in locate.SPLITS if s in self._splits],
+      'fingerprint': self._content.hexdigest(),
+    }
+    text = files.to_json(facts) + '\n'
+    files.write_whole(_facts_of(self._path), text, files.own_suffix())
 
   def _write_rows(self, writer: pyarrow.ipc.RecordBatchFileWriter) -> int:
     number, row = 0, {}
