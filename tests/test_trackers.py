@@ -86,6 +86,22 @@ def test_one_that_fails_is_told_of_once_and_training_goes_on(
   assert [json.loads(line)['step'] for line in lines] == [0, 1, 2]
 
 
+def test_one_that_cannot_be_imported_ends_no_training(
+  tmp_path, runs, monkeypatch, capsys
+):
+  def fail(name):
+    if name == 'wandb':
+      raise ImportError('another NumPy is needed')
+    return sys.modules[name]
+
+  monkeypatch.setattr(trackers.importlib, 'import_module', fail)
+  with metrics.MetricsWriter(str(tmp_path)) as writer:
+    writer.write(0, {'loss': 1.0})
+  (trackio,) = runs
+  assert len(trackio.logged) == 1
+  assert '(ImportError: another NumPy is' in capsys.readouterr().err
+
+
 def test_without_the_variable_nothing_is_imported(tmp_path, monkeypatch):
   monkeypatch.delenv(trackers.VARIABLE, raising=False)
   with metrics.MetricsWriter(str(tmp_path)) as writer:

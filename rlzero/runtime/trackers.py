@@ -65,6 +65,10 @@ class Tracker:
 
   def __init__(self, name: str, workdir: str):
     self._name, self._run = name, None
+    self._guarded(lambda: self._open(workdir))
+
+  def _open(self, workdir: str) -> None:
+    name = self._name
     module = importlib.import_module(name)
     title = os.path.basename(os.path.abspath(workdir))
     run_id = _run_id(workdir)
@@ -77,11 +81,8 @@ class Tracker:
       options |= {'id': run_id, 'name': title, 'dir': workdir}
     else:  # its runs have no other id than their names
       options |= {'name': f'{title}-{run_id}'}
-    self._guarded(lambda: self._open(module.init(**options)))
-
-  def _open(self, run: Any) -> None:
-    self._run = run
-    if self._name == 'wandb':
+    self._run = run = module.init(**options)
+    if name == 'wandb':
       # A resumed run goes back to its last checkpoint, and W&B's own counter
       # never does.
       run.define_metric('*', step_metric='step')
