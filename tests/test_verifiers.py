@@ -81,6 +81,17 @@ def test_contains_takes_whole_words_of_short_answers():
   # To list what it may be is no answer.
   assert judge.verify('I say it is Paris', paris)
   assert not judge.verify('London, Rome, Oslo, Bern, Paris', paris)
+  judge = verifiers.Contains()
+  for listed in (
+    'London, Rome, Oslo, Bern, Paris',
+    'Bern or Paris',
+    'a / Paris',
+  ):
+    assert not judge.verify(listed, paris)
+  assert judge.verify('Paris, the capital of France', paris)
+  four = judge.target_of('4')
+  assert not judge.verify('1 2 3 4 5 6', four)
+  assert judge.verify('There are 4 of them.', four)
   assert judge.extract('<answer>Paris</answer>') == 'Paris'
 
 

@@ -39,6 +39,9 @@ __all__ = [
   'Programs',
 ]
 
+# Between the answers of a list.
+_OFFERS = frozenset({',', ';', '/', '|', '&', 'or', 'and', '、', '或'})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -91,7 +94,8 @@ class Contains:
 
   Case and white space make no difference. A column may hold a list of texts,
   one of which is enough. A policy can list many answers, so an answer is
-  right only if it is short.
+  right only if it is short, offers nothing else before the target, and no
+  other number where the target is one.
   """
 
   max_words: int = 10  # of an answer, beyond those of the target
@@ -116,14 +120,10 @@ class Contains:
   def verify(self, answer: str, target: str) -> bool:
     """Whether one of the target's texts stands in a short enough answer."""
     found = _words(answer)
-    for text in json.loads(target):
-      wanted = _words(text)
-      if len(found) <= len(wanted) + self.max_words and any(
-        found[i : i + len(wanted)] == wanted
-        for i in range(len(found) - len(wanted) + 1)
-      ):
-        return True
-    return False
+    return any(
+      len(found) <= len(wanted) + self.max_words and _states(found, wanted)
+      for wanted in map(_words, json.loads(target))
+    )
 
   def same(self, first: str, second: str) -> bool:
     return _words(first) == _words(second)
@@ -298,6 +298,18 @@ class Code(Programs):
         'memory': self.memory,
       }
     )
+
+
+def _states(found: Sequence[str], wanted: Sequence[str]) -> bool:
+  """Whether the wanted words stand in an answer as the first that it offers."""
+  size = len(wanted)
+  places = [
+    i for i in range(len(found) - size + 1) if found[i : i + size] == wanted
+  ]
+  if not places or not _OFFERS.isdisjoint(found[: places[0]]):
+    return False
+  numbers = {word for word in found if word.isdecimal()}
+  return not (size == 1 and wanted[0].isdecimal() and len(numbers) > 1)
 
 
 def _words(text: str) -> list[str]:
