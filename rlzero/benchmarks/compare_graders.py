@@ -23,14 +23,14 @@ import json
 import logging
 import pathlib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import math_verify
 
 from rlzero import evaluate
-from rlzero.runtime import config, files, provenance
+from rlzero.benchmarks import series
+from rlzero.runtime import config, files
 from rlzero.tasks import base, verify
 
 _EXPRESSION = re.compile(r'[\d(][\d\s()+*/-]*')
@@ -77,13 +77,8 @@ def main() -> None:
     print(f'{name}: {one["agree"]} of {one["samples"]} agree; {one["reasons"]}')
   if flags.out:
     results = {
-      'command': ' '.join(
-        ['python -m rlzero.benchmarks.compare_graders', *sys.argv[1:]]
-      )
-    }
-    results |= {
+      **series.origin('compare_graders'),
       'reasons': REASONS,
-      **provenance.metadata(),
       'benchmarks': found,
     }
     files.write_json(flags.out, results, indent=1)

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from rlzero import grpo
-from rlzero.benchmarks import sample_efficiency
+from rlzero.benchmarks import series
 from rlzero.runtime import config, files, metrics, provenance
 
 _OBJECTIVES = pathlib.Path('configs/objectives')
@@ -121,7 +121,7 @@ def main() -> None:
   )
   parser.add_argument('study', choices=list(STUDIES))
   parser.add_argument('--folder', type=pathlib.Path, required=True)
-  parser.add_argument('--seeds', type=_numbers, default=[0, 1, 2])
+  parser.add_argument('--seeds', type=series.numbers, default=[0, 1, 2])
   parser.add_argument('--only', type=lambda text: text.split(','))
   parser.add_argument('--steps', type=int, default=60)
   parser.add_argument('--gin_file', default='configs/runs/r1_zero_tiny.gin')
@@ -155,9 +155,7 @@ def main() -> None:
     {name: [runs[name, seed] for seed in given.seeds] for name in only}
   )
   measured = {
-    'command': 'python -m rlzero.benchmarks.compare_settings '
-    + shlex.join(sys.argv[1:]),
-    **provenance.metadata(),
+    **series.origin('compare_settings'),
     'seeds': given.seeds,
     'settings': found,
   }
@@ -233,9 +231,7 @@ def figures(workdir: pathlib.Path) -> dict[str, Any]:
     'strict': summary['strict_after'],
     'length': summary['completion_len_after'],
     **last,
-    'tokens': sample_efficiency.cost(
-      {'evaluations': evaluations}, 'tokens', _GOAL
-    ),
+    'tokens': series.cost({'evaluations': evaluations}, 'tokens', _GOAL),
     'step_s': float(np.median([row['time/step_s'] for row in rows])),
     'memory': json.loads(memory.read_text()) if memory.exists() else None,
     'validation': [e['pass@1'] for e in evaluations],
@@ -259,10 +255,10 @@ def summarize(
     found[name] = {
       'runs': list(of_setting),
       'mean': {
-        column: sample_efficiency.interval([run[column] for run in of_setting])
+        column: series.interval([run[column] for run in of_setting])
         for column, _, _ in _COLUMNS
       },
-      'difference': sample_efficiency.interval(
+      'difference': series.interval(
         [run['pass@1'] - other['pass@1'] for run, other in pairs]
       ),
     }
@@ -300,10 +296,6 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     cells[1:1] = [said, beyond_noise(gap)]
     lines.append(f'| {name} | {" | ".join(cells)} |')
   return '\n'.join(lines)
-
-
-def _numbers(text: str) -> list[int]:
-  return [int(number) for number in text.split(',')]
 
 
 if __name__ == '__main__':

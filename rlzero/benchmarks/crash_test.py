@@ -29,9 +29,9 @@ import time
 import jax
 import numpy as np
 
-from rlzero.benchmarks import instrumented_run
+from rlzero.benchmarks import instrumented_run, series
 from rlzero.monitoring import history
-from rlzero.runtime import files, metrics, provenance
+from rlzero.runtime import files, metrics
 from rlzero.train import folders
 
 _STEPS = 40
@@ -91,7 +91,7 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path)
   flags = parser.parse_args()
   flags.folder.mkdir(exist_ok=True)
-  measured = series(flags.folder, flags.kills, flags.selective)
+  measured = measure(flags.folder, flags.kills, flags.selective)
   text = files.to_json(measured, indent=2)
   print(text)
   if flags.out:
@@ -100,7 +100,7 @@ def main() -> None:
     sys.exit('The bits differ.')
 
 
-def series(folder: pathlib.Path, kills: int, selective: bool = False) -> dict:
+def measure(folder: pathlib.Path, kills: int, selective: bool = False) -> dict:
   """Runs it all; what happened, in numbers."""
   (folder / 'run.gin').write_text(_GIN + _SELECTIVE * selective)
   whole, killed = folder / 'whole', folder / 'killed'
@@ -123,9 +123,7 @@ def series(folder: pathlib.Path, kills: int, selective: bool = False) -> dict:
   said = 'is damaged' in killed.with_suffix('.log').read_text()
   rows = metrics.read_lines(str(done))
   return {
-    'command': 'python -m rlzero.benchmarks.crash_test '
-    + ' '.join(sys.argv[1:]),
-    **provenance.metadata(),
+    **series.origin('crash_test'),
     'steps': _STEPS,
     'hit': collections.Counter(row['during'] for row in rows),
     'unfinished_checkpoints': sum(row['unfinished'] for row in rows),

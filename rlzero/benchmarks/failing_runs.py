@@ -25,9 +25,9 @@ import jax
 from jax import numpy as jnp
 
 from rlzero import grpo, pretrain, reward_model
-from rlzero.monitoring import alerts
+from rlzero.benchmarks import series
 from rlzero.rl import resharding
-from rlzero.runtime import config, files, metrics, provenance, sharding
+from rlzero.runtime import config, files, metrics, sharding
 from rlzero.scoring import reward_model as reward_model_file
 from rlzero.scoring import rewards
 from rlzero.tasks import base, countdown
@@ -262,18 +262,16 @@ FAILURES = {
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--folder', type=pathlib.Path, required=True)
-  parser.add_argument('--only', type=_names, default=list(FAILURES))
-  parser.add_argument('--seeds', type=_numbers, default=[])
+  only = series.names(FAILURES, 'alert')
+  parser.add_argument('--only', type=only, default=list(FAILURES))
+  parser.add_argument('--seeds', type=series.numbers, default=[])
   parser.add_argument('--out', type=pathlib.Path)
   given = parser.parse_args()
   given.folder.mkdir(parents=True, exist_ok=True)
   failed = {name: fail(name, given.folder) for name in given.only}
   good = {seed: succeed(seed, given.folder) for seed in given.seeds}
   measured = {
-    'command': ' '.join(
-      ['python -m rlzero.benchmarks.failing_runs', *sys.argv[1:]]
-    ),
-    **provenance.metadata(),
+    **series.origin('failing_runs'),
     'failed': failed,
     'good': good,
     'all_rang': all(name in found['rang'] for name, found in failed.items()),
@@ -319,20 +317,6 @@ def rang(workdir: pathlib.Path) -> dict[str, Any]:
     for name in row.get('alerts', ()):
       first.setdefault(name, row['step'])
   return {'steps': len(rows), 'rang': first}
-
-
-def _names(text: str) -> list[str]:
-  names = text.split(',')
-  if unknown := set(names) - set(alerts.NAMES):
-    raise argparse.ArgumentTypeError(
-      f'{", ".join(sorted(unknown))} is no alert; choose from '
-      f'{", ".join(alerts.NAMES)}.'
-    )
-  return names
-
-
-def _numbers(text: str) -> list[int]:
-  return [int(number) for number in text.split(',')]
 
 
 if __name__ == '__main__':

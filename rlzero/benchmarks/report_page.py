@@ -23,8 +23,9 @@ import time
 import urllib.request
 from typing import Any
 
+from rlzero.benchmarks import series
 from rlzero.reporting import metric_names, web_page
-from rlzero.runtime import files, provenance
+from rlzero.runtime import files
 
 _PROMPTS = 2  # a step
 _LATER = 1900 / 2000  # of the steps: one that is not shown at first
@@ -41,10 +42,7 @@ def main() -> None:
   if not (run / 'run.json').exists():
     _write(run, flags.steps, flags.completions)
   measured = {
-    'command': ' '.join(
-      ['python -m rlzero.benchmarks.report_page', *sys.argv[1:]]
-    ),
-    **provenance.metadata(),
+    **series.origin('report_page'),
     'steps': flags.steps,
     'completions': flags.completions,
     'completions_mb': _megabytes(run / 'completions'),

@@ -17,16 +17,15 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
 import jax
 import numpy as np
-import scipy.stats
 
 from rlzero import grpo
+from rlzero.benchmarks import series
 from rlzero.rl import collect, loop, update
 from rlzero.runtime import config, files, lifecycle, metrics, provenance
 from rlzero.tasks.datasets.curriculum import Curriculum
@@ -84,8 +83,9 @@ def main() -> None:
   parser.add_argument('--folder', type=pathlib.Path, required=True)
   parser.add_argument('--gin_file', default='configs/runs/r1_zero_tiny.gin')
   parser.add_argument('--steps', type=int, default=160)
-  parser.add_argument('--seeds', type=_numbers, default=[0, 1, 2])
-  parser.add_argument('--only', type=_names, default=list(WAYS))
+  parser.add_argument('--seeds', type=series.numbers, default=[0, 1, 2])
+  only = series.names(WAYS, 'way')
+  parser.add_argument('--only', type=only, default=list(WAYS))
   parser.add_argument('--goal', type=float, default=0.8)
   parser.add_argument('--out', type=pathlib.Path)
   given = parser.parse_args()
@@ -112,9 +112,7 @@ def main() -> None:
     for found in ways.values():
       found['of_plain'] = ratios(found['runs'], ways['plain']['runs'])
   measured = {
-    'command': 'python -m rlzero.benchmarks.sample_efficiency '
-    + ' '.join(sys.argv[1:]),
-    **provenance.metadata(),
+    **series.origin('sample_efficiency'),
     'gin_file': given.gin_file,
     'goal': given.goal,
     'seeds': given.seeds,
@@ -192,35 +190,16 @@ def train(
   }
 
 
-def cost(run: Mapping[str, Any], name: str, goal: float) -> float | None:
-  """The cost of a run until it first reached the goal; None if it did not.
-
-  Along the line from the evaluation before.
-
-  Args:
-    run: as `train` returns it.
-    name: 'steps', 'tokens' or 'seconds'.
-    goal: pass@1.
-  """
-  before = {'pass@1': 0.0, name: 0.0}
-  for now in run['evaluations']:
-    if now['pass@1'] >= goal:
-      part = (goal - before['pass@1']) / (now['pass@1'] - before['pass@1'])
-      return before[name] + part * (now[name] - before[name])
-    before = now
-  return None
-
-
 def summary(runs: Sequence[dict[str, Any]], goal: float) -> dict[str, Any]:
   """The runs of a way with their costs, and the means with 95% intervals."""
   runs = [
-    {**run, 'cost': {n: cost(run, n, goal) for n in ('steps', *_COSTS)}}
+    {**run, 'cost': {n: series.cost(run, n, goal) for n in ('steps', *_COSTS)}}
     for run in runs
   ]
   return {
     'runs': runs,
     'mean': {
-      name: interval([run['cost'][name] for run in runs])
+      name: series.interval([run['cost'][name] for run in runs])
       for name in ('steps', *_COSTS)
     },
     'last': [run['evaluations'][-1] for run in runs],
@@ -248,24 +227,9 @@ def ratios(
       np.log(a / b) if a is not None and b is not None else None
       for a, b in pairs
     ]
-    of_logs = interval(logs)
+    of_logs = series.interval(logs)
     found[name] = of_logs and {k: float(np.exp(v)) for k, v in of_logs.items()}
   return found
-
-
-def interval(values: Sequence[Any]) -> dict[str, float] | None:
-  """Mean and 95% interval by Student's t; None if a value is missing.
-
-  Of one value there is no interval.
-  """
-  if not values or any(value is None for value in values):
-    return None
-  mean = float(np.mean(values))
-  if len(values) < 2:
-    return {'mean': mean}
-  error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-  half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-  return {'mean': mean, 'low': mean - half, 'high': mean + half}
 
 
 def table(ways: Mapping[str, Mapping[str, Any]]) -> str:
@@ -356,19 +320,6 @@ def _count_compiling(event: str, duration_secs: float, **kwargs: Any) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compiling)
-
-
-def _names(text: str) -> list[str]:
-  names = text.split(',')
-  if unknown := sorted(set(names) - set(WAYS)):
-    raise argparse.ArgumentTypeError(
-      f'{", ".join(unknown)} is no way; choose from {", ".join(WAYS)}.'
-    )
-  return names
-
-
-def _numbers(text: str) -> list[int]:
-  return [int(number) for number in text.split(',')]
 
 
 if __name__ == '__main__':

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from rlzero.runtime import files, metrics, provenance
+from rlzero.benchmarks import series
+from rlzero.runtime import files, metrics
 
 GOAL = 0.80  # pass@1
 # The evaluation that has to reach it.
@@ -41,7 +42,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--folder', type=pathlib.Path, required=True)
-  parser.add_argument('--seeds', type=_numbers, default=[0, 1, 2])
+  parser.add_argument('--seeds', type=series.numbers, default=[0, 1, 2])
   parser.add_argument('--gin_file', default='configs/runs/speedrun.gin')
   parser.add_argument('--out', type=pathlib.Path)
   given = parser.parse_args()
@@ -51,8 +52,7 @@ def main() -> None:
     for seed in given.seeds
   ]
   measured = {
-    'command': 'python -m rlzero.benchmarks.speedrun ' + ' '.join(sys.argv[1:]),
-    **provenance.metadata(),
+    **series.origin('speedrun'),
     **judge(runs),
   }
   print(files.to_json(measured, indent=2))
@@ -131,10 +131,6 @@ def judge(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     'reached': all(run['pass@1'] >= GOAL for run in runs),
     'seconds': float(np.mean([run['seconds'] for run in runs])),
   }
-
-
-def _numbers(text: str) -> list[int]:
-  return [int(number) for number in text.split(',')]
 
 
 if __name__ == '__main__':

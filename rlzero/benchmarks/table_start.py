@@ -24,7 +24,8 @@ import pyarrow
 from pyarrow import parquet
 
 from rlzero import grpo
-from rlzero.runtime import files, provenance
+from rlzero.benchmarks import series
+from rlzero.runtime import files
 from rlzero.tasks import base, countdown, table, verifiers
 from rlzero.tasks.datasets import stream
 
@@ -59,10 +60,7 @@ def main() -> None:
   }
   without = starts['countdown']['peak_mb']
   measured = {
-    'command': ' '.join(
-      ['python -m rlzero.benchmarks.table_start', *sys.argv[1:]]
-    ),
-    **provenance.metadata(),
+    **series.origin('table_start'),
     'rows': flags.rows,
     'form': flags.form,
     'table_mb': round(path.stat().st_size / 1e6, 1),
