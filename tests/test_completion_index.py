@@ -71,6 +71,17 @@ def test_a_prompt_that_comes_again_is_one_group(folder, index):
   assert [g.members for g in index.index_of(KEY).groups] == [[0, 2], [1]]
 
 
+def test_tasks_may_have_the_same_names_for_their_prompts(folder, index):
+  rows = [record(10, 'a', 1, task=t, question=f'Of {t}') for t in 'xyx']
+  write(folder, 10, rows)
+  index.refresh()
+  groups = index.index_of(KEY).groups
+  assert [(g.question, g.members) for g in groups] == [
+    ('Of x', [0, 2]),
+    ('Of y', [1]),
+  ]
+
+
 def test_new_and_changed_files_are_taken_up(folder, index):
   index.extend(60)
   listing = index.listing

@@ -298,7 +298,7 @@ def _read(path: str, corrections: bool = False) -> Indexed:
   found: list[tuple[int, str, str]] = []
   entries: list[Entry] = []
   groups: list[Group] = []
-  numbers: dict[str, int] = {}  # of prompts, by their uid
+  numbers: dict[tuple[str, str], int] = {}  # of prompts, by task and uid
   end = 0
   with open(path, 'rb') as file:
     for line in file:
@@ -306,7 +306,8 @@ def _read(path: str, corrections: bool = False) -> Indexed:
       if (record := _parse(line)) is None:
         continue
       uid = str(record.get('uid', record.get('question', '')))
-      number = numbers.setdefault(uid, len(groups))
+      key = str(record.get('task', '')), uid
+      number = numbers.setdefault(key, len(groups))
       if number == len(groups):
         groups.append(Group(uid, str(record.get('question', '')), []))
       groups[number].members.append(len(entries))
