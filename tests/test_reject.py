@@ -4,15 +4,17 @@ import dataclasses
 import json
 
 import pytest
+from helpers import letters
 
 from rlzero import reject, sft
 from rlzero.evaluation import contamination, measure, rejection
+from rlzero.rollout import encoding
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import metrics
 from rlzero.scoring import grade
 from rlzero.tasks import base, countdown
 from rlzero.text import readability
-from rlzero.text.template import Template
+from rlzero.text.template import Chat, Template
 from rlzero.train import demonstrations, folders
 
 pytestmark = pytest.mark.model
@@ -138,6 +140,31 @@ def _record(**changes):
     'words': {'en': 3, 'zh': 0, 'other': 0},
     **changes,
   }
+
+
+@pytest.mark.parametrize(
+  'template', [Template('chat'), Template('chat', system='d', suffix=' e')]
+)
+def test_a_conversation_is_learned_as_it_was_asked(template):
+  words = letters(
+    '{% for m in messages %}{{ m.content }} '
+    "{% if m.role == 'system' %}f {% endif %}{% endfor %}k"
+  )
+  question = Chat(
+    [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'}]
+  )
+  scores = dict.fromkeys(('format', 'language', 'len', 'tries', 'draw'), 1)
+  record = _record(
+    question=question, completion='c', reflections=0, sample=0, task='t'
+  )
+  record |= scores | rejection.conversation(template, question)
+  line = json.loads(rejection.to_json(rejection.line(record, {})))
+  example = demonstrations.encode(words, template, ('here', line))
+  asked = encoding.encode_prompt(words, template, question)
+  assert example.ids.tolist() == [*asked, 4, 1]
+  # Other templates know no roles, and ask the text.
+  assert not rejection.conversation(Template('plain'), question)
+  assert not rejection.conversation(template, 'b')
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from rlzero.runtime.fields import above, at_least, mutable_on_resume
 from rlzero.scoring import grade, reward_pool, rewards
 from rlzero.tasks import base, countdown
 from rlzero.text import readability
-from rlzero.text.template import Template
+from rlzero.text.template import Chat, Template
 from rlzero.train import checkpoint, folders
 
 # Why a completion is not kept, in the order of the questions.
@@ -152,7 +153,8 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
       )
       for i, record in enumerate(records):
         own, record['sample'] = divmod(i, cfg.num_samples)
-        record['draw'] = part[own][0]
+        record['draw'], example = part[own]
+        record |= conversation(cfg.template, example.question)
       files.write_jsonl(part_path(cfg, number), records, ensure_ascii=False)
       rate = usage.tokens / (time.perf_counter() - began)
       right = np.mean([r['strict'] for r in records])
@@ -162,6 +164,13 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
         flush=True,
       )
   return source
+
+
+def conversation(template: Template, question: str) -> dict[str, Any]:
+  """The `messages` that a question asks, where they are more than its text."""
+  if template.kind != 'chat' or not isinstance(question, Chat):
+    return {}
+  return {'messages': json.loads(template.render(question, files.to_json))}
 
 
 def choose(
@@ -206,8 +215,12 @@ def _fault(cfg, record, index, seen) -> str | None:
 def line(record: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
   """An example for `rlzero.sft`, with what it comes from and its scores."""
   names = ('accuracy', 'format', 'language', 'len', 'tries', 'reflections')
+  asked: dict[str, Any] = {'prompt': record['question']}
+  if 'messages' in record:
+    said = {'role': 'assistant', 'content': record['completion']}
+    asked = {'messages': [*record['messages'], said]}
   return {
-    'prompt': record['question'],
+    **asked,
     'completion': record['completion'],
     'uid': record['uid'],
     'task': record['task'],
@@ -277,7 +290,7 @@ def page(statistics: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
   ]
   problems = ', '.join(f'{n} {name}' for name, n in s['problems'].items())
   samples = [
-    f'```\n{one["prompt"]}\n---\n{one["completion"]}\n```' for one in lines[:3]
+    f'```\n{_question(one)}\n---\n{one["completion"]}\n```' for one in lines[:3]
   ]
   return '\n'.join(
     [
@@ -297,6 +310,11 @@ def page(statistics: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
       '',
     ]
   )
+
+
+def _question(one: dict[str, Any]) -> str:
+  *messages, _ = one.get('messages', [None])
+  return '\n\n'.join(m['content'] for m in messages) or one['prompt']
 
 
 def num_parts(cfg: Settings, examples: Sequence[base.Example]) -> int:
