@@ -172,6 +172,8 @@ def test_end_of_turn_also_ends_and_pads_by_default():
     ({'merges': ['x y']}, "m.gguf has the merge 'x y'"),
     ({'merges': ['é ü']}, "m.gguf has the merge 'é ü'"),
     ({'merges': [3]}, 'm.gguf has tokenizer.ggml.merges of another type'),
+    ({'tokens': 5}, 'm.gguf has tokenizer.ggml.tokens of another type'),
+    ({'pre': ['qwen2']}, r"m.gguf has the pre-tokenizer \['qwen2'\]"),
     ({'token_type': [1]}, 'm.gguf has 264 tokens, but 1 entries in token'),
     ({'tokens': ['a', 'a'], 'token_type': [1, 1]}, "has the token 'a' twice"),
     ({'bos_token_id': None, 'add_bos_token': True}, 'has add_bos_token, but'),

@@ -281,6 +281,7 @@ def test_missing_files(folder):
   'change, message',
   [
     ({'model_type': 'mistral'}, "model_type 'mistral', but only"),
+    ({'model_type': ['llama']}, "model_type ['llama'], but only"),
     ({'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
     ({'rope_scaling': {'type': 'dynamic'}}, "rope_type = 'dynamic'"),
     ({'rope_scaling': {'type': 'linear'}}, "rope_type 'linear' without factor"),

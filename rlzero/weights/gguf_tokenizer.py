@@ -121,7 +121,9 @@ def _check_vocabulary(
         f'{source} lacks tokenizer.ggml.{key}; convert the model again, '
         'vocabulary included.'
       )
-    if not all(isinstance(one, type_) for one in found):
+    if not isinstance(found, list) or not all(
+      isinstance(one, type_) for one in found
+    ):
       raise ValueError(
         f'{source} has tokenizer.ggml.{key} of another type than it should '
         'be; convert the model again.'
@@ -169,10 +171,10 @@ def _id(get: Callable[[str], Any], key: str, source: str) -> int | None:
 
 
 def _byte_level(
-  tokens: Sequence[str], merges: Sequence[str], pre: str | None, source: str
+  tokens: Sequence[str], merges: Sequence[str], pre: Any, source: str
 ) -> tokenizers.Tokenizer:
   pre = pre or 'default'
-  if pre not in SPLITS:
+  if not isinstance(pre, str) or pre not in SPLITS:
     raise ValueError(
       f'{source} has the pre-tokenizer {pre!r}, but only '
       f"{', '.join(SPLITS)} are known; use the model's Hugging Face folder "

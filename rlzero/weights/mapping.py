@@ -61,7 +61,7 @@ def model_config_from_hf(
   """
   metadata = Metadata(hf, source)
   kind = metadata.get('model_type')
-  if kind not in FAMILIES:
+  if not isinstance(kind, str) or kind not in FAMILIES:
     raise metadata.refusal(f'model_type {kind!r}', _listed(FAMILIES))
   return FAMILIES[kind].config_from_hf(metadata)
 
@@ -80,7 +80,7 @@ def model_config_from_gguf(
     WeightsError: as `model_config_from_hf`.
   """
   kind = metadata.get('general.architecture')
-  if kind not in GGUF_FAMILIES:
+  if not isinstance(kind, str) or kind not in GGUF_FAMILIES:
     raise Metadata({}, source).refusal(
       f'architecture {kind!r}', _listed(GGUF_FAMILIES)
     )
