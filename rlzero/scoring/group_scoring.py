@@ -8,6 +8,7 @@ from rlzero.rollout import journal, scheduler
 from rlzero.runtime import hosts
 
 _SCORED = 256  # completions a host scores between two lines of the journal
+_POLL_S = 1.0  # between two polls, while a group is scored
 
 
 class GroupScoring:
@@ -50,8 +51,9 @@ class GroupScoring:
   def __enter__(self) -> 'GroupScoring':
     return self
 
-  def __exit__(self, *error) -> None:
-    self._thread.shutdown(cancel_futures=True)
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    # After SIGTERM there are seconds to save, and a verifier may take minutes.
+    self._thread.shutdown(wait=kind is None, cancel_futures=True)
 
   def add(self, index: int, completion: scheduler.Completion) -> None:
     """Writes a completion down; scores its group if it was the last one."""
@@ -69,9 +71,18 @@ class GroupScoring:
         poll()
       self._log.add_scores(
         hosts.map_over_hosts(
-          groups, lambda own: sum((self._records[g].result() for g in own), [])
+          groups, lambda own: sum((self._result(g, poll) for g in own), [])
         )
       )
+
+  def _result(self, group, poll):
+    """The records of a group, once they are there."""
+    future = self._records[group]
+    # Several hosts poll together, and not each as it waits.
+    while poll and hosts.count() == 1 and not future.done():
+      concurrent.futures.wait([future], _POLL_S)
+      poll()
+    return future.result()
 
   def _begin(self, group):
     first = group * self._size
