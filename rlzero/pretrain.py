@@ -21,9 +21,11 @@ import time
 import jax
 import numpy as np
 
-from rlzero.runtime import config, lifecycle, metrics, saved_config
+from rlzero.runtime import config, hosts, lifecycle, saved_config, sharding
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import checkpoint, folders, pretraining
+from rlzero.train import checkpoint, folders, pretraining, step_log
+
+SEVERAL_HOSTS = True  # may run it together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,14 @@ class Config(pretraining.Settings):
 
 def run(cfg: Config) -> None:
   """Trains from its start, or resumes from its last checkpoint."""
-  lifecycle.check_backend()
   saved_config.check_resume_compatible(cfg, cfg.workdir)
-  saved_config.save(cfg, cfg.workdir)
+  with sharding.use(cfg.mesh):
+    _train(cfg)
+
+
+def _train(cfg: Config) -> None:
+  """Trains on the mesh in use, and writes the model."""
+  hosts.on_first(lambda: saved_config.save(cfg, cfg.workdir))
   tokenizer = Tokenizer.word_level(cfg.corpus.words, '<eos>', '<pad>')
   if tokenizer.vocab_size > cfg.model.vocab_size:
     raise ValueError(
@@ -55,13 +62,14 @@ def run(cfg: Config) -> None:
   )
   with (
     contextlib.closing(store),
-    lifecycle.preemption() as preempted,
-    metrics.MetricsWriter(cfg.workdir, start) as writer,
-    metrics.Progress(cfg.num_steps, 'pretrain', start) as progress,
+    hosts.preemption() as preempted,
+    step_log.StepLog(cfg.workdir, 'pretrain', cfg.num_steps, start) as log,
   ):
     for step in range(start, cfg.num_steps):
       began = time.perf_counter()
-      state, loss = update(state, pretraining.batch(cfg, tokenizer, step))
+      rows = pretraining.batch(cfg, tokenizer, step)
+      rows = jax.tree.map(lambda x: sharding.device_put(x, 'BT'), rows)
+      state, loss = update(state, rows)
       loss = float(loss)
       if not np.isfinite(loss):
         raise ValueError(
@@ -70,8 +78,12 @@ def run(cfg: Config) -> None:
         )
       seconds = time.perf_counter() - began
       rate = cfg.num_rows * cfg.row_len / seconds
-      writer.write(step, {'loss/mean': loss, 'time/tokens_per_s': rate})
-      progress.show(step + 1, loss=loss, tokens_per_s=rate)
+      log.write(
+        step,
+        {'loss/mean': loss, 'time/tokens_per_s': rate},
+        loss=loss,
+        tokens_per_s=rate,
+      )
       done, stop = step + 1 == cfg.num_steps, preempted()
       if (step + 1) % cfg.save_every == 0 or done or stop:
         store.save(step + 1, *state)

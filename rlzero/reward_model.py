@@ -45,6 +45,7 @@ def run(cfg: Config) -> None:
       cfg,
       functools.partial(reward_modeling.encode, cfg, loaded.tokenizer),
       lambda _: None,
+      reward_modeling.rebuild,
     )
     taught = [
       [j for j in some if not reward_modeling.is_held_out(cfg, j)]

@@ -18,8 +18,10 @@ import dataclasses
 import functools
 
 from rlzero.models import parameters
-from rlzero.runtime import config, saved_config, sharding
+from rlzero.runtime import config, hosts, saved_config, sharding
 from rlzero.train import adapters, demonstrations, folders, supervised
+
+SEVERAL_HOSTS = True  # may run it together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ def run(cfg: Config) -> None:
     model = cfg.model(loaded.config)
     examples, order = demonstrations.load(cfg, loaded.tokenizer)
     num_steps = cfg.num_steps or order.num_steps(cfg.num_epochs)
-    saved_config.save(cfg, cfg.workdir)
+    hosts.on_first(lambda: saved_config.save(cfg, cfg.workdir))
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     params = sharding.device_put_params(parameters.AXES, loaded.params)
     params = adapters.start(cfg.adapter, model, params, cfg.seed)

@@ -5,25 +5,40 @@ import os
 import signal
 import time
 
+import jax
+import numpy as np
 import pytest
 from helpers import (
+  SMALL,
   cluster_ended,
   cluster_process,
+  distance,
+  letters,
+  noisy,
   start_cluster,
+  write_lines,
 )
 
 from rlzero import (
   evaluate,
+  pretrain,
+  sft,
 )
+from rlzero.models.config import ModelConfig
+from rlzero.monitoring import history
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import lifecycle, saved_config, sharding
-from rlzero.train import folders
+from rlzero.runtime import lifecycle, metrics, saved_config, sharding
+from rlzero.text.template import Template
+from rlzero.train import checkpoint, folders
+from rlzero.train.optim import Optimizer
+from rlzero.weights import hf
 
 pytestmark = [pytest.mark.model, pytest.mark.nightly]
 
 _TINY = folders.embedded('tiny_base')
 # Every device has the whole model, so that sampling sums nothing over hosts.
 _WHOLE = sharding.Mesh(data=2)
+_PARTS = sharding.Mesh(fsdp=2)
 _SAMPLED = {
   'checkpoint': _TINY,
   'num_problems': 5,  # an uneven number of them for two hosts
@@ -34,10 +49,49 @@ _SAMPLED = {
 }
 
 
-def _configs():
-  """A small run of each stage, by its name."""
+def _configs(folder):
+  """A small run of each stage, by its name; their data go into the folder."""
+  base = str(folder / 'base')
+  hf.write_folder(base, SMALL, noisy(SMALL), letters())
+  rng = np.random.default_rng(0)
+
+  def words(most):
+    return ' '.join(rng.choice(list('abcdefg'), rng.integers(1, most)))
+
+  examples = [{'prompt': words(5), 'completion': words(9)} for _ in range(11)]
+  learned = {
+    'workdir': '',
+    'checkpoint': base,
+    'data': write_lines(folder / 'examples.jsonl', examples),
+    'template': Template('plain'),
+    'mesh': _PARTS,
+    'batch_size': 4,
+    'max_len': 32,
+    'micro_tokens': 64,
+    'num_steps': 3,
+    'save_every': 2,
+    'optimizer': Optimizer(learning_rate=1e-2),
+  }
   return {
     'evaluate': evaluate.Config(**_SAMPLED),
+    'pretrain': pretrain.Config(
+      workdir='',
+      model=ModelConfig(
+        vocab_size=124,
+        num_layers=1,
+        width=32,
+        mlp_width=64,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        max_position=256,
+      ),
+      mesh=_PARTS,
+      num_steps=3,
+      num_rows=4,
+      save_every=2,
+    ),
+    'sft': sft.Config(**learned),
   }
 
 
@@ -46,7 +100,7 @@ def ended(tmp_path_factory):
   """Folders of all stages as one process leaves them, and as two do."""
   folder = tmp_path_factory.mktemp('stages')
   commands = {'one': [], 'two': []}
-  for name, cfg in _configs().items():
+  for name, cfg in _configs(folder).items():
     gin = folder / f'{name}.gin'
     gin.write_text(saved_config.to_gin(cfg))
     for number, some in commands.items():
@@ -80,6 +134,29 @@ def _contents(folder):
 def test_what_is_sampled(ended, name):
   one, two = (_contents(folder / name) for folder in ended)
   assert one and one == two
+
+
+@pytest.mark.parametrize('name', ['pretrain', 'sft'])
+def test_what_is_learned(ended, name):
+  one, two = (folder / name for folder in ended)
+  assert {*_contents(one / 'model')} == {*_contents(two / 'model')}
+  params, same = (
+    folders.load_model(str(folder / 'model')).params for folder in (one, two)
+  )
+  assert distance(params, same) < 1e-5
+  rows, same_rows = (
+    history.without_times(metrics.read_metrics(str(folder)))
+    for folder in (one, two)
+  )
+  assert [row['step'] for row in rows] == [0, 1, 2]
+  for row, same_row in zip(rows, same_rows, strict=True):
+    assert row == pytest.approx(same_row, rel=1e-5)
+  # What two have saved, one process takes as it stands, on its one device.
+  shapes = jax.tree.map(np.zeros_like, same)
+  store = checkpoint.Store(str(two), read_only=True)
+  assert distance(store.restore_params(shapes), same) == 0
+  assert store.latest() == 3
+  store.close()
 
 
 def test_sigterm_to_one_host_ends_both_and_they_go_on(ended, tmp_path):

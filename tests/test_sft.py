@@ -10,6 +10,7 @@ import optax
 import pytest
 from helpers import (
   SMALL,
+  as_hosts,
   distance,
   letters,
   make_examples,
@@ -84,6 +85,50 @@ def one_at_a_time(params, examples):
     total, count = total + value, count + mask.sum()
     grads = jax.tree.map(np.add, grads, new)
   return grads, total, count
+
+
+def _notes(seen):
+  """An encoder that notes the places of what it encodes."""
+
+  def encode(record):
+    seen.append(record[0])
+    return demonstrations.encode(letters(), Template('plain'), record)
+
+  return encode
+
+
+def _loading(cfg, seen):
+  return lambda: supervised.load(
+    cfg, _notes(seen), lambda _: None, demonstrations.Example._make
+  )
+
+
+def test_hosts_encode_a_share_each_and_have_all(monkeypatch, tmp_path):
+  rows = [{'prompt': 'a', 'completion': 'b ' * n} for n in range(1, 8)]
+  cfg = make_config('', tmp_path, write_lines(tmp_path / 'a.jsonl', rows))
+  ((*whole,),) = _loading(cfg, everything := [])()
+  monkeypatch.setattr(supervised, '_BLOCK', 4)
+  seen = [], []
+  for (found,) in as_hosts(monkeypatch, [_loading(cfg, some) for some in seen]):
+    for example, same in zip(found, whole, strict=True):
+      assert example.prompt_len == same.prompt_len
+      assert example.ids.dtype == same.ids.dtype
+      np.testing.assert_array_equal(example.ids, same.ids)
+  # Each record once: of four and then of three, the first host takes two.
+  assert [len(some) for some in seen] == [4, 3]
+  assert sorted(seen[0] + seen[1]) == sorted(everything)
+
+
+def test_a_record_that_one_host_cannot_use_ends_both(monkeypatch, tmp_path):
+  rows = [{'prompt': 'a', 'completion': 'b'}] * 5 + [{'prompt': 'a'}]
+  cfg = make_config('', tmp_path, write_lines(tmp_path / 'a.jsonl', rows))
+  for error in as_hosts(monkeypatch, [_loading(cfg, [])] * 2):
+    assert type(error) is ValueError
+    assert "a.jsonl:6 has no 'completion'" in str(error)
+  # Files that are not the same on both.
+  short = make_config('', tmp_path, write_lines(tmp_path / 'b.jsonl', rows[:4]))
+  for error in as_hosts(monkeypatch, [_loading(cfg, []), _loading(short, [])]):
+    assert 'has fewer records on one host than on another' in str(error)
 
 
 def the_loss(params, rows, frozen=()):

@@ -77,13 +77,12 @@ class TrainingLoop:
     self.experience: Experience | None = None  # of the current rollout
     self.unwritten: dict[str, Any] | None = None  # metrics of the last step
     self._restore()
-    if hosts.is_first():
-      folders.write_description(
-        cfg.workdir,
-        self.trainer.model,
-        self.tokenizer,
-        self.trainer.state.params,
-      )
+    folders.write_description(
+      cfg.workdir,
+      self.trainer.model,
+      self.tokenizer,
+      self.trainer.state.params,
+    )
 
   def run(self) -> None:
     """Runs to the last step; skips every part that is done already.
@@ -163,11 +162,10 @@ class TrainingLoop:
     """Writes the model folder and evaluates it."""
     cfg, trainer = self.cfg, self.trainer
     self.store.wait()
-    params = trainer.state.params
-    if hosts.count() > 1:
-      params = hosts.fetch_first(params)
+    folders.write_model(
+      cfg.workdir, trainer.model, trainer.state.params, self.tokenizer
+    )
     if hosts.is_first():
-      folders.write_model(cfg.workdir, trainer.model, params, self.tokenizer)
       self._prune()
     self._evaluate_once('after', cfg.num_steps)
     self._write_description()

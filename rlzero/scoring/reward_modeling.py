@@ -106,6 +106,12 @@ def encode(
   return Judgement(prompt, sequences, float(label))
 
 
+def rebuild(plain: Sequence[Any]) -> Judgement:
+  """A judgement that another host has encoded, from its fields."""
+  prompt, some, label = plain
+  return Judgement(prompt, tuple(some), label)
+
+
 def pack_item(judgement: Judgement) -> sequences.PackItem:
   """For packing: a pair stays in one row."""
   lengths = [len(s) for s in judgement.sequences]

@@ -52,7 +52,10 @@ def load(
     return example._replace(ids=example.ids[: cfg.max_len])
 
   found = supervised.load(
-    cfg, functools.partial(encode, tokenizer, cfg.template), shorten
+    cfg,
+    functools.partial(encode, tokenizer, cfg.template),
+    shorten,
+    Example._make,
   )
   order = supervised.order(cfg, [len(examples) for examples in found])
   return list(itertools.chain(*found)), order

@@ -91,7 +91,7 @@ def load_prompts(
   short = dataclasses.replace(
     cfg, max_len=cfg.sampling.max_prompt_len, on_policy=False
   )
-  found = supervised.load(short, encode, lambda _: None)
+  found = supervised.load(short, encode, lambda _: None, np.asarray)
   order = supervised.order(cfg, [len(prompts) for prompts in found])
   return [prompt for prompts in found for prompt in prompts], order
 

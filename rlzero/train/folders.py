@@ -33,18 +33,24 @@ def write_description(
 ) -> None:
   """Writes `WORKDIR/model` without weights: what the checkpoints hold.
 
+  The first host writes it.
+
   Args:
     workdir: of the run.
     config: of the model.
     tokenizer: of the model.
     params: of the run, if an adapter may be among them.
   """
-  if params is not None:
-    adapters.describe(workdir, config, params)
-  folder = pathlib.Path(workdir) / 'model'
-  tokenizer.save(folder)
-  description = mapping.hf_config(config, tokenizer.eos_ids, tokenizer.bos_id)
-  files.write_json(folder / 'config.json', description, indent=2)
+
+  def write() -> None:
+    if params is not None:
+      adapters.describe(workdir, config, params)
+    folder = pathlib.Path(workdir) / 'model'
+    tokenizer.save(folder)
+    description = mapping.hf_config(config, tokenizer.eos_ids, tokenizer.bos_id)
+    files.write_json(folder / 'config.json', description, indent=2)
+
+  hosts.on_first(write)
 
 
 def write_model(
@@ -53,19 +59,25 @@ def write_model(
   """Writes `WORKDIR/model`, a Hugging Face folder; returns its path.
 
   An adapter is merged into it, and `WORKDIR/adapter` is the adapter alone, a
-  PEFT folder.
+  PEFT folder. The first host writes, and gathers the parameters of the others.
 
   Raises:
     ValueError: a parameter is not finite; nothing is written.
   """
   folder = os.path.join(workdir, 'model')
   finite.check(params, f'The policy of {workdir}')
-  if adapters.exists(params):
-    leaves, _ = adapters.split(params)
-    base = _base_of(workdir).removeprefix(hub.SCHEME)
-    peft.write_folder(os.path.join(workdir, 'adapter'), config, leaves, base)
-    params = adapters.merge(config.adapter_scale, params)
-  hf.write_folder(folder, config, params, tokenizer)
+  whole = params if hosts.count() == 1 else hosts.fetch_first(params)
+
+  def write() -> None:
+    merged = whole
+    if adapters.exists(whole):
+      leaves, _ = adapters.split(whole)
+      base = _base_of(workdir).removeprefix(hub.SCHEME)
+      peft.write_folder(os.path.join(workdir, 'adapter'), config, leaves, base)
+      merged = adapters.merge(config.adapter_scale, whole)
+    hf.write_folder(folder, config, merged, tokenizer)
+
+  hosts.on_first(write)
   return folder
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from rlzero.models import transformer, vocab_head
+from rlzero.models import parameters, transformer, vocab_head
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import fields
+from rlzero.runtime import fields, hosts, sharding
 from rlzero.runtime.fields import at_least, grows_on_resume, mutable_on_resume
 from rlzero.tasks import countdown
 from rlzero.text.tokenizer import Tokenizer
@@ -30,6 +30,7 @@ class Settings:
   model: ModelConfig
   checkpoint: str = ''  # to start from; '' is random weights
   corpus: countdown.Corpus = countdown.Corpus()
+  mesh: sharding.Mesh = sharding.Mesh()  # one device by default
   optimizer: Optimizer = Optimizer(
     kind='muon', learning_rate=3e-3, warmup_steps=50, schedule='linear'
   )
@@ -54,7 +55,8 @@ def batch(cfg: Settings, tokenizer: Tokenizer, step: int) -> Tokens:
   """Rows of packed documents, a function of the seed and the step alone.
 
   Documents go whole into the first row with room; the batch is full when one
-  fits nowhere. Positions start at 0 in each document.
+  fits nowhere. Positions start at 0 in each document. Every host makes all rows
+  (documents are made in a sequence), and hands its own to its devices.
   """
   shape = cfg.num_rows, cfg.row_len
   ids = np.full(shape, tokenizer.pad_id, np.int32)
@@ -89,6 +91,7 @@ def initial(
   params = transformer.init(cfg.model, jax.random.key(cfg.seed))
   if cfg.checkpoint:
     params = grown(cfg, tokenizer, params)
+  params = sharding.device_put_params(parameters.AXES, params)
   return params, transform.init(params)
 
 
@@ -107,7 +110,7 @@ def grown(cfg: Settings, tokenizer: Tokenizer, fresh: Params) -> Params:
       f'{cfg.model}; they must be the same up to vocab_size.'
     )
   table = np.array(fresh['embed']['embedding'])  # its noise, by the seed
-  known = old.params['embed']['embedding']
+  known = jnp.asarray(hosts.fetch(old.params['embed']['embedding']))
   size = old.tokenizer.vocab_size
   if old.tokenizer.decode(range(size), False) != tokenizer.decode(
     range(size), False
@@ -150,4 +153,6 @@ def update(
     params, rows
   )
   updates, opt_state = transform.update(grads, opt_state, params)
-  return (optax.apply_updates(params, updates), opt_state), loss
+  params = optax.apply_updates(params, updates)
+  params = sharding.constrain_params(parameters.AXES, params)
+  return (params, opt_state), loss

@@ -1,7 +1,8 @@
 """The supervised stages' settings, update and training loop.
 
 `sft`, `distill` and `reward_model` differ in what an example is and in the
-loss. Batches are a function of the seed and the step, and rows are packed
+loss. Batches are a function of the seed and the step, whatever the number of
+hosts, each of which encodes its share of the records. Rows are packed
 microbatches. A loss is a sum and a count: gradients are added over the
 microbatches of a step and divided once, so that packing changes nothing.
 """
@@ -9,10 +10,11 @@ microbatches of a step and divided once, so that packing changes nothing.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -23,7 +25,14 @@ from jax import numpy as jnp
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
 from rlzero.models.lora import Adapter
-from rlzero.runtime import fields, lifecycle, metrics, naming, sharding
+from rlzero.runtime import (
+  fields,
+  hosts,
+  lifecycle,
+  metrics,
+  naming,
+  sharding,
+)
 from rlzero.runtime.fields import (
   above,
   at_least,
@@ -32,9 +41,11 @@ from rlzero.runtime.fields import (
 )
 from rlzero.tasks.datasets import records
 from rlzero.text.template import Template
-from rlzero.train import adapters, checkpoint, optim, sequences
+from rlzero.train import adapters, checkpoint, optim, sequences, step_log
 from rlzero.train.optim import Optimizer
 from rlzero.types import Params
+
+_BLOCK = 1024  # records that hosts encode between two exchanges
 
 # (params, microbatch, frozen) -> the sum whose gradient is wanted, and sums to
 # report: 'loss' among them, by whose count everything is divided.
@@ -186,6 +197,7 @@ def load(
   cfg: Config,
   encode: Callable[[records.Record], Any],
   shorten: Callable[[Any], Any | None],
+  rebuild: Callable[[Any], Any],
 ) -> list[list[Any]]:
   """The examples of each source, in its order.
 
@@ -194,6 +206,8 @@ def load(
     encode: a record as an example, whose `size` is in tokens.
     shorten: an example of at most max_len tokens, or None if it cannot be
       one; for `too_long = 'truncate'`.
+    rebuild: an example that another host has encoded, from what
+      `hosts.map_over_hosts` makes of it.
 
   Raises:
     ValueError: a record that is no example, or a source that has none.
@@ -201,19 +215,17 @@ def load(
   found = []
   for source in records.sources(cfg.data):
     examples, longer = [], 0
-    for record in records.read(source):
-      example = encode(record)
+    for example in _encoded(source, encode, rebuild):
       if example.size > cfg.max_len:
         longer += 1
         example = shorten(example) if cfg.too_long == 'truncate' else None
       if example is not None:
         examples.append(example)
-    print(
+    hosts.print_once(
       f'{source.path}: {len(examples)} examples, '
       f'{sum(e.size for e in examples):,} tokens; {longer} were longer than '
       f'{cfg.max_len} and '
-      + {'drop': 'left out', 'truncate': 'cut'}[cfg.too_long],
-      flush=True,
+      + {'drop': 'left out', 'truncate': 'cut'}[cfg.too_long]
     )
     if not examples:
       raise ValueError(
@@ -222,6 +234,34 @@ def load(
       )
     found.append(examples)
   return found
+
+
+def _encoded(
+  source: records.Source,
+  encode: Callable[[records.Record], Any],
+  rebuild: Callable[[Any], Any],
+) -> Iterator[Any]:
+  """The records of a source as examples, each encoded by one of the hosts."""
+  found = records.read(source)
+  if hosts.count() == 1:
+    yield from map(encode, found)
+    return
+  size = max(_BLOCK, hosts.count())
+  while True:
+    block = hosts.on_every(lambda: list(itertools.islice(found, size)))
+    if -hosts.all_min(-len(block)) > hosts.all_min(len(block)):
+      raise ValueError(
+        f'{source.path} has fewer records on one host than on another; give '
+        'a folder that all hosts see, or the same files on each.'
+      )
+    if not block:
+      return
+    yield from map(
+      rebuild,
+      hosts.map_over_hosts(
+        block, lambda own: [encode(record) for record in own]
+      ),
+    )
 
 
 def order(cfg: Config, sizes: Sequence[int]) -> Order:
@@ -326,12 +366,11 @@ def fit(
   start = 0
   if saved := store.restore(trained, opt_state):
     start, trained, opt_state = saved.step, saved.params, saved.state
-    print(f'resuming from the checkpoint of step {start}', flush=True)
+    hosts.print_once(f'resuming from the checkpoint of step {start}')
   with (
     contextlib.closing(store),
-    lifecycle.preemption() as preempted,
-    metrics.MetricsWriter(cfg.workdir, start) as writer,
-    metrics.Progress(num_steps, stage, start) as progress,
+    hosts.preemption() as preempted,
+    step_log.StepLog(cfg.workdir, stage, num_steps, start) as log,
   ):
     for step in range(start, num_steps):
       began = time.perf_counter()
@@ -350,9 +389,11 @@ def fit(
           f'norm {norm}; the last good checkpoint is step {store.latest()}. '
           'Lower the learning rate.'
         )
-      writer.write(step, found)
-      progress.show(
-        step + 1, loss=loss_mean, tokens_per_s=found['time/tokens_per_s']
+      log.write(
+        step,
+        found,
+        loss=loss_mean,
+        tokens_per_s=found['time/tokens_per_s'],
       )
       done, stop = step + 1 == num_steps, preempted()
       if (step + 1) % cfg.save_every == 0 or done or stop:
