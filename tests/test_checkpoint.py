@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -45,6 +46,20 @@ def test_round_trip_keeps_every_bit(loaded, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, saved.params, params)
   jax.tree.map(np.testing.assert_array_equal, saved.state, state)
   assert saved.metadata == {'stream': {'next_index': 42}}
+
+
+def test_an_earlier_checkpoint_is_a_model_once_it_is_copied(loaded, tmp_path):
+  """As docs/howto/read_a_report.md goes back to one."""
+  run, earlier = tmp_path / 'run', tmp_path / 'earlier'
+  folders.write_description(str(run), loaded.config, loaded.tokenizer)
+  params, state = _state(loaded)
+  with contextlib.closing(checkpoint.Store(str(run))) as store:
+    store.save(1, params, state)
+    store.save(2, jax.tree.map(jnp.zeros_like, params), state)
+  shutil.copytree(run / 'model', earlier / 'model')
+  shutil.copytree(run / 'checkpoints' / '1', earlier / 'checkpoints' / '1')
+  found = folders.load_model(str(earlier)).params
+  jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_what_is_saved_may_be_donated_at_once(tmp_path):
