@@ -234,6 +234,13 @@ def test_links_lead_somewhere(page):
       assert anchor in _anchors(target), f'{target}#{anchor}'
 
 
+def test_pictures_are_small_and_shown():
+  shown = {target for page in PAGES for target, _ in _links(page)}
+  for picture in (ROOT / 'docs').rglob('*.png'):
+    assert picture.stat().st_size < 150_000, picture
+    assert picture in shown, picture
+
+
 def test_every_page_is_linked():
   linked = {target for page in PAGES for target, _ in _links(page)}
   parts = {ROOT / 'docs/reference/config_head.md'}  # of a generated page
