@@ -2,7 +2,12 @@
 # A run on GPU nodes under Slurm:
 #
 #   bash launch/slurm.sh --nodes=4 --gpus=8 [--time=24:00:00] [--stage=grpo]
-#     [--partition=P] [--account=A] [--dry-run] -- --gin_file=FILE --workdir=DIR
+#     [--partition=P] [--account=A] [--image=IMAGE --mount=DIR] [--dry-run]
+#     -- --gin_file=FILE --workdir=DIR
+#
+# With --image the processes run in an image of Dockerfile, as Slurm's plugin
+# pyxis starts it, and see the folder of --mount; FILE is one of the image, or
+# in that folder. Without it they run here, in .venv.
 #
 # One process a node, with all its GPUs; jax.distributed takes the rest from
 # Slurm. DIR is on a file system that all nodes see. Five minutes before the
@@ -17,6 +22,7 @@ die() {
 }
 
 nodes='' gpus='' time=24:00:00 stage=grpo partition='' account='' dry_run=''
+image='' mount=''
 flags=()
 while (($#)); do
   case "$1" in
@@ -26,6 +32,8 @@ while (($#)); do
     --stage=*) stage="${1#*=}" ;;
     --partition=*) partition="${1#*=}" ;;
     --account=*) account="${1#*=}" ;;
+    --image=*) image="${1#*=}" ;;
+    --mount=*) mount="${1#*=}" ;;
     --dry-run) dry_run=1 ;;
     --)
       shift
@@ -38,6 +46,14 @@ while (($#)); do
 done
 [[ -n "$nodes" && -n "$gpus" ]] || die "give --nodes=N and --gpus=N (a node)."
 ((${#flags[@]})) || die "give -- --gin_file=FILE --workdir=DIR."
+[[ -z "$image" || -n "$mount" ]] || die "--image needs --mount=DIR, where" \
+  "--workdir is."
+[[ -n "$image" || -z "$mount" ]] || die "--mount is for --image=IMAGE alone."
+container=()
+if [[ -n "$image" ]]; then
+  container=("--container-image=$image" "--container-mounts=$mount:$mount"
+    --container-workdir=/rlzero)
+fi
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 job() {
@@ -56,8 +72,8 @@ ${partition:+#SBATCH --partition=$partition
 }${account:+#SBATCH --account=$account
 }cd $(printf '%q' "$root")
 status=0
-srun --kill-on-bad-exit=0 $(printf '%q ' .venv/bin/python -m \
-    "rlzero.$stage" --distributed "${flags[@]}")|| status=\$?
+srun --kill-on-bad-exit=0 $(printf '%q ' "${container[@]+"${container[@]}"}" \
+    .venv/bin/python -m "rlzero.$stage" --distributed "${flags[@]}")|| status=\$?
 if [[ "\$status" == 75 ]]; then
   scontrol requeue "\$SLURM_JOB_ID"
 else
