@@ -18,9 +18,14 @@ Differences from the paper:
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlzero.evaluation import contamination, measure, rejection
-from rlzero.runtime import config, files, saved_config
+from rlzero.runtime import config, files, hosts, lifecycle, saved_config
+from rlzero.tasks import base
+
+SEVERAL_HOSTS = True  # may run it together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ def run(cfg: Config) -> None:
     ValueError: input that cannot be used, or nothing that can be kept.
   """
   saved_config.check_resume_compatible(cfg, cfg.workdir)
+  lifecycle.check_backend()
   index = contamination.Index(
     (e for task in cfg.decontaminate_with for e in task.examples('test')),
     cfg.num_words,
@@ -51,8 +57,23 @@ def run(cfg: Config) -> None:
   num_clean = len(examples)
   examples = rejection.leave_out_long(cfg, examples)
   problems['too_long'] = num_clean - len(examples)
-  saved_config.save(cfg, cfg.workdir)
+  hosts.on_first(lambda: saved_config.save(cfg, cfg.workdir))
   source = rejection.sample(cfg, examples)
+  hosts.on_first(lambda: _write_kept(cfg, examples, index, problems, source))
+
+
+def _write_kept(
+  cfg: Config,
+  examples: Sequence[base.Example],
+  index: contamination.Index,
+  problems: Mapping[str, int],
+  source: dict[str, Any],
+) -> None:
+  """Chooses among all that was sampled; writes samples and statistics.
+
+  Raises:
+    ValueError: nothing can be kept.
+  """
   records = [
     r
     for n in range(rejection.num_parts(cfg, examples))

@@ -22,6 +22,7 @@ from helpers import (
 from rlzero import (
   evaluate,
   pretrain,
+  reject,
   sft,
 )
 from rlzero.models.config import ModelConfig
@@ -92,6 +93,9 @@ def _configs(folder):
       save_every=2,
     ),
     'sft': sft.Config(**learned),
+    'reject': reject.Config(
+      **_SAMPLED | {'num_samples': 8}, workdir='', part_size=3
+    ),
   }
 
 
@@ -130,7 +134,7 @@ def _contents(folder):
   }
 
 
-@pytest.mark.parametrize('name', ['evaluate'])
+@pytest.mark.parametrize('name', ['evaluate', 'reject'])
 def test_what_is_sampled(ended, name):
   one, two = (_contents(folder / name) for folder in ended)
   assert one and one == two

@@ -72,16 +72,8 @@ def measure(
     on_finished=on_progress and (lambda *_: on_progress(next(counted), total)),
     poll=poll,
   )
-  records = hosts.map_over_hosts(
-    range(len(chosen)),
-    lambda places: grade.score(
-      pool,
-      task,
-      tokenizer,
-      [chosen[i] for i in places],
-      [prompts[i] for i in places],
-      [c for i in places for c in completions[i * num_samples :][:num_samples]],
-    ),
+  records = grade.score_over_hosts(
+    pool, task, tokenizer, chosen, prompts, completions
   )
   benchmark = suites.Benchmark(
     task=task, num_samples=num_samples, sampling=sampling

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -13,7 +14,7 @@ import numpy as np
 from rlzero.evaluation import contamination
 from rlzero.rollout import encoding, sampling, scheduler
 from rlzero.rollout.sampling import Sampling
-from rlzero.runtime import fields, files, metrics, sharding
+from rlzero.runtime import fields, files, hosts, metrics, sharding
 from rlzero.runtime.fields import above, at_least, mutable_on_resume
 from rlzero.scoring import grade, reward_pool, rewards
 from rlzero.tasks import base, countdown
@@ -98,12 +99,14 @@ def leave_out_long(
   if not fitting:
     raise ValueError(f'{told}; raise the limit or choose other problems.')
   if len(fitting) < len(examples):
-    print(f'warning: {told}; they are left out.', flush=True)
+    hosts.print_once(f'warning: {told}; they are left out.')
   return fitting
 
 
 def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
   """Completes every problem and scores it, a part after the other.
+
+  A host scores its share of the problems; the first one writes.
 
   Returns:
     where the completions come from.
@@ -117,6 +120,7 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
       cfg.deadline_s,
       max_chars=reward_pool.chars_of(cfg.sampling.max_len),
     ) as pool,
+    hosts.exit_together() as poll,
   ):
     loaded = folders.load_model(cfg.checkpoint)
     pool.wait()
@@ -129,7 +133,8 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
     }
     draws = list(enumerate(examples))
     for number in range(num_parts(cfg, examples)):
-      if os.path.exists(part_path(cfg, number)):
+      path = part_path(cfg, number)
+      if hosts.broadcast(os.path.exists(path)):
         continue
       part = draws[number * cfg.part_size :][: cfg.part_size]
       began = time.perf_counter()
@@ -142,8 +147,9 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
         cfg.sampling,
         stop=encoding.stop_criteria(loaded.tokenizer),
         seed=cfg.seed,
+        poll=poll,
       )
-      records = grade.score(
+      records = grade.score_over_hosts(
         pool,
         cfg.task,
         loaded.tokenizer,
@@ -155,13 +161,14 @@ def sample(cfg: Settings, examples: Sequence[base.Example]) -> dict[str, Any]:
         own, record['sample'] = divmod(i, cfg.num_samples)
         record['draw'], example = part[own]
         record |= conversation(cfg.template, example.question)
-      files.write_jsonl(part_path(cfg, number), records, ensure_ascii=False)
+      hosts.on_first(
+        functools.partial(files.write_jsonl, path, records, ensure_ascii=False)
+      )
       rate = usage.tokens / (time.perf_counter() - began)
       right = np.mean([r['strict'] for r in records])
-      print(
+      hosts.print_once(
         f'reject {number + 1}/{num_parts(cfg, examples)}  '
-        f'right {right:.3f}  tokens_per_s {rate:.4g}',
-        flush=True,
+        f'right {right:.3f}  tokens_per_s {rate:.4g}'
       )
   return source
 

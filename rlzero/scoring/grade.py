@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rlzero.rollout import encoding, scheduler
+from rlzero.runtime import hosts
 from rlzero.scoring import reward_pool
 from rlzero.tasks import base
 from rlzero.text.tokenizer import Tokenizer
@@ -38,6 +39,29 @@ def score(
   if pool.takes_token_ids:
     token_ids = [completion.tokens.tolist() for completion in completions]
   return grade(pool, task, chosen, samples, token_ids)
+
+
+def score_over_hosts(
+  pool: reward_pool.RewardPool,
+  task: base.Task,
+  tokenizer: Tokenizer,
+  chosen: Sequence[base.Example],
+  prompts: Sequence[scheduler.Prompt],
+  completions: Sequence[scheduler.Completion],
+) -> list[dict[str, Any]]:
+  """`score`, each host with its share of the problems; all get all records."""
+  group = len(completions) // len(prompts)
+  return hosts.map_over_hosts(
+    range(len(chosen)),
+    lambda places: score(
+      pool,
+      task,
+      tokenizer,
+      [chosen[i] for i in places],
+      [prompts[i] for i in places],
+      [c for i in places for c in completions[i * group :][:group]],
+    ),
+  )
 
 
 def grade(
