@@ -16,7 +16,7 @@ import dataclasses
 import functools
 
 from rlzero.models import parameters
-from rlzero.runtime import config, saved_config, sharding
+from rlzero.runtime import config, hosts, saved_config, sharding
 from rlzero.train import (
   adapters,
   demonstrations,
@@ -24,6 +24,8 @@ from rlzero.train import (
   folders,
   supervised,
 )
+
+SEVERAL_HOSTS = True  # may run it together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def run(cfg: Config) -> None:
         del params
         return [examples[i] for i in order.batch(step)]
 
-    saved_config.save(cfg, cfg.workdir)
+    hosts.on_first(lambda: saved_config.save(cfg, cfg.workdir))
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     params = sharding.device_put_params(parameters.AXES, loaded.params)
     params = adapters.start(cfg.adapter, model, params, cfg.seed)

@@ -21,9 +21,11 @@ import functools
 import itertools
 
 from rlzero.models import parameters
-from rlzero.runtime import config, saved_config, sharding
+from rlzero.runtime import config, hosts, saved_config, sharding
 from rlzero.scoring import reward_modeling
 from rlzero.train import adapters, folders, supervised
+
+SEVERAL_HOSTS = True  # may run it together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def run(cfg: Config) -> None:
       )
     order = supervised.order(cfg, [len(some) for some in taught])
     judgements = list(itertools.chain(*taught))
-    saved_config.save(cfg, cfg.workdir)
+    hosts.on_first(lambda: saved_config.save(cfg, cfg.workdir))
     folders.check_base(cfg.workdir, cfg.checkpoint, loaded.params)
     params = sharding.device_put_params(parameters.AXES, loaded.params)
     params = {
@@ -85,7 +87,7 @@ def run(cfg: Config) -> None:
       the_loss, params, reward_modeling.pack(cfg, apart)
     )
     reward_modeling.write(cfg, model, params, loaded.tokenizer, measured)
-  print(
+  hosts.print_once(
     f'held out: {measured["num"]} judgements, accuracy {measured["accuracy"]}, '
     f'loss {measured["loss"]}'
   )

@@ -20,9 +20,11 @@ from helpers import (
 )
 
 from rlzero import (
+  distill,
   evaluate,
   pretrain,
   reject,
+  reward_model,
   sft,
 )
 from rlzero.models.config import ModelConfig
@@ -52,14 +54,19 @@ _SAMPLED = {
 
 def _configs(folder):
   """A small run of each stage, by its name; their data go into the folder."""
-  base = str(folder / 'base')
+  base, teacher = str(folder / 'base'), str(folder / 'teacher')
   hf.write_folder(base, SMALL, noisy(SMALL), letters())
+  hf.write_folder(teacher, SMALL, noisy(SMALL, 0.5), letters())
   rng = np.random.default_rng(0)
 
   def words(most):
     return ' '.join(rng.choice(list('abcdefg'), rng.integers(1, most)))
 
   examples = [{'prompt': words(5), 'completion': words(9)} for _ in range(11)]
+  pairs = [
+    {'prompt': words(5), 'chosen': words(7) + ' h', 'rejected': words(7)}
+    for _ in range(11)
+  ]
   learned = {
     'workdir': '',
     'checkpoint': base,
@@ -95,6 +102,17 @@ def _configs(folder):
     'sft': sft.Config(**learned),
     'reject': reject.Config(
       **_SAMPLED | {'num_samples': 8}, workdir='', part_size=3
+    ),
+    'distill': distill.Config(
+      **learned,
+      teacher=teacher,
+      loss='reverse_kl',
+      on_policy=True,
+      sampling=Sampling(max_len=8, max_prompt_len=16, num_slots=4),
+    ),
+    'reward_model': reward_model.Config(
+      **learned
+      | {'data': write_lines(folder / 'pairs.jsonl', pairs), 'held_out': 0.3}
     ),
   }
 
@@ -140,7 +158,7 @@ def test_what_is_sampled(ended, name):
   assert one and one == two
 
 
-@pytest.mark.parametrize('name', ['pretrain', 'sft'])
+@pytest.mark.parametrize('name', ['pretrain', 'sft', 'distill', 'reward_model'])
 def test_what_is_learned(ended, name):
   one, two = (folder / name for folder in ended)
   assert {*_contents(one / 'model')} == {*_contents(two / 'model')}
@@ -158,9 +176,24 @@ def test_what_is_learned(ended, name):
   # What two have saved, one process takes as it stands, on its one device.
   shapes = jax.tree.map(np.zeros_like, same)
   store = checkpoint.Store(str(two), read_only=True)
-  assert distance(store.restore_params(shapes), same) == 0
+  if name != 'reward_model':  # whose last layer is no part of the model
+    assert distance(store.restore_params(shapes), same) == 0
   assert store.latest() == 3
   store.close()
+
+
+def test_what_a_reward_model_leaves_beside_its_weights(ended):
+  for name in ('held_out.json', 'model/score.json'):
+    one, two = (
+      json.loads((folder / 'reward_model' / name).read_text())
+      for folder in ended
+    )
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+      if isinstance(value, (float, list)):
+        assert value == pytest.approx(two[key], rel=1e-5, abs=1e-6)
+      else:
+        assert value == two[key]
 
 
 def test_sigterm_to_one_host_ends_both_and_they_go_on(ended, tmp_path):

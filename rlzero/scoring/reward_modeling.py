@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int
 
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import fields, files, metrics
+from rlzero.runtime import fields, files, hosts, metrics
 from rlzero.runtime.fields import at_least
 from rlzero.scoring import reward_model
 from rlzero.tasks import base
@@ -193,8 +193,11 @@ def write(
   tokenizer: Tokenizer,
   measured: dict[str, float | None],
 ) -> None:
-  """Weights as a Hugging Face folder, the last layer and the metrics."""
-  last = jax.device_get(params.pop('score'))
+  """Weights as a Hugging Face folder, the last layer and the metrics.
+
+  The first host writes them.
+  """
+  last = hosts.fetch(params.pop('score'))
   folder = folders.write_model(cfg.workdir, model, params, tokenizer)
   metadata = {
     'reads': cfg.reads,
@@ -202,8 +205,9 @@ def write(
     'weight': last['weight'].tolist(),
     'bias': float(last['bias']),
   }
-  for path, value in (
-    (os.path.join(folder, reward_model.SCORE_FILE), metadata),
-    (os.path.join(cfg.workdir, 'held_out.json'), measured),
-  ):
-    files.write_json(path, value)
+
+  def write_rest() -> None:
+    files.write_json(os.path.join(folder, reward_model.SCORE_FILE), metadata)
+    files.write_json(os.path.join(cfg.workdir, 'held_out.json'), measured)
+
+  hosts.on_first(write_rest)
