@@ -15,6 +15,8 @@
 # the job is then queued again and goes on, as it does where a node fails. With
 # any other status it ends. --dry-run prints the job.
 set -euo pipefail
+# shellcheck source=launch/stages.sh
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 die() {
   echo "error: $*" >&2
@@ -45,6 +47,7 @@ while (($#)); do
   shift
 done
 [[ -n "$nodes" && -n "$gpus" ]] || die "give --nodes=N and --gpus=N (a node)."
+check_stage "$stage"
 ((${#flags[@]})) || die "give -- --gin_file=FILE --workdir=DIR."
 [[ -z "$image" || -n "$mount" ]] || die "--image needs --mount=DIR, where" \
   "--workdir is."

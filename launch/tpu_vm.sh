@@ -19,6 +19,8 @@
 # --project=PROJECT and --version=RUNTIME where gcloud's own do not do;
 # --dry-run prints the commands and does nothing.
 set -euo pipefail
+# shellcheck source=launch/stages.sh
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 die() {
   echo "error: $*" >&2
@@ -171,6 +173,7 @@ setup() {
 start() {
   needs --bucket=BUCKET "$bucket"
   needs --run=FOLDER "$folder"
+  check_stage "$stage"
   ((${#flags[@]})) || die "$command needs -- --gin_file=FILE ..."
   local stage_command
   stage_command="$(printf '%q ' .venv/bin/python -m "rlzero.$stage" \

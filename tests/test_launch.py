@@ -323,6 +323,29 @@ def test_slurm_job_is_queued_again_when_it_has_saved(tmp_path):
     assert ('scontrol' in words) == (status == 75)
 
 
+def test_stages_that_launchers_start():
+  several = {
+    path.stem
+    for path in (_ROOT / 'rlzero').glob('*.py')
+    if '\nSEVERAL_HOSTS = True' in path.read_text()
+  }
+  given = ['--nodes=2', '--gpus=8', '--dry-run']
+  for stage in sorted(several):
+    script = _bash('slurm.sh', *given, f'--stage={stage}', *_FLAGS).stdout
+    assert f'-m rlzero.{stage} --distributed' in script
+    (run,) = _run('run', f'--stage={stage}')
+    assert f' -m rlzero.{stage} --distributed' in run[-1]
+  for stage in ('pipeline', 'serve', 'sftt'):
+    assert stage not in several
+    for launcher in (
+      ['slurm.sh', *given],
+      ['tpu_vm.sh', 'run', *_WHERE, *_BUCKET, '--dry-run'],
+    ):
+      done = _bash(*launcher, f'--stage={stage}', *_FLAGS, check=False)
+      assert done.returncode == 2 and not done.stdout
+      assert f'--stage={stage} is none that runs on several' in done.stderr
+
+
 def _counting(tmp_path, body):
   """A program that notes its starts and then does something."""
   path = tmp_path / 'program.py'
