@@ -319,6 +319,19 @@ def test_a_function_is_a_verifier(tmp_path, mine):
   assert not task.verify('3', example.target)
 
 
+def test_two_scores_of_one_name_are_an_error_and_none_is_lost(tmp_path, mine):
+  task = _table(
+    tmp_path,
+    verifier=verifiers.Function(function=f'{mine}:one'),
+    rewards={'style': f'{mine}:centred'},
+  )
+  example = task.examples('train')[0]
+  responses = [base.Response('dict'), base.Response('none')]
+  clash, fine = task.judge(responses, example.target)
+  assert "reward 'style': the verifier gives a score of that" in clash.error
+  assert not fine.error and fine.parts == {'style': 0.0}
+
+
 def test_functions_beside_a_verifier_see_the_column_as_it_is(tmp_path, mine):
   task = _table(
     tmp_path,

@@ -31,6 +31,8 @@ class _Fake(http.server.BaseHTTPRequestHandler):
       return
     if failure:
       self.send_response(failure)
+      if failure == 429:  # a digit, and no number
+        self.send_header('Retry-After', '\u00b2')
       if server.moved:
         self.send_header('Location', server.moved)
       self.end_headers()

@@ -106,7 +106,7 @@ class Client:
         why, asked_s = str(error) or type(error).__name__, None
       if tries_left:
         asked_s = asked_s or ''
-        least_s = float(asked_s) if asked_s.isdigit() else 0.0
+        least_s = float(asked_s) if asked_s.isdecimal() else 0.0
         time.sleep(min(max(wait_s, least_s), _MAX_WAIT_S))
         wait_s *= 2
     raise ConnectionError(

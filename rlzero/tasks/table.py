@@ -261,6 +261,11 @@ def _joined(
       f'InvalidScore in the reward {name!r}: it gave a dict; a further reward '
       'is a number'
     )
+  if name in own.parts:
+    error = error or (
+      f'InvalidScore in the reward {name!r}: the verifier gives a score of '
+      'that name too; rename one of them'
+    )
   return own._replace(
     parts={**own.parts, name: further.score},
     error=error,
