@@ -82,7 +82,7 @@ export function tokenView(tokens) {
     at = -1;
   }
 
-  text.addEventListener('pointerover', (event) => {
+  text.addEventListener('pointermove', (event) => {
     const place = spans.indexOf(event.target);
     if (place >= 0) read(place);
   });
