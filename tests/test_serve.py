@@ -704,6 +704,16 @@ def test_a_server_over_a_mesh_answers_the_same(client):
       with concurrent.futures.ThreadPoolExecutor(4) as pool:
         replies = pool.map(lambda one: complete(over_mesh, **one), asked)
         assert [reply.choices for reply in replies] == expected
+      one, other = (
+        complete(c, n=4, logprobs=3).choices for c in (client, over_mesh)
+      )
+      for alone, sharded in zip(one, other, strict=True):
+        for top, same in zip(
+          alone.logprobs.top_logprobs,
+          sharded.logprobs.top_logprobs,
+          strict=True,
+        ):
+          assert same == pytest.approx(top, abs=1e-4)
 
 
 @pytest.mark.slow
