@@ -174,7 +174,7 @@ def test_what_is_learned(ended, name):
   for row, same_row in zip(rows, same_rows, strict=True):
     assert row == pytest.approx(same_row, rel=1e-5)
   # What two have saved, one process takes as it stands, on its one device.
-  shapes = jax.tree.map(np.zeros_like, same)
+  shapes = jax.tree.map(jax.numpy.zeros_like, same)
   store = checkpoint.Store(str(two), read_only=True)
   if name != 'reward_model':  # whose last layer is no part of the model
     assert distance(store.restore_params(shapes), same) == 0
