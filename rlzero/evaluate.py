@@ -24,6 +24,7 @@ solved in Python, not to contests entered.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -237,7 +238,7 @@ def _measure_benchmark(
 
   A host scores its share of the problems.
   """
-  log, size = None, benchmark.num_samples
+  log = None
   if cfg.workdir:
     prompts = {}
     if model:
@@ -259,14 +260,8 @@ def _measure_benchmark(
     max_chars=reward_pool.chars_of(benchmark.sampling.max_len),
   ) as pool:
     pool.wait()
-    records = hosts.map_over_hosts(
-      range(len(chosen)),
-      lambda places: grade.grade(
-        pool,
-        benchmark.task,
-        [chosen[i] for i in places],
-        [s for i in places for s in samples[i * size :][:size]],
-      ),
+    records = grade.over_hosts(
+      functools.partial(grade.grade, pool, benchmark.task), chosen, samples
     )
     metrics = measure.compute_metrics(
       pool, benchmark.task, chosen, records, benchmark

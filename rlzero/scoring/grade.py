@@ -1,6 +1,6 @@
 """Completions and samples to graded records, through the reward workers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,16 +50,33 @@ def score_over_hosts(
   completions: Sequence[scheduler.Completion],
 ) -> list[dict[str, Any]]:
   """`score`, each host with its share of the problems; all get all records."""
-  group = len(completions) // len(prompts)
+
+  def score_share(problems, own):
+    examples, own_prompts = zip(*problems, strict=True)
+    return score(pool, task, tokenizer, examples, own_prompts, own)
+
+  problems = list(zip(chosen, prompts, strict=True))
+  return over_hosts(score_share, problems, completions)
+
+
+def over_hosts(
+  grade_share: Callable[[list[Any], list[Any]], list[dict[str, Any]]],
+  problems: Sequence[Any],
+  outputs: Sequence[Any],
+) -> list[dict[str, Any]]:
+  """Grades problems, each host its share of them; all get all records.
+
+  Args:
+    grade_share: (some of the problems, their outputs) -> a record an output.
+    problems: the same on every host.
+    outputs: G of each problem, adjacent.
+  """
+  group = len(outputs) // len(problems)
   return hosts.map_over_hosts(
-    range(len(chosen)),
-    lambda places: score(
-      pool,
-      task,
-      tokenizer,
-      [chosen[i] for i in places],
-      [prompts[i] for i in places],
-      [c for i in places for c in completions[i * group :][:group]],
+    range(len(problems)),
+    lambda places: grade_share(
+      [problems[i] for i in places],
+      [one for i in places for one in outputs[i * group :][:group]],
     ),
   )
 
