@@ -73,7 +73,8 @@ class ApiError(Exception):
     headers: Mapping[str, str] | None = None,
   ):
     super().__init__(message)
-    self.status, self.param, self.code = status, param, code
+    self.param = None if param is None else _printable(param)
+    self.status, self.code = status, code
     self.headers = dict(headers or {})
 
   def body(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class ApiError(Exception):
       'error': {
         'message': _printable(str(self)),
         'type': kind,
-        'param': None if self.param is None else _printable(self.param),
+        'param': self.param,
         'code': self.code,
       }
     }
@@ -297,8 +298,7 @@ class _Fields:
         raise ApiError(
           400,
           f'This server does not know the field {_short(name)}; leave it out.',
-          # A name may hold half a surrogate pair, which no answer can.
-          name[:64].encode(errors='replace').decode(),
+          name[:64],
         )
       if value not in _NEUTRAL[name]:
         raise ApiError(
