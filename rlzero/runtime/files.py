@@ -126,9 +126,11 @@ def to_json(value: Any, **options: Any) -> str:
     return json.dumps(_finite(value), allow_nan=False, **options)
 
 
-def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
-  """`to_json`, written whole, with a newline at its end."""
-  write_whole(path, to_json(value, **options) + '\n')
+def write_json(
+  path: str | os.PathLike, value: Any, suffix: str = '.tmp', **options: Any
+) -> None:
+  """`to_json`, written whole (see `write_whole`), with a newline at its end."""
+  write_whole(path, to_json(value, **options) + '\n', suffix)
 
 
 def write_jsonl(

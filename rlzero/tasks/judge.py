@@ -207,8 +207,8 @@ class Judge(completion_verifier.CompletionVerifier):
         if seed == _ASKED - 1:
           raise
         continue
-      whole = files.to_json({**cost, 'reply': reply.text})
-      files.write_whole(path, whole, files.own_suffix())
+      kept = {**cost, 'reply': reply.text}
+      files.write_json(path, kept, files.own_suffix())
       return score, cost
     raise AssertionError  # the loop returns or raises
 

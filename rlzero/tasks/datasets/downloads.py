@@ -37,8 +37,7 @@ def listed(repo: str, revision: str | None = None) -> list[str]:
     if why := _lasting(error, revision):
       raise NotFetched(why) from None
   else:
-    text = files.to_json(sorted(found))
-    files.write_whole(kept, text, files.own_suffix())
+    files.write_json(kept, sorted(found), files.own_suffix())
     return sorted(found)
   if os.path.exists(kept):
     with open(kept, encoding='utf-8') as file:

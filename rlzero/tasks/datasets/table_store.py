@@ -239,8 +239,7 @@ class _Writer:
       'splits': [s for s in locate.SPLITS if s in self._splits],
       'fingerprint': self._content.hexdigest(),
     }
-    text = files.to_json(facts) + '\n'
-    files.write_whole(_facts_of(self._path), text, files.own_suffix())
+    files.write_json(_facts_of(self._path), facts, files.own_suffix())
 
   def _write_rows(self, writer: pyarrow.ipc.RecordBatchFileWriter) -> int:
     number, row = 0, {}
