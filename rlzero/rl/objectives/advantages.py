@@ -70,7 +70,7 @@ def leave_one_out(rewards: Rewards, judged: Judged) -> Float[Array, 'P G']:
 
 
 def batch_mean(rewards: Rewards, judged: Judged) -> Float[Array, '']:
-  """b = mean of all rewards of the rollout (arXiv 2501.03262, eq. 10)."""
+  """b = mean of all rewards of the rollout (arXiv 2501.03262, REINFORCE++)."""
   return jnp.mean(rewards, where=judged)
 
 
@@ -150,7 +150,7 @@ BASELINES = {
   'batch_mean': Piece(
     function=batch_mean,
     formula='mean of the rollout',
-    source='arXiv 2501.03262, eq. 10',
+    source='arXiv 2501.03262, REINFORCE++',
   ),
   'none': Piece(function=no_baseline, formula='0', source='Williams 1992'),
 }
@@ -163,7 +163,7 @@ SCALES = {
   'batch_std': Piece(
     function=batch_std,
     formula='std of r − b over the rollout',
-    source='arXiv 2501.03262, eq. 10',
+    source='arXiv 2501.03262, REINFORCE++',
   ),
   'mean': Piece(
     function=group_mean_scale,
