@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import gc
 import os
 import shutil
+import warnings
 
 import jax
 import numpy as np
@@ -124,6 +126,32 @@ def test_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, capsys):
   store.save(2, *states[2])
   store.close()
   assert _restored(tmp_path, *states[1]).step == 2
+
+
+def test_reads_that_orbax_abandons_are_no_warning(tmp_path, monkeypatch):
+  state = {'x': jnp.ones(3)}, {'y': jnp.ones(3)}
+  store = checkpoint.Store(str(tmp_path))
+  for step in (1, 2):
+    store.save(step, *state)
+  store.close()
+  read = checkpoint.Store._read
+
+  async def read_file():
+    pass
+
+  def abandoning(self, step, trees):
+    if step == 2:
+      begun = [read_file()]
+      begun.append(begun)  # held by a circle, as by a loop that was closed
+      raise FileNotFoundError('no such file')
+    return read(self, step, trees)
+
+  monkeypatch.setattr(checkpoint.Store, '_read', abandoning)
+  with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter('always')
+    assert _restored(tmp_path, *state).step == 1
+    gc.collect()
+  assert not [one for one in warned if 'never awaited' in str(one.message)]
 
 
 def test_what_another_host_cannot_read_is_passed_over(

@@ -6,10 +6,13 @@ and tokenizer say what the parameters are. `folders.load_model` reads such a
 folder, a Hugging Face folder or a GGUF file.
 """
 
+import contextlib
+import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -213,10 +216,11 @@ class Store:
     """
     for wait_s in (*_WAITS_S, None):
       found, trouble = None, None
-      try:
-        found = self._read(step, trees)
-      except Exception as error:  # Orbax and TensorStore raise of every kind
-        trouble = [failures.is_damage(error), failures.sentence(error)]
+      with _dropping_abandoned_reads():
+        try:
+          found = self._read(step, trees)
+        except Exception as error:  # Orbax and TensorStore raise of every kind
+          trouble = [failures.is_damage(error), failures.sentence(error)]
       # Only when all have read can they go on to what they do together.
       trouble = hosts.first_true_of_all(trouble)
       if not trouble:
@@ -258,6 +262,21 @@ class Store:
     if steps:
       hosts.broadcast(True)  # the others must not list what is being renamed
       self._manager.reload()
+
+
+@contextlib.contextmanager
+def _dropping_abandoned_reads() -> Iterator[None]:
+  """Inside, Python does not warn of reads that Orbax began and abandoned.
+
+  Orbax reads files by coroutines. When one fails, others may never have begun,
+  which Python reports at some later time, beside work that is not at fault.
+  """
+  with warnings.catch_warnings():
+    warnings.filterwarnings(
+      'ignore', "coroutine '.*' was never awaited", RuntimeWarning
+    )
+    yield
+    gc.collect()  # here, and not when the warning is heard again
 
 
 def fingerprint(tree: Any) -> int:
