@@ -41,7 +41,7 @@ def run(cfg: Config) -> None:
   """
   saved_config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
-    loaded = folders.load_model(cfg.checkpoint)
+    loaded = folders.load_to_train(cfg.checkpoint, cfg.optimizer, cfg.adapter)
     model, tokenizer = cfg.model(loaded.config), loaded.tokenizer
     the_loss, frozen = functools.partial(demonstrations.loss, model), ()
     if cfg.teacher:

@@ -41,7 +41,7 @@ def run(cfg: Config) -> None:
   """
   saved_config.check_resume_compatible(cfg, cfg.workdir)
   with sharding.use(cfg.mesh):
-    loaded = folders.load_model(cfg.checkpoint)
+    loaded = folders.load_to_train(cfg.checkpoint, cfg.optimizer, cfg.adapter)
     model = cfg.model(loaded.config)
     found = supervised.load(
       cfg,

@@ -30,7 +30,8 @@ CHIPS: dict[str, Chip] = {
   'h100': Chip('H100', 989e12, 76e9, 3.35e12, 450e9, False),
   'h200': Chip('H200', 989e12, 134e9, 4.8e12, 450e9, False),
 }
-# A small machine without accelerators, nominally: to try plans on.
+# A machine without accelerators, nominally: to try plans on. A plan takes the
+# memory of the machine that it is made on.
 CPU = Chip('cpu', 200e9, 16e9, 20e9, 10e9, False)
 
 

@@ -14,7 +14,7 @@ from rlzero.planner import estimate, programs
 from rlzero.planner.programs import Program
 from rlzero.planner.settings import Settings
 from rlzero.planner.work import Work
-from rlzero.runtime import sharding
+from rlzero.runtime import memory, sharding
 
 GIB = 2**30
 
@@ -61,8 +61,9 @@ def make_plan(cfg: Settings) -> dict[str, Any]:
   cfg = dataclasses.replace(cfg, run=cfg.run.at(cfg.at_step))
   name, _, shape = cfg.topology.partition(':')
   if name == 'cpu':
-    chip, devices = hardware.CPU, jax.devices()
+    devices = jax.devices()
     num_devices = len(devices)
+    chip = hardware.CPU._replace(memory=memory.total() / num_devices)
   elif name not in hardware.CHIPS:
     raise ValueError(
       f'plan.Config.topology is {cfg.topology!r}; choose one of '
@@ -295,7 +296,7 @@ class _Plan:
     return held
 
   def _phase(self, name: str, size: int) -> Phase:
-    memory = self._memory(name, size)
+    held = self._memory(name, size)
     program = self._needs(name, size)
     moved, received = program.moved, program.received
     if not program.known:  # not compiled, so by arithmetic
@@ -310,10 +311,10 @@ class _Plan:
       )
       step_s += call.number * max(times.values())
     times = self._times(flops_call, moved, received)
-    total = sum(memory.values())
+    total = sum(held.values())
     return Phase(
       name=name,
-      memory=memory,
+      memory=held,
       total=total,
       fits=program.known and total <= self.chip.memory,
       flops=flops_call,

@@ -29,6 +29,7 @@ from rlzero.runtime import (
   files,
   hosts,
   lifecycle,
+  memory,
   metrics,
   profiling,
   provenance,
@@ -149,7 +150,9 @@ class TrainingLoop:
     """Makes one update, after the rollout that it needs; its metrics."""
     self._check_preempted()
     if not (self.experience and self.experience.minibatches):
+      memory.release_if_short()
       self._collect()
+      memory.release_if_short()
     assert self.experience is not None
     step_metrics = self.trainer.update(self.experience)
     self._check_finite(step_metrics)

@@ -391,7 +391,8 @@ def table(cfg: Config, num_examples: int) -> str:
 
 def load_start(cfg: Config) -> weights.Loaded:
   """The model that the run starts from."""
-  return folders.load_model(cfg.checkpoint or folders.embedded('tiny_base'))
+  path = cfg.checkpoint or folders.embedded('tiny_base')
+  return folders.load_to_train(path, cfg.optimizer, cfg.adapter)
 
 
 def make_reward_pool(cfg: Config) -> reward_pool.RewardPool:

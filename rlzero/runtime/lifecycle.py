@@ -15,7 +15,6 @@ command again.
 """
 
 import contextlib
-import ctypes
 import os
 import platform
 import signal
@@ -135,15 +134,6 @@ def reexec_with_malloc_settings() -> None:
   os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, [tunables, *missing]))
   sys.stdout.flush()
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def release_free_memory() -> None:
-  """Gives what is free back to the system, for once.
-
-  For what a program needs but at its start: its memory is kept else.
-  """
-  if platform.libc_ver()[0] == 'glibc':
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def join_hosts(argv: Sequence[str]) -> list[str]:

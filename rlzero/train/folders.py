@@ -15,10 +15,12 @@ import rlzero
 from rlzero import weights
 from rlzero.models import parameters, transformer
 from rlzero.models.config import ModelConfig
+from rlzero.models.lora import Adapter
 from rlzero.runtime import files, hosts, lifecycle, sharding
 from rlzero.text import files as text_files
 from rlzero.text.tokenizer import Tokenizer
-from rlzero.train import adapters, checkpoint
+from rlzero.train import adapters, checkpoint, room
+from rlzero.train.optim import Optimizer
 from rlzero.types import Params
 from rlzero.weights import finite, hf, hub, mapping, peft
 
@@ -126,7 +128,28 @@ def load_model(path: str, dtype: str = 'float32') -> weights.Loaded:
   Raises:
     ValueError: a weight is not finite.
   """
+  return _load(open_model(path), path, dtype)
+
+
+def load_to_train(
+  path: str, optimizer: Optimizer, adapter: Adapter | None = None
+) -> weights.Loaded:
+  """`load_model` in float32, where this machine has room to train it.
+
+  Args:
+    path: of the model.
+    optimizer: which will train it.
+    adapter: what is trained, if not the model.
+
+  Raises:
+    ValueError: there is no room (`room.check`), or a weight is not finite.
+  """
   opened = open_model(path)
+  room.check(path, opened.params, optimizer, adapter)
+  return _load(opened, path, 'float32')
+
+
+def _load(opened: weights.Loaded, path: str, dtype: str) -> weights.Loaded:
   params = mapping.place(opened.params, dtype)
   finite.check(params, path)
   return dataclasses.replace(opened, params=params)

@@ -29,6 +29,7 @@ from rlzero.runtime import (
   fields,
   hosts,
   lifecycle,
+  memory,
   metrics,
   naming,
   sharding,
@@ -374,6 +375,7 @@ def fit(
   ):
     for step in range(start, num_steps):
       began = time.perf_counter()
+      memory.release_if_short()
       params = adapters.join(trained, base)
       micros = list(batch(step, params))
       grads, totals = gradient_of(params, micros, frozen)

@@ -18,7 +18,7 @@ import numpy as np
 
 from rlzero.models import parameters
 from rlzero.models.config import ModelConfig
-from rlzero.runtime import lifecycle, sharding
+from rlzero.runtime import memory, sharding
 from rlzero.types import Params
 from rlzero.weights.families import FAMILIES, GGUF_FAMILIES, llama
 from rlzero.weights.metadata import Metadata, WeightsError
@@ -179,7 +179,7 @@ def place(params: Params, dtype: str) -> Params:
   def read(leaf: Any) -> jax.Array:
     if isinstance(leaf, Lazy):
       array = jax.block_until_ready(_load(leaf, np.dtype(dtype)))
-      lifecycle.release_free_memory()  # blocks that fit no array
+      memory.release_free()  # blocks that fit no array
       return array
     return leaf.astype(dtype)
 
