@@ -2,17 +2,17 @@
 
   python -m rlzero.benchmarks.serving --checkpoint=DIR [--clients=64]
     [--seconds=300] [--slots=16] [--distinct=64] [--max_tokens=64]
+    [--top_logprobs=5]
 
 Starts `rlzero.serve`, asks some distinct requests one after the other, and then
 lets the clients ask them in random order, streaming, each as soon as its last
-one has ended. The last line is JSON: requests, those lost (without a whole
-answer) and mixed (another answer than alone with the same seed), tokens a
-second, and seconds to the first token, among the others and alone.
+one has ended. The clients are OpenAI's own (extra `test`). The last line is
+JSON: requests, those lost (without a whole answer) and mixed (another answer
+than alone with the same seed), tokens a second, and seconds to the first token,
+among the others and alone.
 """
 
 import argparse
-import http.client
-import json
 import random
 import signal
 import statistics
@@ -20,8 +20,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 from typing import Any, NamedTuple
+
+import httpx
+import openai
 
 from rlzero.runtime import files, provenance
 
@@ -37,7 +39,7 @@ class _Reply(NamedTuple):
 
 
 class _Client:
-  """Asks a server, over one connection a request.
+  """Asks a server, as OpenAI's own client does.
 
   Args:
     url: http://host:port/v1#model.
@@ -45,54 +47,40 @@ class _Client:
 
   def __init__(self, url: str):
     base, _, self._model = url.partition('#')
-    self._host = urllib.parse.urlsplit(base).netloc
+    self._client = openai.OpenAI(
+      base_url=base, api_key='none', timeout=_TIMEOUT_S, max_retries=0
+    )
 
   def ask(self, request: dict[str, Any]) -> _Reply | float:
     """The answer, or the seconds to wait where the queue is full.
 
     Raises:
-      OSError, ValueError, http.client.HTTPException: no whole answer.
+      openai.OpenAIError, httpx.HTTPError, ValueError: no whole answer.
     """
-    body = {
-      'model': self._model,
-      'stream': True,
-      'stream_options': {'include_usage': True},
-      **request,
-    }
-    connection = http.client.HTTPConnection(self._host, timeout=_TIMEOUT_S)
     began, first_s = time.monotonic(), None
     text, tokens, finish = '', 0, None
     try:
-      headers = {'Content-Type': 'application/json'}
-      connection.request(
-        'POST', '/v1/chat/completions', files.to_json(body), headers
+      stream = self._client.chat.completions.create(
+        model=self._model,
+        stream=True,
+        stream_options={'include_usage': True},
+        **request,
       )
-      reply = connection.getresponse()
-      if reply.status == 429:
-        return float(reply.headers['Retry-After'])
-      if reply.status != 200:
-        raise ValueError(f'status {reply.status}: {reply.read(300)!r}')
-      for line in reply:
-        if not line.startswith(b'data: '):
-          continue
-        data = line.removeprefix(b'data: ').strip()
-        if data == b'[DONE]':
-          if finish is None:
-            raise ValueError('the stream has no finish')
-          return _Reply(text, tokens, first_s or time.monotonic() - began)
-        chunk = json.loads(data)
-        for choice in chunk['choices']:
-          delta = choice['delta']
-          thought = delta.get('reasoning_content', '')
-          if piece := thought + delta.get('content', ''):
+    except openai.RateLimitError as error:
+      return float(error.response.headers['retry-after'])
+    with stream:
+      for chunk in stream:
+        for choice in chunk.choices:
+          thought = getattr(choice.delta, 'reasoning_content', None) or ''
+          if piece := thought + (choice.delta.content or ''):
             first_s = first_s or time.monotonic() - began
             text += piece
-          finish = choice['finish_reason'] or finish
-        if chunk.get('usage'):
-          tokens = chunk['usage']['completion_tokens']
+          finish = choice.finish_reason or finish
+        if chunk.usage:
+          tokens = chunk.usage.completion_tokens
+    if finish is None:
       raise ValueError('the stream has no end')
-    finally:
-      connection.close()
+    return _Reply(text, tokens, first_s or time.monotonic() - began)
 
 
 class _Storm:
@@ -129,7 +117,7 @@ class _Storm:
       which = chance.randrange(len(self._requests))
       try:
         reply = self._client.ask(self._requests[which])
-      except (OSError, ValueError, http.client.HTTPException) as error:
+      except (openai.OpenAIError, httpx.HTTPError, ValueError) as error:
         with self._lock:
           self.lost.append(str(error))
         continue
@@ -143,9 +131,12 @@ class _Storm:
         time.sleep(reply)
 
 
-def _make_requests(count: int, max_tokens: int) -> list[dict[str, Any]]:
+def _make_requests(
+  count: int, max_tokens: int, top_logprobs: int
+) -> list[dict[str, Any]]:
   """Requests of many kinds, in words that the tiny base knows too."""
   chance = random.Random(0)
+  likely = {'logprobs': True, 'top_logprobs': top_logprobs}
   found = []
   for number in range(count):
     numbers = [chance.randint(1, 20) for _ in range(chance.randint(3, 4))]
@@ -157,6 +148,7 @@ def _make_requests(count: int, max_tokens: int) -> list[dict[str, Any]]:
         'temperature': chance.choice([0, 0.6, 1]),
         'top_p': chance.choice([0.95, 1]),
         'max_tokens': chance.randint(max_tokens // 4, max_tokens),
+        **(likely if top_logprobs else {}),
       }
     )
   return found
@@ -178,6 +170,7 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument('--slots', type=int, default=16)
   parser.add_argument('--distinct', type=int, default=64)
   parser.add_argument('--max_tokens', type=int, default=64)
+  parser.add_argument('--top_logprobs', type=int, default=0)
   return parser.parse_args()
 
 
@@ -195,7 +188,9 @@ def main() -> None:
         raise SystemExit('The server did not start; it has said why.')
       start_s = time.monotonic() - began
       client = _Client(line.split()[1])
-      requests = _make_requests(args.distinct, args.max_tokens)
+      requests = _make_requests(
+        args.distinct, args.max_tokens, args.top_logprobs
+      )
       alone = []
       for request in requests:
         reply = client.ask(request)
@@ -214,6 +209,7 @@ def main() -> None:
   result = {
     'clients': args.clients,
     'slots': args.slots,
+    'top_logprobs': args.top_logprobs,
     'seconds': round(taken_s, 1),
     'requests': len(storm.replies) + len(storm.lost),
     'lost': len(storm.lost),
