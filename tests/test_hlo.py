@@ -79,3 +79,119 @@ ENTRY %main (a: {source}, b: {target}, i: s32[4]) -> {target} {{
 }}
 """
   assert hlo.traffic(text).collectives == {'ragged-all-to-all': 8 * 16 * 4}
+
+
+def test_a_fusion_reads_what_one_inside_of_it_only_reshapes():
+  text = """HloModule m
+
+%flat (p: f32[8,256]) -> f32[2048] {
+  %p = f32[8,256]{1,0} parameter(0)
+  ROOT %same = f32[2048]{0} bitcast(%p)
+}
+
+%fused (p0: f32[8,256]) -> f32[] {
+  %p0 = f32[8,256]{1,0} parameter(0)
+  %inner = f32[2048]{0} fusion(%p0), kind=kLoop, calls=%flat
+  %zero = f32[] constant(0)
+  ROOT %sum = f32[] reduce(%inner, %zero), dimensions={0}, to_apply=%add
+}
+
+ENTRY %main (a: f32[8,256]) -> f32[] {
+  %a = f32[8,256]{1,0} parameter(0)
+  ROOT %out = f32[] fusion(%a), kind=kInput, calls=%fused
+}
+"""
+  assert hlo.traffic(text).memory == 4 * 8 * 256 + 4
+
+
+def test_a_slice_into_fast_memory_reads_its_source():
+  text = """HloModule m
+
+%piece (p: f32[8,256]) -> f32[2,256] {
+  %p = f32[8,256]{1,0} parameter(0)
+  ROOT %cut = f32[2,256]{1,0:S(1)} slice(%p), slice={[2:4], [0:256]}
+}
+
+ENTRY %main (a: f32[8,256]) -> f32[2,256] {
+  %a = f32[8,256]{1,0} parameter(0)
+  %begin = ((f32[8,256]{1,0}), f32[2,256]{1,0:S(1)}, s32[]{:S(2)}) \
+async-start(%a), calls=%piece
+  %end = f32[2,256]{1,0:S(1)} async-done(%begin)
+  ROOT %near = f32[2,256]{1,0:S(1)} custom-call(%end), \
+custom_call_target="ConcatBitcast"
+}
+"""
+  assert hlo.traffic(text).memory == 4 * 2 * 256
+
+
+def test_a_collective_counts_once_while_other_fusions_run():
+  """8 rows become 32 beside a loop of 5, each turn of which hands them on."""
+  part, whole, one = 'f32[8,256]', 'f32[32,256]', 'f32[]'
+  gather = f'{whole} all-gather(%p0), channel_id=7, dimensions={{0}}'
+  both = f'({part}, {whole})'
+  text = f"""HloModule m
+
+%start (p0: {part}) -> {both} {{
+  %p0 = {part} parameter(0)
+  %begun = {gather}
+  ROOT %out = {both} custom-call(%begun), \
+custom_call_target="AsyncCollectiveStart"
+}}
+
+%on (p0: {part}, p1: {whole}, p2: {one}) -> ({one}, {part}, {whole}) {{
+  %p0 = {part} parameter(0)
+  %p1 = {whole} parameter(1)
+  %p2 = {one} parameter(2)
+  %more = {one} negate(%p2)
+  %begun = {gather}
+  ROOT %out = ({one}, {part}, {whole}) tuple(%more, %p0, %begun)
+}}
+
+%done (p0: {part}, p1: {whole}) -> {whole} {{
+  %p0 = {part} parameter(0)
+  %p1 = {whole} parameter(1)
+  %begun = {gather}
+  ROOT %out = {whole} custom-call(%p0, %p1, %begun), \
+custom_call_target="AsyncCollectiveDone"
+}}
+
+%body (c: (s32[], {one}, {part}, {whole})) -> (s32[], {one}, {part}, {whole}) {{
+  %c = (s32[], {one}, {part}, {whole}) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  %x = {one} get-tuple-element(%c), index=1
+  %near = {part} get-tuple-element(%c), index=2
+  %far = {whole} get-tuple-element(%c), index=3
+  %step = ({one}, {part}, {whole}) fusion(%near, %far, %x), kind=kOutput, \
+output_to_operand_aliasing={{{{1}}: (0, {{}}), {{2}}: (1, {{}})}}, calls=%on
+  %y = {one} get-tuple-element(%step), index=0
+  ROOT %out = (s32[], {one}, {part}, {whole}) tuple(%i, %y, %near, %far)
+}}
+
+%condition (c: (s32[], {one}, {part}, {whole})) -> pred[] {{
+  %c = (s32[], {one}, {part}, {whole}) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}}
+
+ENTRY %main (a: {part}, x: {one}, i: s32[]) -> {whole} {{
+  %a = {part} parameter(0)
+  %x = {one} parameter(1)
+  %i = s32[] parameter(2)
+  %begin = {both} fusion(%a), kind=kCustom, \
+output_to_operand_aliasing={{{{0}}: (0, {{}})}}, calls=%start
+  %near = {part} get-tuple-element(%begin), index=0
+  %far = {whole} get-tuple-element(%begin), index=1
+  %all = (s32[], {one}, {part}, {whole}) tuple(%i, %x, %near, %far)
+  %loop = (s32[], {one}, {part}, {whole}) while(%all), \
+condition=%condition, body=%body
+  %source = {part} get-tuple-element(%loop), index=2
+  %target = {whole} get-tuple-element(%loop), index=3
+  ROOT %end = {whole} fusion(%source, %target), kind=kCustom, \
+output_to_operand_aliasing={{{{}}: (1, {{}})}}, calls=%done
+}}
+"""
+  traffic = hlo.traffic(text)
+  assert traffic.collectives == {'all-gather': 4 * 32 * 256}
+  # What is gathered is read and written once, and a number at each turn.
+  assert traffic.memory == 4 * (8 + 32) * 256 + 5 * (4 + 4)

@@ -30,6 +30,8 @@ _FREE = {
   'opt-barrier', 'domain', 'async-update',
 }  # fmt: skip
 _SLICES = {'dynamic-slice', 'slice', 'gather'}
+# Custom calls that move nothing: room, and pieces that lie side by side.
+_FREE_CALLS = {'AllocateBuffer', 'ConcatBitcast', 'AssumeGatherIndicesInBound'}
 
 
 class Traffic(NamedTuple):
@@ -45,6 +47,7 @@ class Traffic(NamedTuple):
 
 class _Op(NamedTuple):
   name: str
+  is_root: bool  # what its computation returns
   parts: list[tuple[int, bool]]  # bytes, and whether in HBM, of each result
   kind: str
   inside: str  # its parentheses
@@ -100,29 +103,41 @@ def traffic(text: str) -> Traffic:
     for name, factor in executed.items()
     for op in computations[name].values()
   )
-  # An asynchronous collective stands in its start and in its end, with one
-  # channel.
+  return Traffic(memory, _received(computations, times))
+
+
+def _received(computations, times) -> dict[str, float]:
+  """Bytes from other devices, by kind, given how often computations run.
+
+  An asynchronous collective stands in its start, in its end and in what runs
+  meanwhile, with one channel; these may be in loops of their own.
+  """
   seen: dict[tuple[str, str], float] = {}
+  begun: dict[tuple[str, str], float] = {}
   for name, factor in times.items():
+    starts = _target(_root(computations[name])) == 'AsyncCollectiveStart'
     for op in computations[name].values():
       kind = op.kind.removesuffix('-start')
-      if kind in _COLLECTIVES:
-        size = op.size
-        if op.kind.endswith('-start') and len(op.parts) > 1:
-          size = max(size for size, _ in op.parts)
-        if kind == 'ragged-all-to-all':
-          # As many rows come in the mean as there are on the side that has no
-          # room for more.
-          source = computations[name].get(op.operands[0])
-          size = min(size, source.size) if source else size
-        channel = re.search(r'channel_id=(\d+)', op.rest)
-        key = kind, channel[1] if channel else f'{name}/{op.name}'
-        received = factor * _COLLECTIVES[kind] * size
-        seen[key] = max(seen.get(key, 0), received)
+      if kind not in _COLLECTIVES:
+        continue
+      size = op.size
+      if op.kind.endswith('-start') and len(op.parts) > 1:
+        size = max(size for size, _ in op.parts)
+      if kind == 'ragged-all-to-all':
+        # As many rows come in the mean as there are on the side that has no
+        # room for more.
+        source = computations[name].get(op.operands[0])
+        size = min(size, source.size) if source else size
+      channel = re.search(r'channel_id=(\d+)', op.rest)
+      key = kind, channel[1] if channel else f'{name}/{op.name}'
+      received = factor * _COLLECTIVES[kind] * size
+      seen[key] = max(seen.get(key, 0), received)
+      if starts:
+        begun[key] = received
   kinds: dict[str, float] = collections.defaultdict(float)
-  for (kind, _), received in seen.items():
+  for (kind, _), received in (seen | begun).items():
     kinds[kind] += received
-  return Traffic(memory, dict(kinds))
+  return dict(kinds)
 
 
 def _parse(text: str) -> tuple[_Computations, str]:
@@ -135,9 +150,9 @@ def _parse(text: str) -> tuple[_Computations, str]:
         current = computations.setdefault(header[2], {})
         entry = header[2] if header[1] else entry
       continue
-    found = re.match(r'\s+(?:ROOT )?%?([\w.-]+) = ', line)
+    found = re.match(r'\s+(ROOT )?%?([\w.-]+) = ', line)
     if found:
-      name, line = found[1], line[found.end() :]
+      name, line = found[2], line[found.end() :]
       end = _closing(line, 0) if line[0] == '(' else line.index(' ')
       kind = re.match(r' *([\w-]+)\(', line[end:])
       if not kind:
@@ -146,6 +161,7 @@ def _parse(text: str) -> tuple[_Computations, str]:
       stop = _closing(line, start)
       current[name] = _Op(
         name,
+        found[1] is not None,
         [_size(*part) for part in _SHAPE.findall(line[:end])],
         kind[1],
         line[start:stop],
@@ -205,24 +221,43 @@ def _moved(op: _Op, around: dict[str, _Op], computations) -> float:
     return 0
   if op.kind in ('while', 'call', 'conditional', 'async-start'):
     return 0  # their bodies count
-  if op.kind == 'copy-start':
-    return op.in_memory  # (target, source, context)
+  if op.kind == 'custom-call' and _target(op) in _FREE_CALLS:
+    return 0
+  if op.kind in ('copy-start', 'all-gather-start', 'collective-permute-start'):
+    return op.in_memory  # (target, source, context), in any order
   if op.kind == 'slice-start':
     size, in_hbm = op.parts[-2]
     return size * (1 + in_hbm)
   operands = [around[name] for name in op.operands if name in around]
   if op.kind in _SLICES:
-    return 2 * op.in_memory
+    # Of what is in HBM; one that is unknown here is.
+    far = not operands or operands[0].in_memory
+    return op.in_memory + (op.size if far else 0)
   if op.kind == 'dynamic-update-slice':
     return 2 * operands[1].in_memory
-  if op.kind != 'fusion':
-    return op.in_memory + sum(one.in_memory for one in operands)
+  if op.kind == 'fusion':
+    return _moved_by_fusion(op, operands, computations)
+  return op.in_memory + sum(one.in_memory for one in operands)
+
+
+def _moved_by_fusion(op: _Op, operands: list[_Op], computations) -> float:
   fused = computations[_called(op, 'calls')]
-  total = sum(
-    min(operand.in_memory, _read(i, fused, computations))
-    for i, operand in enumerate(operands)
-    if operand.in_memory
-  )
+  root = _root(fused)
+  match _target(root):
+    case 'AsyncCollectiveStart':
+      # All of the collective: until its end it runs in other fusions, which
+      # only hand on where it reads and writes.
+      return sum(
+        one.in_memory + sum(fused[name].in_memory for name in one.operands)
+        for one in fused.values()
+        if one.kind in _COLLECTIVES
+      )
+    case 'AsyncCollectiveDone':
+      return 0
+  total = 0.0
+  for i, operand in enumerate(operands):
+    if operand.in_memory:
+      total += min(operand.in_memory, _read(i, fused, computations)[0])
   # What is updated in place is written in part.
   updates = [
     (one, fused[one.operands[1]].size)
@@ -230,11 +265,45 @@ def _moved(op: _Op, around: dict[str, _Op], computations) -> float:
     if one.kind == 'dynamic-update-slice'
   ]
   kept = sum(one.size for one, _ in updates)
-  return total + max(op.in_memory - kept, 0) + sum(n for _, n in updates)
+  written = op.in_memory - _handed_on(op, root, fused)
+  return total + max(written - kept, 0) + sum(n for _, n in updates)
 
 
-def _read(number: int, fused: dict[str, _Op], computations) -> float:
-  """Bytes that a fusion reads of a parameter: its slices, or all of it."""
+def _handed_on(op: _Op, root: _Op, fused: dict[str, _Op]) -> int:
+  """Bytes of a fusion's results that are its operands and stay in place.
+
+  A collective that runs meanwhile has its source and its target among them.
+  """
+  if root.kind != 'tuple' or len(root.operands) != len(op.parts):
+    return 0
+  aliased = re.search(r'output_to_operand_aliasing=\{(.*?\))\}', op.rest)
+  found = 0
+  for i in re.findall(r'\{(\d+)\}: \(', aliased[1]) if aliased else ():
+    kind = fused[root.operands[int(i)]].kind
+    size, in_hbm = op.parts[int(i)]
+    if in_hbm and (kind == 'parameter' or kind in _COLLECTIVES):
+      found += size
+  return found
+
+
+def _root(computation: dict[str, _Op]) -> _Op:
+  return next(op for op in computation.values() if op.is_root)
+
+
+def _target(op: _Op) -> str:
+  """The function that a custom call is of; '' for another operation."""
+  found = re.search(r'custom_call_target="([^"]*)"', op.rest)
+  return found[1] if found else ''
+
+
+def _read(
+  number: int, fused: dict[str, _Op], computations
+) -> tuple[float, bool]:
+  """Bytes that a fusion reads of a parameter: its slices, or all of it.
+
+  Returns:
+    them, and whether the fusion's result is the parameter in another shape.
+  """
   (whole,) = (
     op
     for op in fused.values()
@@ -252,7 +321,11 @@ def _read(number: int, fused: dict[str, _Op], computations) -> float:
       inner = computations[_called(op, 'calls')]
       for i, name in enumerate(op.operands):
         if name in names:
-          total += _read(i, inner, computations)
+          size, same = _read(i, inner, computations)
+          total += size
+          names |= {op.name} if same else set()
+    elif op.kind == 'tuple' or op.kind in _COLLECTIVES:
+      continue  # handed on
     elif op.kind != 'dynamic-update-slice' or op.operands[0] not in names:
-      return whole.size
-  return min(total, whole.size)
+      return whole.size, False
+  return min(total, whole.size), _root(fused).name in names
