@@ -15,7 +15,7 @@ and of a mixture of experts and of latent attention:
   W an expert's width  A = R + rotated part       is not rotated
   Z shared width         of H: cached
 
-and J, the rank of an adapter.
+and J, the rank of an adapter; O, rows that all devices share out.
 """
 
 from typing import Any, NamedTuple

@@ -21,6 +21,7 @@ from helpers import (
 
 from rlzero.models import parameters, transformer
 from rlzero.rl import learner, programs, settings
+from rlzero.rollout import programs as rollout_programs
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.runtime import metrics, sharding
@@ -208,6 +209,35 @@ def test_update_gathers_neither_the_model_nor_logits(mesh):
       if {256, 512} & set(sizes):  # of the vocabulary: a table, no logits
         assert set(sizes) <= {16, 32, 256, 512}, sizes
     assert size < total / 2, (kind, sizes)
+
+
+@mostly_slow(
+  ('num_slots', 'rows'), {'even': (8, 1), 'uneven': (4, 1)}, quick=('even',)
+)
+def test_devices_share_out_the_rows_that_are_sampled(num_slots, rows):
+  """Of a compiled decoding on 4 x 2 devices; 4 rows are not for all 8."""
+  config = dataclasses.replace(EVEN, vocab_size=4096)
+  with sharding.use(sharding.Mesh(data=4, tensor=2)):
+    lowered = rollout_programs.lower(
+      config,
+      sharding.abstract_params(
+        parameters.AXES,
+        jax.eval_shape(lambda: transformer.init(config, jax.random.key(0))),
+      ),
+      num_prompts=2,
+      group_size=num_slots // 2,
+      prompt_len=8,
+      sampling=Sampling(max_len=8, max_prompt_len=8, num_slots=num_slots),
+      eos_ids=(EOS,),
+      seed=0,
+    )
+    compiled = lowered['decode'][0].lowered.compile()
+  sizes = [
+    size
+    for _, size, axes in _collectives(compiled.as_text())
+    if {4096, 2048} & set(axes)
+  ]
+  assert sizes and max(sizes) <= rows * 4096, sizes
 
 
 @pytest.mark.parametrize(

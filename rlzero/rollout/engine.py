@@ -209,9 +209,9 @@ def decode(
       return jax.lax.dynamic_update_slice_in_dim(buffer, one, i, axis)
 
     new = kv_cache.map_cache(write, config, new, keys_values)
-    logits = transformer.next_logits(config, params, hidden[:, 0])
-    # Sampling looks at the whole vocabulary of a row.
-    logits = sharding.constrain(logits, 'B_')
+    logits = _rows_of_logits(
+      transformer.next_logits(config, params, hidden[:, 0])
+    )
     token, logprob = distribution.sample(logits, slots.key, slots.length)
     if isinstance(distribution, RowDistribution):
       slots = distribution.write_tops(slots, i, logits)
@@ -224,6 +224,18 @@ def decode(
   assert cache is not None
   cache = _merge(config, cache, new, start, num_steps)
   return constrain_slots(after._replace(cache=cache))
+
+
+def _rows_of_logits(logits: Float[Array, 'B V']) -> Float[Array, 'B V']:
+  """Shards logits by rows, since sampling looks at all of a row.
+
+  They are computed where the columns of the head are, or every device would
+  gather the head for each token. Then devices that have a row in common each
+  take some of them, if that comes out even.
+  """
+  logits = sharding.constrain(logits, 'BV')
+  even = logits.shape[0] % sharding.axis_size('O') == 0
+  return sharding.constrain(logits, 'O_' if even else 'B_')
 
 
 def _append(

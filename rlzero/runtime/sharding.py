@@ -39,6 +39,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'J': (),
   'L': (),
   'M': (),
+  'O': ('data', 'fsdp', 'expert', 'tensor'),
   'Q': ('fsdp',),
   'R': ('fsdp',),
   'S': (),
