@@ -178,11 +178,17 @@ class Estimate:
     rows = num_slots // sharding.axis_size('B')
     steps = run.cfg.sampling.decode_steps
     at_work, moved, sent = s._experts(rows)
+    # Rows are shared out among the devices that have them, to be sampled.
+    even = num_slots % sharding.axis_size('O') == 0
+    logits = rows * m.vocab_size / (s.tensor if even else 1)
+    # Keys and values of the call's own tokens; at its end they are merged.
+    new = cache * steps / cache_len
     return Program(
       memory=s.decoded
       + sharding.bytes_per_device(slots)
-      + cache  # the new keys are merged into a copy
-      + rows * (3 * 4 * m.vocab_size + cache_len * s.heads * 8)
+      + new
+      + 3 * 4 * logits
+      + rows * cache_len * s.heads * 8
       + s.head * s.item
       + s.one_layer
       + at_work,
@@ -190,11 +196,18 @@ class Estimate:
       * (
         (s.body + s.head) * s.item
         + cache
-        + rows * m.vocab_size * 12
+        + new
+        + 12 * logits
         + s.routed * moved
       )
-      + 2 * cache,
-      received=steps * (s._gathered(1) + s._reduced(rows, 1) + s.routed * sent),
+      + 2 * new,
+      received=steps
+      * (
+        s._gathered(1)
+        + s._reduced(rows, 1)
+        + (1 - 1 / s.tensor) * 4 * logits
+        + s.routed * sent
+      ),
     )
 
   def update(self, micro_tokens: int) -> dict[str, Program]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlzero.models import kv_cache, rope, transformer
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import sampling
+from rlzero.rollout import merging, sampling
 from rlzero.rollout.row_sampling import RowDistribution
 from rlzero.rollout.slots import Slots, constrain_cache, constrain_slots
 from rlzero.runtime import sharding
@@ -222,7 +222,7 @@ def decode(
     0, num_steps, step, (slots._replace(cache=None), constrain_cache(new))
   )
   assert cache is not None
-  cache = _merge(config, cache, new, start, num_steps)
+  cache = merging.merge(config, cache, new, start)
   return constrain_slots(after._replace(cache=cache))
 
 
@@ -268,26 +268,3 @@ def _append(
     running=alive & ~ended & (length < max_len),
     routes=routes,
   )
-
-
-def _merge(
-  config: ModelConfig,
-  cache: KeyValues,
-  new: KeyValues,
-  start: Int[Array, 'B'],
-  num_steps: int,
-) -> KeyValues:
-  """The cache with a call's new keys and values behind those it had."""
-  # Position s of a slot was written at step s - start of the call.
-  age = jnp.arange(kv_cache.capacity(config, cache))[None] - start[:, None]
-  is_new = (age >= 0) & (age < num_steps)
-  index = jnp.clip(age, 0, num_steps - 1)
-
-  def merge(axis, old, buffer):
-    others = [i for i in range(5) if i not in (1, axis)]
-    moved = jnp.take_along_axis(
-      buffer, jnp.expand_dims(index, others), axis=axis
-    )
-    return jnp.where(jnp.expand_dims(is_new, others), moved, old)
-
-  return kv_cache.map_cache(merge, config, cache, new)
