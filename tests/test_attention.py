@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax import numpy as jnp
 from jax.experimental import topologies
 
 from rlzero.models import attention, parameters, splash, transformer
@@ -111,6 +112,36 @@ def test_splash_attention_is_the_plain_path_on_a_mesh_too(request):
     on_mesh = sharding.device_put_params(parameters.AXES, params)
     fused = _loss_and_gradient(LATENT, on_mesh, learner.put(micro))
     _assert_same(plain, jax.device_get(fused))
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'gpu'])
+def test_a_token_looks_at_parts_that_are_not_joined(platform, monkeypatch):
+  """Decoding: a shared prefix, a cache that is empty in row 1, the token."""
+  rng = np.random.default_rng(3)
+  visible = [np.ones((2, 1, 5), bool), rng.random((2, 1, 9)) < 0.5]
+  visible += [np.ones((2, 1, 1), bool)]
+  visible[1][1] = False
+  rows = 1, 2, 2  # the prefix is there once
+
+  def numbers(*shape):
+    return jnp.float32(3 * rng.normal(size=shape))
+
+  parts = [
+    attention.Part(
+      numbers(num_rows, 2, seen.shape[2], 8),
+      numbers(num_rows, 2, seen.shape[2], 8),
+      jnp.array(seen),
+    )
+    for num_rows, seen in zip(rows, visible, strict=True)
+  ]
+  query = numbers(2, 2, 3, 1, 8)
+  plain = attention.attend(query, parts, 0.4)
+  monkeypatch.setattr(sharding, 'platform', lambda: platform)
+  apart = attention.attend(query, parts, 0.4)
+  assert np.isfinite(plain).all()
+  np.testing.assert_allclose(apart, plain, rtol=1e-5, atol=1e-6)
+  text = str(jax.make_jaxpr(lambda q: attention.attend(q, parts, 0.4))(query))
+  assert 'concatenate' not in text
 
 
 @pytest.mark.usefixtures('short_shared_prefixes')

@@ -5,13 +5,14 @@ fused kernels that JAX has for TPUs (Pallas splash attention) and GPUs (cuDNN),
 which do not.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from rlzero.models import splash
 from rlzero.models.config import ModelConfig
@@ -123,14 +124,38 @@ def attend(
     assert not isinstance(part.visible, SegmentIds)  # of kernels alone
     visible = part.visible[:, None, None]
     scores.append(jnp.where(visible, score * scale, -jnp.inf))
-  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-  weights = weights.astype(query.dtype)
-  out, start = 0, 0
-  for part in parts:
-    end = start + part.key.shape[2]
-    out += _product('bkrts,bksh->bkrth', weights[..., start:end], part.value)
-    start = end
+  joint = sharding.platform() == 'cpu' or query.shape[3] > 1
+  weights = (_weights if joint else _weights_apart)(scores, query.dtype)
+  out = 0
+  for weight, part in zip(weights, parts, strict=True):
+    out += _product('bkrts,bksh->bkrth', weight, part.value)
   return checkpoint_name(out, 'attention_output')
+
+
+def _weights(scores: Sequence[Array], dtype: DTypeLike) -> Iterator[Array]:
+  """One softmax over the last axes of all parts, taken apart again."""
+  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+  weights, start = weights.astype(dtype), 0
+  for score in scores:
+    end = start + score.shape[-1]
+    yield weights[..., start:end]
+    start = end
+
+
+def _weights_apart(
+  scores: Sequence[Array], dtype: DTypeLike
+) -> Iterator[Array]:
+  """`_weights` of parts that are never joined; sums are in another order.
+
+  Accelerators then find the largest score as they make them, and make the
+  weights as they use them: scores are written once and read twice.
+  """
+  top = functools.reduce(
+    jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores]
+  )
+  weights = [jnp.exp(score - top) for score in scores]
+  total = sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
+  return ((weight / total).astype(dtype) for weight in weights)
 
 
 def _product(axes, x, of_rows, dtype=None):
