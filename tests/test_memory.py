@@ -1,13 +1,13 @@
 """The memory of a machine: what is there, what is refused, what is freed."""
 
 import pytest
+from helpers import grpo_config
 
 from rlzero import grpo, weights
 from rlzero.models.lora import Adapter
 from rlzero.runtime import memory
 from rlzero.train import folders, room
 from rlzero.train.optim import Optimizer
-from tests.helpers import grpo_config
 
 
 def test_a_container_has_what_its_group_allows(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-_GIB = 2**30
+from rlzero.runtime.memory import GIB
 
 
 class Chip(NamedTuple):
@@ -23,9 +23,9 @@ class Chip(NamedTuple):
 # NVLink's figure, and a twentieth of the memory stays with the driver and XLA.
 CHIPS: dict[str, Chip] = {
   'v4': Chip('TPU v4', 275e12, 32e9, 1.228e12, 150e9),
-  'v5e': Chip('TPU v5 lite', 197e12, 15.75 * _GIB, 819e9, 200e9),
-  'v5p': Chip('TPU v5', 459e12, 95 * _GIB, 2.765e12, 600e9),
-  'v6e': Chip('TPU v6 lite', 918e12, 31.25 * _GIB, 1.64e12, 400e9),
+  'v5e': Chip('TPU v5 lite', 197e12, 15.75 * GIB, 819e9, 200e9),
+  'v5p': Chip('TPU v5', 459e12, 95 * GIB, 2.765e12, 600e9),
+  'v6e': Chip('TPU v6 lite', 918e12, 31.25 * GIB, 1.64e12, 400e9),
   'a100': Chip('A100-SXM4-80GB', 312e12, 76e9, 2.039e12, 300e9, False),
   'h100': Chip('H100', 989e12, 76e9, 3.35e12, 450e9, False),
   'h200': Chip('H200', 989e12, 134e9, 4.8e12, 450e9, False),

@@ -15,8 +15,7 @@ from rlzero.planner.programs import Program
 from rlzero.planner.settings import Settings
 from rlzero.planner.work import Work
 from rlzero.runtime import memory, sharding
-
-GIB = 2**30
+from rlzero.runtime.memory import GIB
 
 _ROLLOUT = ('prefill', 'insert', 'decode', 'read', 'resize', 'shrink')
 _UPDATE = ('reference', 'update', 'apply')

@@ -4,6 +4,7 @@ from typing import Any
 
 from rlzero.planner import planning
 from rlzero.planner.settings import Settings
+from rlzero.runtime.memory import GIB
 
 
 def describe(cfg: Settings, report: dict[str, Any]) -> str:
@@ -18,7 +19,7 @@ def describe(cfg: Settings, report: dict[str, Any]) -> str:
     active += f', {r["trained"] / 1e6:.1f}M trained'
   lines = [
     f'{r["topology"]}: {r["devices"]} devices of '
-    f'{r["hbm_bytes"] / planning.GIB:.1f} GiB, {mesh} ({r["source"]})',
+    f'{r["hbm_bytes"] / GIB:.1f} GiB, {mesh} ({r["source"]})',
     f'{r["parameters"] / 1e9:.2f}B parameters{active}; completions of at most '
     f'{r["max_len"]} tokens, {r["mean_len"]:.0f} in the mean, prompts of '
     f'{r["prompt_len"]}',
@@ -32,12 +33,12 @@ def describe(cfg: Settings, report: dict[str, Any]) -> str:
   heads = ['GiB a device', *terms, 'total', 'fits']
   table = [heads]
   for p in r['phases']:
-    cells = [f'{p["memory"].get(t, 0) / planning.GIB:.2f}' for t in terms]
+    cells = [f'{p["memory"].get(t, 0) / GIB:.2f}' for t in terms]
     table.append(
       [
         p['name'],
         *cells,
-        f'{p["total"] / planning.GIB:.2f}',
+        f'{p["total"] / GIB:.2f}',
         'no yes'.split()[p['fits']],
       ]
     )
@@ -67,7 +68,7 @@ def describe(cfg: Settings, report: dict[str, Any]) -> str:
   for name, found in (r['largest'] or {}).items():
     lines.append(
       f'Largest {name} that fits: {found["size"]} '
-      f'({found["memory"] / planning.GIB:.1f} GiB).'
+      f'({found["memory"] / GIB:.1f} GiB).'
       if found['size']
       else f'No {name} fit, however few.'
     )

@@ -24,8 +24,8 @@ _RESIDENT = pathlib.Path('/proc/self/statm')  # in pages, the second number
 def total() -> int:
   """Bytes that programs here may use: the machine's, or the container's."""
   machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  limits = (_number(path) for path in _LIMITS)
-  return min(machine, *(limit for limit in limits if limit), machine)
+  limits = [_number(path) for path in _LIMITS]
+  return min([machine, *filter(None, limits)])
 
 
 def used() -> int | None:

@@ -216,11 +216,13 @@ class Store:
     """
     for wait_s in (*_WAITS_S, None):
       found, trouble = None, None
-      with _dropping_abandoned_reads():
+      with _unwarned_of_abandoned_reads():
         try:
           found = self._read(step, trees)
         except Exception as error:  # Orbax and TensorStore raise of every kind
           trouble = [failures.is_damage(error), failures.sentence(error)]
+        if trouble:
+          gc.collect()  # abandoned reads end here, where no one warns of them
       # Only when all have read can they go on to what they do together.
       trouble = hosts.first_true_of_all(trouble)
       if not trouble:
@@ -265,7 +267,7 @@ class Store:
 
 
 @contextlib.contextmanager
-def _dropping_abandoned_reads() -> Iterator[None]:
+def _unwarned_of_abandoned_reads() -> Iterator[None]:
   """Inside, Python does not warn of reads that Orbax began and abandoned.
 
   Orbax reads files by coroutines. When one fails, others may never have begun,
@@ -276,7 +278,6 @@ def _dropping_abandoned_reads() -> Iterator[None]:
       'ignore', "coroutine '.*' was never awaited", RuntimeWarning
     )
     yield
-    gc.collect()  # here, and not when the warning is heard again
 
 
 def fingerprint(tree: Any) -> int:
