@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from rlzero.rollout import buckets
-from rlzero.rollout.device import Device, flat_rows
+from rlzero.rollout.device import Device
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
 
@@ -113,3 +114,19 @@ class Batch:
     ]
     self.cached = self.cached[slots]
     self.replay_left = np.where(new, 0, self.replay_left[slots])
+
+
+def flat_rows(
+  chosen: Int[np.ndarray, 'W C'], num_rows: int
+) -> tuple[Int[np.ndarray, 'B'], Bool[np.ndarray, 'B']]:
+  """Rows that are chosen in each shard, as indices among all rows.
+
+  Args:
+    chosen: as `Device.resize` takes it.
+    num_rows: before the choice.
+
+  Returns:
+    the index of each row, and whether it is a new one.
+  """
+  first = num_rows // len(chosen) * np.arange(len(chosen))[:, None]
+  return (first + chosen).reshape(-1), chosen.reshape(-1) < 0

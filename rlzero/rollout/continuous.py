@@ -7,7 +7,7 @@ import numpy as np
 
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import buckets
-from rlzero.rollout.row_decoding import NUM_TOP
+from rlzero.rollout.row_decoding import NUM_TOP, RowDevice
 from rlzero.rollout.row_sampling import RowDistribution
 from rlzero.rollout.sampling import Finish, Sampling, StopCriteria
 from rlzero.rollout.scheduler import Prompt, Scheduler
@@ -73,14 +73,25 @@ class ContinuousScheduler(Scheduler[int]):
       decode_steps=decode_steps,
     )
     self._sizes = buckets.server_sizes(settings, context)
+    num_together = buckets.prefill_batch(1)
+    self._rows = RowDevice(
+      config,
+      params,
+      settings,
+      eos_ids=stop.eos_ids,
+      seed=0,
+      prefill_batch=num_together,
+      prompt_widths=self._sizes.prompt_widths,
+    )
     super().__init__(
       config,
       params,
       settings,
       stop=stop,
       seed=0,
-      prefill_batch=buckets.prefill_batch(1),
+      prefill_batch=num_together,
       sizes=self._sizes,
+      device=self._rows,
     )
     self._context = context
     self._options: dict[int, Options] = {}
@@ -182,7 +193,7 @@ class ContinuousScheduler(Scheduler[int]):
     if not self._options:
       return []
     count, pieces = self._sampling.decode_steps, []
-    last = self._device.read_last(min(count, self._context))
+    last = self._rows.read_last(min(count, self._context))
     for slot, request in enumerate(self._batch.requests):
       if request is None:
         continue
@@ -222,7 +233,7 @@ class ContinuousScheduler(Scheduler[int]):
     asks_top = np.array(num_top) > 0
     slots = np.flatnonzero(asks_top).tolist()
     self._asking = {self._batch.requests[slot].id: slot for slot in slots}
-    self._tops = self._device.decode_rows(
+    self._tops = self._rows.decode_rows(
       np.array(max_len, np.int32),
       RowDistribution._make(
         (

@@ -7,7 +7,7 @@ lowers them from shapes, `rollout/simulation.py` one that counts calls.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,34 +15,23 @@ from jaxtyping import Bool, Int
 
 from rlzero.models import kv_cache, padding
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import decode_layout, engine, row_decoding
-from rlzero.rollout.row_sampling import RowDistribution
+from rlzero.rollout import decode_layout, engine, pages
 from rlzero.rollout.sampling import Sampling
 from rlzero.rollout.slots import (
   NUM_PAGES,
   PAGE_LEN,
   Pages,
   Slots,
-  Tops,
   choose_rows,
   constrain_cache,
   constrain_part,
   constrain_slots,
   empty_slots,
-  read_last,
   read_pages,
   resize_part,
 )
 from rlzero.runtime import hosts, sharding
 from rlzero.types import KeyValues, Params, Tokens
-
-
-class Written(NamedTuple):
-  """The tokens that a slot has written, on the host."""
-
-  tokens: np.ndarray  # [T], or of all slots
-  logprobs: np.ndarray  # likewise
-  routes: np.ndarray | None  # [L, T, C]
 
 
 class Device:
@@ -201,36 +190,13 @@ class Device:
       distribution=self._sampling.distribution,
     )
 
-  def decode_rows(
-    self, max_len: Int[np.ndarray, 'B'], distribution: RowDistribution
-  ) -> Tops:
-    """`decode` where each row has settings of its own.
-
-    Args:
-      max_len: tokens after which the completion of each slot is cut.
-      distribution: what each is sampled from.
-
-    Returns:
-      the most likely tokens at each step, on the devices.
-    """
-    self.slots, tops = row_decoding.decode(
-      self.params,
-      self.slots,
-      max_len,
-      config=self.config,
-      eos_ids=self._eos_ids,
-      num_steps=self._sampling.decode_steps,
-      distribution=distribution,
-    )
-    return tops
-
   def flags(self) -> tuple[Bool[np.ndarray, 'B'], Int[np.ndarray, 'B']]:
     """Waits for the slots; says which run, and how much each has cached."""
     return hosts.fetch((self.slots.running, self.slots.cached))
 
   def read(
     self, slots: Sequence[int], lengths: Sequence[int]
-  ) -> Callable[[], list[Written]]:
+  ) -> Callable[[], list[pages.Written]]:
     """Reads completions back to the host, and of other slots nothing.
 
     They come in pages, so that one program serves any number of any length.
@@ -243,31 +209,25 @@ class Device:
       a function that waits for what is written now in each of the slots.
     """
     page_len = self._page_len
-    num_slots = self.slots.token.shape[0]
-    shards = place_pages(
-      slots, lengths, num_slots, self._sampling.max_len, page_len
+    shards = pages.place(
+      slots,
+      lengths,
+      self.slots.token.shape[0],
+      self._sampling.max_len,
+      page_len,
     )
-    where = np.zeros((len(shards), num_pages(shards), 2), np.int32)
-    for shard, pages in enumerate(shards):
-      for page, (_, *place) in enumerate(pages):
-        where[shard, page] = place
+    where = pages.indices(shards)
     calls = [
       self.read_pages(where[:, i : i + NUM_PAGES])
       for i in range(0, where.shape[1], NUM_PAGES)
     ]
-    return functools.partial(_join, shards, page_len, lengths, calls)
-
-  def read_last(self, count: int) -> Written:
-    """The last tokens of every slot, [B, count]; rows as `slots.read_last`."""
-    slots = self.slots._replace(cache=None)
-    tokens, logprobs = hosts.fetch(read_last(slots, count=count))
-    return Written(tokens, logprobs, None)
+    return functools.partial(pages.join, shards, page_len, lengths, calls)
 
   def read_pages(self, where: Int[np.ndarray, 'W P 2']) -> Pages:
     """Reads pieces of completions; see `slots.read_pages`."""
     return self._call(
       read_pages,
-      lambda pages, _: pages,
+      lambda read, _: read,
       self.slots._replace(cache=None),
       where,
       page_len=self._page_len,
@@ -295,81 +255,3 @@ class Device:
 
   def _shard(self, prompts: Tokens) -> Tokens:
     return jax.tree.map(lambda x: sharding.device_put(x, 'PT'), prompts)
-
-
-def flat_rows(
-  chosen: Int[np.ndarray, 'W C'], num_rows: int
-) -> tuple[Int[np.ndarray, 'B'], Bool[np.ndarray, 'B']]:
-  """Rows that are chosen in each shard, as indices among all rows.
-
-  Args:
-    chosen: as `Device.resize` takes it.
-    num_rows: before the choice.
-
-  Returns:
-    the index of each row, and whether it is a new one.
-  """
-  first = num_rows // len(chosen) * np.arange(len(chosen))[:, None]
-  return (first + chosen).reshape(-1), chosen.reshape(-1) < 0
-
-
-def place_pages(
-  slots: Sequence[int],
-  lengths: Sequence[int],
-  num_slots: int,
-  max_len: int,
-  page_len: int,
-) -> list[list[tuple[int, int, int]]]:
-  """Cuts completions into the pages in which they are read.
-
-  Args:
-    slots: those with the completions.
-    lengths: tokens of each completion.
-    num_slots: of all shards.
-    max_len: of a completion.
-    page_len: tokens of a page.
-
-  Returns:
-    for each shard its pages: which of the completions, the slot in the shard,
-    and the first token.
-  """
-  size = num_slots // sharding.axis_size('B')
-  shards = [[] for _ in range(sharding.axis_size('B'))]
-  for number, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
-    for start in range(0, length, page_len):
-      # A page does not reach beyond the longest completion.
-      start = min(start, max_len - page_len)
-      shards[slot // size].append((number, slot % size, start))
-  return shards
-
-
-def num_pages(shards: Sequence[Sequence[Any]]) -> int:
-  """Pages that are read of each shard, in calls of NUM_PAGES."""
-  return -(-max(map(len, shards)) // NUM_PAGES) * NUM_PAGES
-
-
-def _join(shards, page_len, lengths, calls):
-  """Completions, put together of their pages once these are there."""
-  calls = hosts.fetch(calls)
-  whole = [_empty(length, calls[0].routes) for length in lengths]
-  for shard, pages in enumerate(shards):
-    for page, (number, _, start) in enumerate(pages):
-      call, written = calls[page // NUM_PAGES], whole[number]
-      place, stop = (shard, page % NUM_PAGES), start + page_len
-      # Numpy cuts off what lies beyond the end of a completion.
-      size = written.tokens[start:stop].size
-      written.tokens[start:stop] = call.tokens[place][:size]
-      written.logprobs[start:stop] = call.logprobs[place][:size]
-      if call.routes is not None:
-        written.routes[:, start:stop] = call.routes[place][:, :size]
-  return whole
-
-
-def _empty(length, routes):
-  """Room for a completion, given routes of pages, [W, P, L, T, C], or None."""
-  if routes is not None:
-    num_layers, _, num_chosen = routes.shape[2:]
-    routes = np.empty((num_layers, length, num_chosen), routes.dtype)
-  return Written(
-    np.empty(length, np.int32), np.empty(length, np.float32), routes
-  )

@@ -4,13 +4,17 @@ import functools
 import inspect
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Int
 
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import engine
+from rlzero.rollout.device import Device
+from rlzero.rollout.pages import Written
 from rlzero.rollout.row_sampling import RowDistribution
-from rlzero.rollout.slots import Slots, Tops
+from rlzero.rollout.slots import Slots, Tops, read_last
+from rlzero.runtime import hosts
 from rlzero.types import Params
 
 NUM_TOP = 20  # most likely tokens that a request may ask for, at each step
@@ -50,3 +54,36 @@ def decode(
     distribution=distribution,
   )
   return after._replace(tops=None), after.tops
+
+
+class RowDevice(Device):
+  """A device whose rows have settings of their own."""
+
+  def decode_rows(
+    self, max_len: Int[np.ndarray, 'B'], distribution: RowDistribution
+  ) -> Tops:
+    """Decodes as `decode` does, but each row in its own way.
+
+    Args:
+      max_len: tokens after which the completion of each slot is cut.
+      distribution: what each is sampled from.
+
+    Returns:
+      the most likely tokens at each step, on the devices.
+    """
+    self.slots, tops = decode(
+      self.params,
+      self.slots,
+      max_len,
+      config=self.config,
+      eos_ids=self._eos_ids,
+      num_steps=self._sampling.decode_steps,
+      distribution=distribution,
+    )
+    return tops
+
+  def read_last(self, count: int) -> Written:
+    """The last tokens of every slot, [B, count]; rows as `slots.read_last`."""
+    slots = self.slots._replace(cache=None)
+    tokens, logprobs = hosts.fetch(read_last(slots, count=count))
+    return Written(tokens, logprobs, None)

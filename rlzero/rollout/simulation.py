@@ -13,14 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from rlzero.models.config import ModelConfig
-from rlzero.rollout import scheduler
-from rlzero.rollout.device import (
-  Device,
-  Written,
-  flat_rows,
-  num_pages,
-  place_pages,
-)
+from rlzero.rollout import pages, scheduler
+from rlzero.rollout.batch import flat_rows
+from rlzero.rollout.device import Device
 from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.rollout.slots import NUM_PAGES, PAGE_LEN
 
@@ -141,14 +136,14 @@ class SimulatedDevice(Device):
 
   def read(
     self, slots: Sequence[int], lengths: Sequence[int]
-  ) -> Callable[[], list[Written]]:
+  ) -> Callable[[], list[pages.Written]]:
     max_len = self._sampling.max_len
-    shards = place_pages(
+    shards = pages.place(
       slots, lengths, len(self._left), max_len, min(PAGE_LEN, max_len)
     )
-    self._count('read', num_pages(shards) // NUM_PAGES)
+    self._count('read', pages.num_pages(shards) // NUM_PAGES)
     written = [
-      Written(np.zeros(n, np.int32), np.zeros(n, np.float32), None)
+      pages.Written(np.zeros(n, np.int32), np.zeros(n, np.float32), None)
       for n in lengths
     ]
     return lambda: written
