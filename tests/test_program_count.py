@@ -6,7 +6,7 @@ from rlzero import grpo
 from rlzero.rl import programs
 from rlzero.rollout import buckets
 from rlzero.runtime import config, sharding
-from rlzero.train import packing
+from rlzero.train import buckets as train_buckets
 
 pytestmark = pytest.mark.model
 
@@ -62,7 +62,7 @@ def test_a_run_of_the_papers_size_has_few_programs(name, num_devices, expected):
 def test_others_have_the_sizes_that_they_had():
   """W1 and W2 of the benchmark: neither long rows nor large microbatches."""
   assert len([*programs.sizes(64, 8, 2048, 64)]) == 14
-  assert packing.row_width(1, 512) == 128
+  assert train_buckets.row_width(1, 512) == 128
   assert buckets.Sizes(64, 64, 160).smaller_batches == [
     48,
     40,

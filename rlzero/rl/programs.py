@@ -16,7 +16,7 @@ from rlzero.rollout import programs as rollout_programs
 from rlzero.rollout import scheduler
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
-from rlzero.train import adapters, packing
+from rlzero.train import adapters, buckets, packing
 from rlzero.types import Params
 
 
@@ -176,12 +176,12 @@ def sizes(
 
   Arguments as of `packing.microbatches`, for so many completions and prompts.
   """
-  widths = {packing.row_width(n + 1, max_len) for n in range(max_len)}
+  widths = {buckets.row_width(n + 1, max_len) for n in range(max_len)}
   for width in sorted(widths):
-    rows = packing.row_sizes(micro_tokens, width, multiple)
+    rows = buckets.row_sizes(micro_tokens, width, multiple)
     enough = [n for n in rows if n >= num_completions]
     for size in rows[max(len(enough) - 1, 0) :]:
-      for prompts in packing.prompt_sizes(size, num_prompts, width, multiple):
+      for prompts in buckets.prompt_sizes(size, num_prompts, width, multiple):
         yield size, prompts, width
 
 

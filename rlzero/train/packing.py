@@ -11,19 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rlzero.models import padding
+from rlzero.train import buckets
 from rlzero.types import AnyArray, Prompts, Tokens
 
-_WIDTH = 128  # tokens of the narrowest rows; wider ones double
-# Where no completion is longer, the rows are this wide: attention in narrower
-# rows compares a token with fewer others.
-_SHORT = 64
-_WIDTH_STEP = 32  # the widest rows are rounded up to a multiple of this
-_PROMPTS_A_ROW = 2
-# Long rows and large microbatches come in few sizes, minutes each to compile.
-_WIDEST_OVER_NARROWEST = 8
-_LARGE = 65_536  # tokens of a microbatch
-# Numbers of rows that are compiled for, as shares of the largest.
-_SHARES = 1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16
 # With more padding than 1 row in 6, a smaller one is filled before the rest.
 _ROWS_PER_EMPTY_ROW = 6
 
@@ -93,37 +83,19 @@ def microbatches(
     rows and prompts come in few sizes, so that few shapes are compiled.
   """
   lengths = np.array([len(c) for c in batch.completions])
-  widths = np.array([row_width(len(c), max_len) for c in batch.completions])
+  widths = np.array(
+    [buckets.row_width(len(c), max_len) for c in batch.completions]
+  )
   order = chosen[
     np.lexsort((-lengths[chosen], batch.prompt_index[chosen], -widths[chosen]))
   ]
   while order.size:
     width = int(widths[order[0]])
-    sizes = row_sizes(micro_tokens, width, multiple)
+    sizes = buckets.row_sizes(micro_tokens, width, multiple)
     places, order, size = fill_rows(
       order, lengths, batch.prompt_index, width, sizes
     )
     yield places, _microbatch(batch, places, size, width, multiple)
-
-
-def row_sizes(micro_tokens: int, width: int, multiple: int = 1) -> list[int]:
-  """Lists the numbers of rows that a microbatch may have, largest first."""
-  most = max(micro_tokens // width, 1)
-  shares = _SHARES if micro_tokens < _LARGE else _SHARES[:1]
-  sizes = {max(int(most * share), 1) for share in shares}
-  return sorted({padding.round_up(n, multiple) for n in sizes}, reverse=True)
-
-
-def row_width(length: int, max_len: int) -> int:
-  """Chooses the width, in tokens, of rows for a completion of this length."""
-  # The widest rows have room for the longest completion, and for two of them
-  # where these fit into short rows.
-  widest = min(2 * max_len, max(_SHORT, padding.round_up(max_len, _WIDTH_STEP)))
-  narrowest = padding.round_up(-(-widest // _WIDEST_OVER_NARROWEST), _WIDTH)
-  width = min(narrowest, widest)
-  while width < length:
-    width = min(2 * width, widest)
-  return width
 
 
 def fill_rows(
@@ -170,7 +142,7 @@ def _fill(order, lengths, prompt_index, width, most):
       row
       for row, (size, shared) in enumerate(zip(used, prompts, strict=True))
       if size + lengths[i] <= width
-      and (prompt in shared or len(shared) < _PROMPTS_A_ROW)
+      and (prompt in shared or len(shared) < buckets.PROMPTS_A_ROW)
     )
     row = next(free, len(used))
     if row == most:
@@ -183,17 +155,6 @@ def _fill(order, lengths, prompt_index, width, most):
     used[row] += int(lengths[i])
     prompts[row].add(prompt)
   return places, np.array(left, order.dtype)
-
-
-def prompt_sizes(
-  num_rows: int, num_prompts: int, width: int, multiple: int
-) -> list[int]:
-  """Lists the numbers of prompts beside so many rows, smallest first."""
-  most = min(num_rows * _PROMPTS_A_ROW, num_prompts)
-  # For long completions (a group fills four rows or more), short ones, and any.
-  wanted = -(-num_rows // 4), -(-num_rows // 2) + 1, most
-  wanted = wanted if num_rows * width < _LARGE else wanted[-1:]
-  return sorted({padding.round_up(min(n, most), multiple) for n in wanted})
 
 
 def empty_microbatch(
@@ -211,18 +172,15 @@ def empty_microbatch(
     max(len(p) for p in batch.prompts) - prefix_len
   )
 
-  def ints() -> np.ndarray:
-    return np.zeros(shape, np.int32)
-
-  def floats() -> np.ndarray:
-    return np.zeros(shape, np.float32)
+  def zeros(dtype: type) -> np.ndarray:
+    return np.zeros(shape, dtype)
 
   routes = None
   if batch.routes is not None:
     num_layers, _, num_chosen = batch.routes[0].shape
     routes = np.full((num_layers, *shape, num_chosen), -1, np.int32)
   return Microbatch(
-    tokens=Tokens(ints(), ints(), ints()),
+    tokens=Tokens(zeros(np.int32), zeros(np.int32), zeros(np.int32)),
     prompts=Prompts(
       padding.pad(
         [batch.prompts[p][prefix_len:] for p in used],
@@ -230,20 +188,20 @@ def empty_microbatch(
         longest,
         prefix_len,
       ),
-      np.zeros((num_rows, _PROMPTS_A_ROW), np.int32),
-      ints(),
+      np.zeros((num_rows, buckets.PROMPTS_A_ROW), np.int32),
+      zeros(np.int32),
       padding.pad(
         [batch.prompts[0][:prefix_len]] * multiple, multiple, prefix_len
       )
       if prefix_len
       else None,
     ),
-    mask=np.zeros(shape, bool),
-    counts=ints(),
-    old_logprobs=floats(),
-    ref_logprobs=floats(),
-    advantages=floats(),
-    weights=None if batch.weights is None else floats(),
+    mask=zeros(bool),
+    counts=zeros(np.int32),
+    old_logprobs=zeros(np.float32),
+    ref_logprobs=zeros(np.float32),
+    advantages=zeros(np.float32),
+    weights=None if batch.weights is None else zeros(np.float32),
     routes=routes,
   )
 
@@ -260,7 +218,7 @@ def _microbatch(
   used = numbers.tolist()
   num_prompts = min(
     n
-    for n in prompt_sizes(num_rows, len(batch.prompts), width, multiple)
+    for n in buckets.prompt_sizes(num_rows, len(batch.prompts), width, multiple)
     if n >= len(used)
   )
   micro = empty_microbatch(batch, used, num_rows, num_prompts, width, multiple)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlzero.train import packing
+from rlzero.train import buckets, packing
 from rlzero.types import Tokens
 
 
@@ -30,12 +30,12 @@ def pack(
   """Packs items into microbatches; takes the arguments of `microbatches`."""
   sizes = [sum(map(len, p.sequences)) for p in items]
   lengths = np.array(sizes)
-  widths = np.array([packing.row_width(n, max_len) for n in sizes])
+  widths = np.array([buckets.row_width(n, max_len) for n in sizes])
   order = np.lexsort((-lengths, -widths))
   alike = np.zeros(len(items), int)  # as if all continued one prompt
   while order.size:
     width = int(widths[order[0]])
-    sizes = packing.row_sizes(micro_tokens, width, multiple)
+    sizes = buckets.row_sizes(micro_tokens, width, multiple)
     places, order, size = packing.fill_rows(order, lengths, alike, width, sizes)
     yield places, _packed(items, places, size, width)
 
