@@ -7,7 +7,6 @@ last microbatch, so that packing cannot change the result.
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -120,22 +119,9 @@ class Learner:
     )
     state = state._replace(params=adapters.join(state.params, frozen))
     totals, loss, norm = jax.device_get((totals, loss, norm))
-    # Means over nothing, where no row has an advantage, are NaN.
-    tokens = float(totals.tokens) or math.nan
-    useful = metrics.useful_tokens(batch, self.chosen(batch))
-    return state, {
-      'policy/loss': float(loss),
-      'policy/grad_norm': float(norm),
-      'policy/kl': float(totals.kl) / tokens,
-      'policy/entropy': float(totals.entropy) / tokens,
-      'policy/clip_fraction': float(totals.clipped) / tokens,
-      'policy/old_mismatch_mean': float(totals.mismatch) / tokens,
-      'policy/old_mismatch_max': float(totals.mismatch_max),
-      'policy/old_mismatch_kl': float(totals.mismatch_kl) / tokens,
-      'update/useful_over_computed': useful
-      / max(float(totals.padded_tokens), 1.0),
-      **metrics.expert_balance(totals.loads),
-    }
+    return state, metrics.of_update(
+      totals, float(loss), float(norm), batch, self.chosen(batch)
+    )
 
   def gradient(
     self, params: Params, batch: packing.RolloutBatch

@@ -1,5 +1,6 @@
 """Draws the metrics of rollouts and updates; nothing here is learned from."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from rlzero.models import padding
+from rlzero.rl.losses import Totals
 from rlzero.scoring import grade, reward_pool, rewards
 from rlzero.text import readability
 from rlzero.train.packing import RolloutBatch
+from rlzero.types import AnyArray
 
 _SHARED_PARTS = 'reshard', 'rollout', 'score', 'reference'
 _MAX_READ = 256  # completions searched for repetition: a second, if all long
@@ -48,6 +51,39 @@ def of_rollout(
   parts = dict.fromkeys(name for lap in laps for name in lap)
   return metrics | {
     f'time/{name}_s': sum(lap.get(name, 0.0) for lap in laps) for name in parts
+  }
+
+
+def of_update(
+  totals: Totals,
+  loss: float,
+  grad_norm: float,
+  batch: RolloutBatch,
+  chosen: np.ndarray,
+) -> dict[str, float]:
+  """Returns the metrics of an update.
+
+  Args:
+    totals: of its microbatches, on the host.
+    loss: minus the objective, divided.
+    grad_norm: of the gradient before it is clipped.
+    batch: the completions.
+    chosen: indices of those that were computed.
+  """
+  # Means over nothing, where no row has an advantage, are NaN.
+  tokens = float(totals.tokens) or math.nan
+  return {
+    'policy/loss': loss,
+    'policy/grad_norm': grad_norm,
+    'policy/kl': float(totals.kl) / tokens,
+    'policy/entropy': float(totals.entropy) / tokens,
+    'policy/clip_fraction': float(totals.clipped) / tokens,
+    'policy/old_mismatch_mean': float(totals.mismatch) / tokens,
+    'policy/old_mismatch_max': float(totals.mismatch_max),
+    'policy/old_mismatch_kl': float(totals.mismatch_kl) / tokens,
+    'update/useful_over_computed': useful_tokens(batch, chosen)
+    / max(float(totals.padded_tokens), 1.0),
+    **expert_balance(totals.loads),
   }
 
 
@@ -94,7 +130,7 @@ def useful_tokens(batch: RolloutBatch, chosen: np.ndarray) -> int:
   return sum(len(batch.completions[i]) for i in chosen) + prefix_len + own
 
 
-def expert_balance(loads: np.ndarray | tuple[()]) -> dict[str, float]:
+def expert_balance(loads: AnyArray | tuple[()]) -> dict[str, float]:
   """Says how evenly tokens went to experts, as means over the layers.
 
   Args:
@@ -102,6 +138,7 @@ def expert_balance(loads: np.ndarray | tuple[()]) -> dict[str, float]:
   """
   if isinstance(loads, tuple):
     return {}
+  loads = np.asarray(loads)
   total = np.maximum(loads.sum(axis=1, keepdims=True), 1.0)
   shares = loads / total
   entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-30)), axis=1)
