@@ -269,10 +269,15 @@ def test_functions_are_short():
   assert not long, f'at most {_FUNCTION_LINES} lines'
 
 
-def _reading_path() -> list[str]:
-  """The files in README's table under 'A GRPO step by hand'."""
+def _step_in_readme() -> str:
+  """README's section 'A GRPO step by hand'."""
   text = (_ROOT / 'README.md').read_text()
-  section = text.partition('## A GRPO step by hand')[2].partition('\n## ')[0]
+  return text.partition('## A GRPO step by hand')[2].partition('\n## ')[0]
+
+
+def _reading_path() -> list[str]:
+  """The files in the section's table."""
+  section = _step_in_readme()
   rows = [line for line in section.splitlines() if line.startswith('|')]
   return re.findall(r'`(\w+/\w+\.py)`', '\n'.join(rows))
 
@@ -283,6 +288,26 @@ def test_a_grpo_step_is_read_in_an_evening():
   assert len(files) <= _PATH_FILES
   lines = {f: len((_PACKAGE / f).read_text().splitlines()) for f in files}
   assert sum(lines.values()) <= _PATH_LINES, lines
+
+
+def test_the_reading_path_names_what_it_leaves_out():
+  """Modules that its files import are in README's section or on its page."""
+  page = (_ROOT / 'docs/explanation/grpo_step.md').read_text()
+  named_there, files = _step_in_readme() + page, _reading_path()
+  # They check, type or place values.
+  plain = {'rlzero.types', 'rlzero.weights', 'rlzero.runtime'}
+  wrong = []
+  for file in files:
+    name = 'rlzero.' + file.removesuffix('.py').replace('/', '.')
+    for other in sorted(GRAPH[name] & MODULES.keys()):
+      parts = other.split('.')
+      if plain & {'.'.join(parts[:2])}:
+        continue
+      named = {'/'.join(parts[1:]) + '.py'}
+      named |= {'/'.join(parts[1:n]) for n in range(2, len(parts))}
+      if not any(f'`{one}`' in named_there for one in named):
+        wrong.append(f'{file} imports {other}')
+  assert not wrong, '\n'.join(wrong)
 
 
 def _others(tree: ast.Module) -> set[str]:
