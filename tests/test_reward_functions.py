@@ -494,7 +494,7 @@ def test_weights_are_those_of_gin(tmp_path, mine):
       (0.0, 'crash', {}),
     ]
   ]
-  rewards.give(cfg, records)
+  rewards.assign(cfg, records)
   assert [r['reward'] for r in records] == [0.5, 0.0, 0.0]
 
 

@@ -49,7 +49,7 @@ def test_rewards_are_of_the_scenario():
     _record(task='easy', preference=0.25),  # 1/2 + 1/4
     _record(accuracy=0.0, words={}, status='timeout', parts={}),  # 1
   ]
-  rewards.give(cfg, records)
+  rewards.assign(cfg, records)
   assert [r['reward'] for r in records] == [5.5, 0.5, 0.75, 1.0]
 
 
@@ -75,12 +75,12 @@ def test_reward_models_are_loaded_once_and_weighed(monkeypatch):
     rewards.Preference(checkpoint='zero', weight=3.0),
     rewards.Preference(checkpoint='sure'),
   )
-  judges = rewards.Judges(
+  models = rewards.RewardModels(
     [rewards.Scenario(task=_EASY, preferences=preferences)]
   )
   records = [_record(), _record(task='easy')]
-  judges.judge(records)
-  judges.judge(records)
+  models.score(records)
+  models.score(records)
   assert loaded == ['zero', 'sure']
   assert 'preference' not in records[0]
   # 3 * sigmoid(0) + 1 * sigmoid(1e9), of weights that sum to 4.
@@ -115,15 +115,15 @@ def test_verdicts_on_programs_are_counted():
 
 def test_truncated_completions_may_earn_nothing():
   record = _record(truncated=True, preference=1.0)
-  rewards.give(_config(truncated='zero'), [record])
+  rewards.assign(_config(truncated='zero'), [record])
   assert record['reward'] == 0.0
-  rewards.give(_config(), [record])
+  rewards.assign(_config(), [record])
   assert record['reward'] == 3.0
 
 
 def test_a_part_that_nobody_judges():
   with pytest.raises(ValueError, match="'style'.*steps_mean"):
-    rewards.give(_config(part_rewards={'style': 1.0}), [_record()])
+    rewards.assign(_config(part_rewards={'style': 1.0}), [_record()])
 
 
 def test_what_does_not_apply_gives_no_reward():
@@ -136,13 +136,13 @@ def test_what_does_not_apply_gives_no_reward():
     _record(**none, parts={}, status='timeout'),  # failed, which earns 0
     _record(**none, parts={'steps_mean': None}, preference=0.25),
   ]
-  rewards.give(cfg, records)
+  rewards.assign(cfg, records)
   assert [r['reward'] for r in records] == [None, 2.0, 1.0, 0.0, 0.25]
   # What is paid for its format or its length is judged, whatever else is not.
-  rewards.give(_config(part_rewards={'steps_mean': 4.0}), records[:1])
+  rewards.assign(_config(part_rewards={'steps_mean': 4.0}), records[:1])
   assert records[0]['reward'] == 1.0
   cfg = dataclasses.replace(cfg, overlong_buffer=8, overlong_penalty=1.0)
-  rewards.give(cfg, records[:1])
+  rewards.assign(cfg, records[:1])
   assert records[0]['reward'] == 0.0
 
 

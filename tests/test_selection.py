@@ -147,14 +147,14 @@ def test_groups_that_teach_are_kept_and_the_first_others_fill_up():
   cfg = _config(max_rounds=2)
   taught = np.array([True, False, True, False, True, True, True, True, False])
   values = np.zeros((9, 4), np.float32)
-  found = selection.kept(cfg, taught, values)
+  found = selection.choose(cfg, taught, values)
   assert (found[:, 0] // 4).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
   taught[8] = True
-  found = selection.kept(cfg, taught, values)
+  found = selection.choose(cfg, taught, values)
   assert (found[:, 0] // 4).tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
   assert (found == found[:, :1] + np.arange(4)).all()
   taught[:] = True  # and of too many, those that were drawn first
-  found = selection.kept(cfg, taught, values)
+  found = selection.choose(cfg, taught, values)
   assert (found[:, 0] // 4).tolist() == list(range(8))
 
 
@@ -163,7 +163,7 @@ def test_completions_that_are_judged_are_kept_before_others():
   nan, taught = np.nan, np.array([True, True])
   rewards = np.array([[nan, 0.5, 0.1, 0.9], [nan, nan, 0.5, nan]])
   np.testing.assert_array_equal(
-    selection.kept(cfg, taught, rewards), [[2, 3], [4, 6]]
+    selection.choose(cfg, taught, rewards), [[2, 3], [4, 6]]
   )
 
 
@@ -173,7 +173,7 @@ def test_the_waste_is_counted():
   taught = np.concatenate(
     [selection.teaches(cfg, r.log.scores) for r in rounds]
   )
-  chosen = selection.kept(cfg, taught, np.zeros((6, 6), np.float32))
+  chosen = selection.choose(cfg, taught, np.zeros((6, 6), np.float32))
   assert selection.describe(cfg, rounds, taught, chosen) == {
     'rollout/tokens': 24 * 2 + 12 * 5,
     'rollout/slot_use': (48 + 60) / 2000,

@@ -55,11 +55,11 @@ def test_the_penalty_is_added_to_what_a_completion_earns():
     _record(len=90),
     _record(len=100, truncated=True),  # earns nothing, and pays for its length
   ]
-  rewards.give(cfg, records)
+  rewards.assign(cfg, records)
   assert [r['reward'] for r in records] == [2.0, 1.75, -0.5]
   assert rewards.describe(records)['reward/length_penalty'] == -0.5
   plain = [_record(len=90)]
-  rewards.give(_config(), plain)
+  rewards.assign(_config(), plain)
   assert plain[0]['reward'] == 2.0
   assert 'reward/length_penalty' not in rewards.describe(plain)
 

@@ -68,7 +68,7 @@ class Collector:
   ):
     self._cfg, self._learner = cfg, learner
     self._tokenizer, self._pool = tokenizer, pool
-    self._judges = rewards.Judges(cfg.scenarios)
+    self._reward_models = rewards.RewardModels(cfg.scenarios)
     self._ahead = programs.AheadOfTime(learner, cfg.compile_ahead)
 
   def collect(
@@ -122,13 +122,13 @@ class Collector:
     cfg, clock = self._cfg, metrics.Clock()
     records = [record for r in rounds for record in r.log.scores]
     if policy.step >= cfg.preference_from_step:
-      self._judges.judge(records)
-    rewards.give(cfg, records)
+      self._reward_models.score(records)
+    rewards.assign(cfg, records)
     # NaN where nothing judges a completion.
     groups = np.array([r['reward'] for r in records], np.float32)
     groups = groups.reshape(-1, cfg.num_samples)
     taught = selection.teaches(cfg, records)
-    chosen = selection.kept(cfg, taught, groups)
+    chosen = selection.choose(cfg, taught, groups)
     clock.lap('score')
     batch, measured, looked = self._batch(policy, rounds, chosen)
     batch, penalty = self._with_advantages(batch, groups.reshape(-1)[chosen])

@@ -97,7 +97,7 @@ def teaches(
   return unknown.all(axis=1) | (highest > lowest)
 
 
-def kept(
+def choose(
   cfg: Config,
   taught: Bool[np.ndarray, ' D'],
   rewards: Float[np.ndarray, 'D N'],
@@ -172,7 +172,7 @@ def describe(
     cfg: of the run.
     rounds: of the rollout.
     taught: whether each group teaches.
-    chosen: as `kept` returns it.
+    chosen: as `choose` returns it.
   """
   lengths = np.array([len(c.tokens) for r in rounds for c in r.completions])
   used = [r.usage for r in rounds]

@@ -209,7 +209,7 @@ class Device:
       a function that waits for what is written now in each of the slots.
     """
     page_len = self._page_len
-    shards = pages.place(
+    shards = pages.split(
       slots,
       lengths,
       self.slots.token.shape[0],

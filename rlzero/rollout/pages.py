@@ -22,7 +22,7 @@ class Written(NamedTuple):
   routes: np.ndarray | None  # [L, T, C]
 
 
-def place(
+def split(
   slots: Sequence[int],
   lengths: Sequence[int],
   num_slots: int,
@@ -65,7 +65,7 @@ def indices(
   Pages that only fill up the last call are those of slot 0.
 
   Args:
-    shards: from `place`.
+    shards: from `split`.
   """
   where = np.zeros((len(shards), num_pages(shards), 2), np.int32)
   for shard, pages in enumerate(shards):
@@ -83,7 +83,7 @@ def join(
   """Puts completions together of their pages, once these are there.
 
   Args:
-    shards: from `place`.
+    shards: from `split`.
     page_len: tokens of a page.
     lengths: tokens of each completion.
     calls: what `slots.read_pages` returned, NUM_PAGES of each shard a call.

@@ -138,7 +138,7 @@ class SimulatedDevice(Device):
     self, slots: Sequence[int], lengths: Sequence[int]
   ) -> Callable[[], list[pages.Written]]:
     max_len = self._sampling.max_len
-    shards = pages.place(
+    shards = pages.split(
       slots, lengths, len(self._left), max_len, min(PAGE_LEN, max_len)
     )
     self._count('read', pages.num_pages(shards) // NUM_PAGES)

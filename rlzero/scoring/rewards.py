@@ -55,7 +55,7 @@ class Scenario:
         )
 
 
-def give(cfg: Any, records: Sequence[dict[str, Any]]) -> None:
+def assign(cfg: Any, records: Sequence[dict[str, Any]]) -> None:
   """Sets the `reward` of each record, by the scenarios of a `grpo.Config`.
 
   It is None where nothing that the task pays for applies to the completion.
@@ -175,15 +175,15 @@ def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   return metrics
 
 
-class Judges:
+class RewardModels:
   """The reward models of the scenarios; each is loaded at its first use."""
 
   def __init__(self, scenarios: Sequence[Scenario]):
     self._preferences = {s.task.name: s.preferences for s in scenarios}
     self._models: dict[str, Any] = {}
 
-  def judge(self, records: Sequence[dict[str, Any]]) -> None:
-    """Sets `preference`, and their mean, on the records that have judges."""
+  def score(self, records: Sequence[dict[str, Any]]) -> None:
+    """Sets `preference`, and their mean, on the records that have any."""
     for name, preferences in self._preferences.items():
       own = [r for r in records if r['task'] == name]
       if not own or not preferences:
