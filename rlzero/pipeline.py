@@ -19,7 +19,6 @@ by hand there (the cold start's edits, the 200k samples of general data) has to
 come from files.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -85,11 +84,7 @@ def run(cfg: Config) -> None:
     for plan in plans:
       print(plan.line)
     return
-  os.makedirs(cfg.workdir, exist_ok=True)
-  lock = workdir.lock(cfg.workdir, wait=True)
-  with contextlib.ExitStack() as stack:
-    if lock is not None:
-      stack.callback(workdir.release, lock)
+  with workdir.locked(cfg.workdir) as lock:
     manifest = Manifest(cfg.workdir)
     if cfg.start:
       _forget(cfg, manifest)

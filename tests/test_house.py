@@ -39,6 +39,7 @@ _LAYERS['reporting'] = {'evaluation', 'monitoring', 'runtime', 'tasks', 'text'}
 _LAYERS['costs'] = {'models', 'runtime', 'train', 'types'}
 _LAYERS['rl'] = _LAYERS['evaluation'] | {'costs', 'evaluation', 'monitoring'}
 _LAYERS['pipelines'] = {'runtime', 'scoring', 'text'}
+_LAYERS['laboratory'] = {'evaluation', 'pipelines', 'reporting', 'runtime'}
 _LAYERS['planner'] = _LAYERS['costs'] | {'costs', 'rl', 'rollout'}
 
 # Reward workers and tools that only read text start without JAX.

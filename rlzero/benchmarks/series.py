@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import scipy.stats
-
+from rlzero.evaluation import statistics
 from rlzero.runtime import provenance
 
 
@@ -72,9 +70,4 @@ def interval(values: Sequence[Any]) -> dict[str, float] | None:
   """
   if not values or any(value is None for value in values):
     return None
-  mean = float(np.mean(values))
-  if len(values) < 2:
-    return {'mean': mean}
-  error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-  half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-  return {'mean': mean, 'low': mean - half, 'high': mean + half}
+  return statistics.mean_interval(values)

@@ -96,6 +96,24 @@ def clustered_interval(per_problem_means: Any) -> tuple[float, float]:
   return max(float(low), 0.0), min(float(high), 1.0)
 
 
+def mean_interval(values: Any) -> dict[str, float]:
+  """Mean of a figure over runs, with its 95% interval by Student's t.
+
+  Args:
+    values: [N] numbers, such as one a seed.
+
+  Returns:
+    `mean`, and of two numbers or more `low` and `high`.
+  """
+  values = np.asarray(values, np.float64)
+  mean = float(values.mean())
+  if values.size < 2:
+    return {'mean': mean}
+  error = float(values.std(ddof=1)) / values.size**0.5
+  half = float(scipy.stats.t.ppf(0.975, values.size - 1)) * error
+  return {'mean': mean, 'low': mean - half, 'high': mean + half}
+
+
 class Difference(NamedTuple):
   """Second less first, paired by problem."""
 

@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlzero.reporting import charts, recorded
@@ -65,6 +65,21 @@ def png(runs: Iterable[Run], path: str) -> None:
     if length.has_data():
       length.legend()
     figure.savefig(path, dpi=160, facecolor='white')
+
+
+def compare(arms: Mapping[str, Sequence[Run]], metric: str, path: str) -> None:
+  """Draws a metric over training as a PNG: a colour an arm, a line a run."""
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(4.7, 2.6))
+    ax = figure.subplots()
+    for number, (name, runs) in enumerate(arms.items()):
+      for run in runs:
+        label = name if run is runs[0] else None
+        _line(ax, run, metric, color=f'C{number}', label=label, lw=1)
+    ax.set(xlabel='step', title=metric)
+    if ax.has_data():
+      ax.legend()
+    figure.savefig(path, dpi=110, facecolor='white')
 
 
 def svg(loaded: Run) -> str:

@@ -14,9 +14,9 @@ from rlzero.reporting.recorded import Run
 from rlzero.runtime import files, metrics
 
 # Of an evaluation; each becomes NAME_before and NAME_after in the summary.
-_SUMMARY = 'pass@1 strict completion_len tries reflection_per_1k format'.split()
+SUMMARY = 'pass@1 strict completion_len tries reflection_per_1k format'.split()
 
-_SUMMARY += ['pass@16', 'cons@16', 'truncated']
+SUMMARY += ['pass@16', 'cons@16', 'truncated']
 _LAST = 10  # steps that count as the last ones
 _REST = 'the rest (start, compilation, evaluation, checkpoints)'
 
@@ -132,7 +132,7 @@ def table(workdirs: list[str]) -> dict[str, Any]:
 
 def _summary(loaded: Run) -> dict[str, Any]:
   result: dict[str, Any] = {}
-  for name in _SUMMARY:
+  for name in SUMMARY:
     result[f'{name}_before'], result[f'{name}_after'] = loaded.both(name)
   result['wall_s'] = recorded.number(loaded.info.get('wall_s'))
   result['seed'] = loaded.info.get('seed')

@@ -118,6 +118,22 @@ def lock(workdir: str, wait: bool = False) -> int | None:
   return file
 
 
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[int | None]:
+  """Makes a folder and locks it, waiting for whoever has it.
+
+  Yields:
+    the open lock file, or None: as `lock`.
+  """
+  os.makedirs(workdir, exist_ok=True)
+  file = lock(workdir, wait=True)
+  try:
+    yield file
+  finally:
+    if file is not None:
+      release(file)
+
+
 def release(file: int) -> None:
   """Frees a folder that `lock` has locked."""
   with contextlib.suppress(OSError):  # a full disk: the text says too much

@@ -1,0 +1,1 @@
+"""Published claims about training, put to the test on a small model."""
