@@ -387,6 +387,28 @@ def test_a_broken_function_costs_its_completion(tmp_path, mine, capfd):
   assert said.count("of task 't' took more than 0.5 s for 1 completion.") == 1
 
 
+def test_a_table_of_prompts_alone_is_left_to_reward_models(tmp_path):
+  path = tmp_path / 'requests.jsonl'
+  rows = [{'prompt': f'Write a letter to {n}.'} for n in 'abcdefghijklmnop']
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  task = table.Table(
+    path=str(path),
+    question='prompt',
+    target='',
+    verifier=verifiers.Unjudged(),
+  )
+  example = task.examples('train')[0]
+  assert example.question.startswith('Write a letter to ')
+  (verdict,) = _score(task, example, '<answer> Dear a, </answer>')
+  assert (verdict.status, verdict.applies) == ('ok', False)
+  assert (verdict.accuracy, verdict.correct) == (0.0, False)
+  scenario = rewards.Scenario(task=task, accuracy_reward=0, format_reward=0)
+  record = {'status': 'ok', 'applies': False, 'parts': {}}
+  # Nothing is paid for by rules, so only a reward model can judge it.
+  assert rewards.is_unjudged(scenario, record)
+  assert not rewards.is_unjudged(scenario, record | {'preference': 0.5})
+
+
 def test_a_broken_reward_costs_all_of_the_completion(tmp_path, mine):
   task = _table(
     tmp_path, verifier=verifiers.Numbers(), rewards={'own': f'{mine}:one'}

@@ -161,6 +161,22 @@ def test_metrics_by_task():
   assert 'reward/gap' not in rewards.describe([_record(reward=1.0)])
 
 
+def test_the_gap_is_of_what_a_rule_judges_too():
+  alone = {'applies': False, 'accuracy': 0.0, 'correct': False}
+  records = [
+    _record(reward=1.0, preference_mean=0.5),
+    _record(**alone, task='easy', reward=1.0, preference_mean=0.9),
+  ]
+  metrics = rewards.describe(records)
+  assert metrics['reward/model'] == pytest.approx(0.7)
+  assert metrics['reward/rule'] == 1.0
+  assert metrics['reward/gap'] == -0.5
+  assert np.isnan(metrics['easy/correct'])
+  alone = rewards.describe(records[1:])
+  assert alone['reward/model'] == 0.9
+  assert 'reward/gap' not in alone
+
+
 def test_names_of_tasks_are_distinct():
   with pytest.raises(ValueError, match='a name of its own'):
     _config(others=(rewards.Scenario(task=countdown.Countdown()),))

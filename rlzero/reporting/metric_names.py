@@ -37,7 +37,9 @@ METRICS = {
     'one that a function judges.',
   ),
   'reward/correct': Metric(
-    'grpo', '0 to 1', 'Share that is right, whatever the format.'
+    'grpo',
+    '0 to 1',
+    'Share that is right, whatever the format, of those that a rule judges.',
   ),
   'reward/format': Metric('grpo', '0 to 1', 'Share that is well-formed.'),
   'reward/language': Metric(
@@ -55,7 +57,9 @@ METRICS = {
     'grpo', '0 to 1', 'Mean score of the reward models, after the sigmoid.'
   ),
   'reward/rule': Metric(
-    'grpo', '0 to 1', 'Share of the same completions that is right.'
+    'grpo',
+    '0 to 1',
+    'Share that is right, of those that a rule judges as well.',
   ),
   'reward/length_penalty': Metric(
     'grpo',
@@ -67,7 +71,10 @@ METRICS = {
     'grpo', 'reward', "Mean KL that was taken off, with `kl_in='reward'`."
   ),
   'reward/gap': Metric(
-    'grpo', '-1 to 1', '`reward/model` minus `reward/rule`; rises if gamed.'
+    'grpo',
+    '-1 to 1',
+    '`reward/model` of the same completions minus `reward/rule`; rises if '
+    'gamed.',
   ),
   '{task}/reward': Metric(
     'grpo', 'reward', 'Mean reward in one of several tasks.'

@@ -155,6 +155,7 @@ def expert_balance(loads: AnyArray | tuple[()]) -> dict[str, float]:
 def _of_completions(records, groups):
   lengths = np.array([r['len'] for r in records])
   correct = np.array([r['correct'] for r in records])
+  judged = np.array([r.get('applies', True) for r in records])
 
   def mean(name):
     return float(np.mean([r[name] for r in records]))
@@ -168,11 +169,11 @@ def _of_completions(records, groups):
     ),
     **_of_scores(records),
     'reward/format': mean('format'),
-    'reward/correct': mean('correct'),
+    'reward/correct': _mean(correct[judged]),
     'completion/len_mean': float(lengths.mean()),
     'completion/len_max': int(lengths.max()),
-    'completion/len_correct': mean_len(correct),
-    'completion/len_wrong': mean_len(~correct),
+    'completion/len_correct': mean_len(correct & judged),
+    'completion/len_wrong': mean_len(~correct & judged),
     'completion/truncated': mean('truncated'),
     'completion/tries': mean('tries'),
     'completion/reflection_per_1k': 1000

@@ -98,10 +98,10 @@ def total(
 
 
 def is_unjudged(scenario: Scenario, record: Mapping[str, Any]) -> bool:
-  """Whether all that a task pays for says that it does not apply.
+  """Whether nothing that a task pays for applies.
 
-  Only functions can say so. A completion whose verification failed is judged:
-  it earns 0.
+  Functions can say so, and a task may be left to reward models. A completion
+  whose verification failed is judged: it earns 0.
   """
   if record['status'] != 'ok' or 'preference' in record:
     return False
@@ -114,7 +114,7 @@ def is_unjudged(scenario: Scenario, record: Mapping[str, Any]) -> bool:
   ]
   if scenario.accuracy_reward:
     applies.append(record.get('applies', True))
-  return bool(applies) and not any(applies)
+  return not any(applies)
 
 
 def consistency(record: Mapping[str, Any], target: Target = 'prompt') -> float:
@@ -146,10 +146,10 @@ def _part(record: Mapping[str, Any], name: str) -> float:
 def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """Metrics of a rollout's rewards, by task where there are several.
 
-  `reward/gap` is what the reward models say less what the rule says, both in
-  [0, 1], over the completions that have both: the one can be gamed, and the
-  other not. `program/accepted` and its like are shares of the programs that
-  ended so.
+  `reward/model` is what the reward models say. `reward/gap` is that less what
+  the rule says, both in [0, 1], over the completions that have both: the one
+  can be gamed, and the other not. `program/accepted` and its like are shares of
+  the programs that ended so.
   """
   judged = [r for r in records if 'preference_mean' in r]
   tasks = sorted({r['task'] for r in records})
@@ -159,19 +159,19 @@ def describe(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     own = [r for r in records if r['task'] == name]
     judged_own = [r['reward'] for r in own if r['reward'] is not None]
     metrics[f'{name}/reward'] = _mean(judged_own)
-    metrics[f'{name}/correct'] = _mean(r['correct'] for r in own)
+    metrics[f'{name}/correct'] = _mean(
+      r['correct'] for r in own if r.get('applies', True)
+    )
     metrics[f'{name}/len_mean'] = _mean(r['len'] for r in own)
   outcomes = [r['outcome'] for r in records if r.get('outcome')]
   for verdict in execute.Verdict if outcomes else ():
     metrics[f'program/{verdict}'] = _mean(o == verdict for o in outcomes)
   if judged:
-    model = _mean(r['preference_mean'] for r in judged)
-    rule = _mean(r['correct'] for r in judged)
-    metrics |= {
-      'reward/model': model,
-      'reward/rule': rule,
-      'reward/gap': model - rule,
-    }
+    metrics['reward/model'] = _mean(r['preference_mean'] for r in judged)
+  if both := [r for r in judged if r.get('applies', True)]:
+    rule = _mean(r['correct'] for r in both)
+    metrics['reward/rule'] = rule
+    metrics['reward/gap'] = _mean(r['preference_mean'] for r in both) - rule
   return metrics
 
 

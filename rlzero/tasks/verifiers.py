@@ -3,7 +3,7 @@
 `Numbers` and `Formulas` compare mathematics (`verify`), `Choice` the letters of
 multiple choice, `Contains` short texts; `Code` runs programs against tests.
 `Function` is a function of yours, and `Judge` a model; they score completions
-as a whole.
+as a whole. `Unjudged` leaves them to reward models.
 """
 
 import ast
@@ -37,6 +37,7 @@ __all__ = [
   'Judge',
   'Numbers',
   'Programs',
+  'Unjudged',
 ]
 
 # Between the answers of a list.
@@ -173,6 +174,25 @@ class Function(completion_verifier.CompletionVerifier):
   def warm_up(self) -> None:
     """Loads the function."""
     reward_functions.load(self.function, self.digest)
+
+  def same(self, first: str, second: str) -> bool:
+    return _words(first) == _words(second)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unjudged(completion_verifier.CompletionVerifier):
+  """Judges nothing: for prompts whose answers no rule can judge.
+
+  Reward models and further rewards do (`rewards.Scenario.preferences`,
+  `table.Table.rewards`). A table of prompts alone has `target = ''`.
+  """
+
+  def judge(
+    self, responses: Sequence[base.Response], problem: base.Problem
+  ) -> list[base.Judgement]:
+    """A judgement of each response: that none applies."""
+    del problem
+    return [base.Judgement(correct=False) for _ in responses]
 
   def same(self, first: str, second: str) -> bool:
     return _words(first) == _words(second)
