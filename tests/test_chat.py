@@ -9,7 +9,8 @@ import pytest
 import rich.console
 
 from rlzero import chat
-from rlzero.serving import conversation, settings, terminal
+from rlzero.serving import conversation, prompts, settings, terminal
+from rlzero.text import template
 from rlzero.train import folders
 
 pytestmark = pytest.mark.model
@@ -33,7 +34,7 @@ def talk(served):
   return conversation.Conversation(served, seed=3)
 
 
-def test_a_turn_is_its_events_and_the_next_remembers_it(talk, served):
+def test_a_turn_is_its_events_and_can_be_repeated(talk, served):
   events = list(talk.ask(ASKED))
   (turn,) = talk.turns
   assert turn.thought == ''.join(e.delta.thought for e in events)
@@ -42,13 +43,26 @@ def test_a_turn_is_its_events_and_the_next_remembers_it(talk, served):
   assert turn.finish == events[-1].finish == 'stop'
   again = conversation.answer(conversation.Conversation(served, seed=3), ASKED)
   assert (again.thought, again.answer) == (turn.thought, turn.answer)
-  second = conversation.answer(talk, '1 2 3 make 6')
-  # 'User:', 'Assistant:', the second question and the first answer.
-  assert second.prompt_tokens == (
-    turn.prompt_tokens + len(turn.answer.split()) + 7
-  )
   talk.reset()
   assert conversation.answer(talk, ASKED).answer == turn.answer
+
+
+def test_a_tiny_model_is_asked_one_question_at_a_time(talk):
+  first = conversation.answer(talk, ASKED)
+  second = conversation.answer(talk, ASKED)
+  assert second.prompt_tokens == first.prompt_tokens
+  assert len(talk.turns) == 2
+
+
+def test_the_next_turn_remembers_the_last(served):
+  encoder = prompts.PromptEncoder(served.tokenizer, 'plain')
+  other = served._replace(template='plain', encoder=encoder)
+  talk = conversation.Conversation(other, seed=3, max_tokens=4)
+  first = conversation.answer(talk, ASKED)
+  second = conversation.answer(talk, '1 2 3 make 6')
+  said = template.summary(first.answer).split()
+  # The first question, its answer, and the second question of five words.
+  assert second.prompt_tokens == first.prompt_tokens + len(said) + 5
 
 
 def test_an_answer_that_is_left_stays_as_far_as_it_came(talk):

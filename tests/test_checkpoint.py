@@ -97,6 +97,18 @@ def _flip(folder):
   path.write_bytes(data)
 
 
+def test_reading_a_run_prints_nothing(loaded, tmp_path, caplog):
+  params, state = _state(loaded)
+  with contextlib.closing(checkpoint.Store(str(tmp_path))) as store:
+    store.save(1, params, state)
+  caplog.clear()
+  with contextlib.closing(
+    checkpoint.Store(str(tmp_path), read_only=True)
+  ) as reader:
+    assert reader.latest() == 1
+  assert not [r for r in caplog.records if r.levelname == 'WARNING']
+
+
 def _spoil_facts(folder):
   (folder / 'facts' / 'metadata').write_text('{"facts"')
 

@@ -29,7 +29,8 @@ class Conversation:
   """Asks, and remembers what was asked and said.
 
   The model does not see its earlier thoughts again, as chat templates of
-  models that think have it.
+  models that think have it. Under the template 'short' it sees the last
+  question alone: a model so small has never met a second one.
 
   Args:
     served: the model; its engine runs.
@@ -116,7 +117,8 @@ class Conversation:
     found = []
     if self._system:
       found.append({'role': 'system', 'content': self._system})
-    for turn in self.turns:
+    remembered = [] if self._served.template == 'short' else self.turns
+    for turn in remembered:
       found.append({'role': 'user', 'content': turn.prompt})
       found.append({'role': 'assistant', 'content': turn.answer})
     return [*found, {'role': 'user', 'content': prompt}]

@@ -8,6 +8,7 @@ folder, a Hugging Face folder or a GGUF file.
 
 import contextlib
 import gc
+import logging
 import os
 import sys
 import time
@@ -43,6 +44,18 @@ class _Content(NamedTuple):
   metadata: dict[str, Any]
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+  """Hides that Orbax warns of a folder that is only read, in four lines."""
+  logger = logging.getLogger('absl')
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
 class Store:
   """The numbered checkpoints of a run; each is written whole or not at all.
 
@@ -62,14 +75,15 @@ class Store:
   def __init__(self, workdir: str, keep: int = 2, read_only: bool = False):
     self._read_only = read_only
     self._folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        read_only=read_only,
-        cleanup_tmp_directories=not read_only,
-      ),
-    )
+    with _silent() if read_only else contextlib.nullcontext():
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep,
+          read_only=read_only,
+          cleanup_tmp_directories=not read_only,
+        ),
+      )
     # Waits for no other host: one that fails could never tell them.
     self._reader = ocp.Checkpointer(
       ocp.CompositeCheckpointHandler(),
