@@ -70,6 +70,23 @@ def quick_compilation():
   jax.clear_caches()
 
 
+@pytest.fixture
+def tpu_devices(monkeypatch):
+  """Four TPUs that are not here, to compile for."""
+  pytest.importorskip('libtpu', reason='the extra `plan` brings it')
+  from jax.experimental import topologies
+
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+  # Another process may be planning.
+  monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  # What is compiled for other devices cannot be read back here.
+  jax.config.update('jax_enable_compilation_cache', False)
+  yield topologies.get_topology_desc(
+    platform='tpu', topology_name='v5e:2x2'
+  ).devices
+  jax.config.update('jax_enable_compilation_cache', True)
+
+
 @pytest.fixture(scope='session')
 def base(tmp_path_factory):
   """Folder of a small random model."""

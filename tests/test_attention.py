@@ -8,11 +8,10 @@ import numpy as np
 import optax
 import pytest
 from jax import numpy as jnp
-from jax.experimental import topologies
 
 from rlzero.models import attention, parameters, splash, transformer
 from rlzero.models.config import Latent, ModelConfig
-from rlzero.rl import learner
+from rlzero.rl import learner, programs
 from rlzero.rl.objective import Objective
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
@@ -176,31 +175,17 @@ def test_what_has_a_kernel(monkeypatch):
   assert not attention.fuses(dataclasses.replace(LATENT, dtype='bfloat16'), 128)
 
 
-@pytest.fixture
-def uncached():
-  """What is compiled for other devices cannot be read back here."""
-  jax.config.update('jax_enable_compilation_cache', False)
-  yield
-  jax.config.update('jax_enable_compilation_cache', True)
-
-
 @pytest.mark.parity
-@pytest.mark.usefixtures('uncached', 'short_shared_prefixes')
-def test_the_update_compiles_for_a_tpu_with_the_kernels(monkeypatch):
-  pytest.importorskip('libtpu', reason='the extra `plan` brings it')
-  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
-  # Another process may be planning.
-  monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  topology = topologies.get_topology_desc(
-    platform='tpu', topology_name='v5e:2x2'
-  )
+@pytest.mark.usefixtures('short_shared_prefixes')
+def test_the_update_compiles_for_a_tpu_with_the_kernels(tpu_devices):
   config = dataclasses.replace(GQA, head_dim=64, dtype='bfloat16')
   update = learner.Learner(
     config, OBJECTIVE, optax.sgd(1.0), 512, sampling=SAMPLING
   )
-  with sharding.use(sharding.Mesh(data=2, tensor=2), topology.devices):
+  with sharding.use(sharding.Mesh(data=2, tensor=2), tpu_devices):
     shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
-    lowered = update.lower(update.abstract(shapes), _rows())['update']
+    state = programs.abstract_state(update, shapes)
+    lowered = programs.lower(update, state, _rows())['update']
     text = lowered.compile().as_text()
   # Forward and backward, of queries and of keys, of three parts: the shared
   # prefix, the prompts and the rows' own.

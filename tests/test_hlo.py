@@ -195,3 +195,33 @@ output_to_operand_aliasing={{{{}}: (1, {{}})}}, calls=%done
   assert traffic.collectives == {'all-gather': 4 * 32 * 256}
   # What is gathered is read and written once, and a number at each turn.
   assert traffic.memory == 4 * (8 + 32) * 256 + 5 * (4 + 4)
+
+
+def test_a_reduce_scatter_receives_what_it_adds_up():
+  """32 numbers of each of 4 devices, whose sum is shared out: 8 a device."""
+  whole, part = 'f32[32]', 'f32[8]'
+  plain = f"""HloModule m
+
+ENTRY %main (a: {whole}) -> {part} {{
+  %a = {whole} parameter(0)
+  ROOT %sum = {part} reduce-scatter(%a), channel_id=1, dimensions={{0}}, \
+to_apply=%add
+}}
+"""
+  fused = f"""HloModule m
+
+%all-reduce-scatter.1 (p: {whole}, i: s32[]) -> {part} {{
+  %p = {whole} parameter(0)
+  %i = s32[] parameter(1)
+  %all = {whole} all-reduce(%p), channel_id=1, to_apply=%add
+  ROOT %own = {part} dynamic-slice(%all, %i), dynamic_slice_sizes={{8}}
+}}
+
+ENTRY %main (a: {whole}, i: s32[]) -> {part} {{
+  %a = {whole} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %out = {part} fusion(%a, %i), kind=kCustom, calls=%all-reduce-scatter.1
+}}
+"""
+  for text in (plain, fused):
+    assert hlo.traffic(text).collectives == {'reduce-scatter': 4 * 32}

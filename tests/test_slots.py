@@ -1,6 +1,8 @@
 """Slots belong to a device: choosing among them moves nothing."""
 
 import dataclasses
+import functools
+import inspect
 import re
 
 import jax
@@ -11,7 +13,7 @@ from rlzero.models.config import ModelConfig
 from rlzero.rollout import batch, buckets, programs
 from rlzero.rollout.device import Device
 from rlzero.rollout.sampling import Sampling
-from rlzero.rollout.slots import read_pages
+from rlzero.rollout.slots import constrain_part, read_pages, resize_part
 from rlzero.runtime import sharding
 
 pytestmark = pytest.mark.model
@@ -50,6 +52,48 @@ def test_a_batch_that_shrinks_sends_nothing(unstacked):
       memory = compiled.memory_analysis()
       # A device works on its own part.
       assert memory.temp_size_in_bytes <= 2 * memory.argument_size_in_bytes
+
+
+@pytest.mark.parametrize('axis', [3, 4])
+@pytest.mark.parametrize('cache_len', [5, 7, 9])
+@pytest.mark.parametrize('mesh', [sharding.Mesh(), MESH], ids=['one', 'mesh'])
+def test_rows_are_copied_one_by_one_on_accelerators(
+  mesh, cache_len, axis, monkeypatch
+):
+  part = np.arange(3 * 8 * 2 * 7 * 7, dtype=np.float32).reshape(3, 8, 2, 7, 7)
+  with sharding.use(mesh):
+    shards = sharding.axis_size('B')
+    # In each shard the last slot, a new one, the first.
+    chosen = np.int32([[8 // shards - 1, -1, 0]] * shards)
+    part = sharding.device_put(part, 'LBK__')
+    found = []
+    for platform in ('cpu', 'tpu'):
+      monkeypatch.setattr(sharding, 'platform', lambda name=platform: name)
+      resize = functools.partial(
+        inspect.unwrap(resize_part), axis=axis, cache_len=cache_len
+      )
+      resized = jax.jit(resize)
+      found.append(np.asarray(resized(part, chosen)))
+      if platform == 'tpu':
+        text = resized.lower(part, chosen).compile().as_text()
+        assert not re.findall(COLLECTIVE, text)
+  expected, copied = found
+  assert copied.shape[1] == 3 * shards
+  np.testing.assert_array_equal(copied, expected)
+
+
+@pytest.mark.parity
+def test_a_batch_that_shrinks_has_no_temporaries_on_a_tpu(tpu_devices):
+  with sharding.use(sharding.Mesh(data=2, tensor=2), tpu_devices):
+    part = jax.ShapeDtypeStruct((4, 128, 2, 128, 33856), 'bfloat16')
+    part = constrain_part(part, sharding.abstract)
+    chosen = programs.first_rows(64)
+    compiled = resize_part.lower(
+      part, chosen, axis=4, cache_len=33856
+    ).compile()
+    memory = compiled.memory_analysis()
+    row = memory.output_size_in_bytes / 32
+    assert memory.temp_size_in_bytes < row
 
 
 def make_device(kind=Device, sampling=SAMPLING):

@@ -14,7 +14,8 @@ _BYTES = {
   'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4,
   's64': 8, 'u64': 8, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8,
 }  # fmt: skip
-# Bytes that a device receives, of one that holds the result.
+# Bytes that a device receives, for each of the result; for a reduce-scatter, of
+# what goes in.
 _COLLECTIVES = {
   'all-gather': 1,
   'all-reduce': 2,  # a reduce-scatter and an all-gather
@@ -123,6 +124,13 @@ def _received(computations, times) -> dict[str, float]:
       size = op.size
       if op.kind.endswith('-start') and len(op.parts) > 1:
         size = max(size for size, _ in op.parts)
+      if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
+        # XLA:TPU writes a reduce-scatter as a fusion of this name, in which a
+        # device takes its part of a sum.
+        kind = 'reduce-scatter'
+      elif kind == 'reduce-scatter':
+        around = computations[name]
+        size = sum(around[one].size for one in op.operands)
       if kind == 'ragged-all-to-all':
         # As many rows come in the mean as there are on the side that has no
         # room for more.

@@ -280,8 +280,11 @@ class _Plan:
         'insert': held['cache'] + held['prompts'],
         'decode': decoded + held['cache'],
         'read': sharding.bytes_per_device(slots._replace(cache=None)),
-      }.get(name, held['cache'])
-      counted = min(given, self.found[name, size].inputs)
+      }
+      # What a cache is resized from or to, the larger, is all there at a time.
+      counted = held['cache']
+      if name in given:
+        counted = min(given[name], self.found[name, size].inputs)
       if name == 'prefill':  # its output
         counted += held['prompts']
     else:

@@ -138,6 +138,8 @@ def resize_part(
   cache_len: int,
 ) -> Array:
   """`Device.resize` of one array of the cache; `axis` is the positions'."""
+  if chosen is not None and sharding.platform() != 'cpu':
+    return constrain_part(_copy_rows(part, chosen, axis, cache_len))
   if chosen is not None:
     part = _take_rows(part, chosen, 1)
   more = max(cache_len - part.shape[axis], 0)
@@ -145,6 +147,42 @@ def resize_part(
   part = jax.lax.slice_in_dim(part, 0, size, axis=axis)
   part = jnp.pad(part, [(0, more if i == axis else 0) for i in range(5)])
   return constrain_part(part)
+
+
+def _copy_rows(part, chosen, axis, cache_len):
+  """The chosen rows of a part of the cache, copied one by one.
+
+  Each device copies its own. XLA:TPU would need room for them several times to
+  take them at once, which is faster on a CPU.
+  """
+
+  def local(part, chosen):
+    sizes = list(part.shape)
+    sizes[1], sizes[axis] = 1, min(cache_len, sizes[axis])
+
+    def copy(new, place):
+      to, row = place
+      start = [row if i == 1 else 0 for i in range(5)]
+      old = jax.lax.dynamic_slice(part, start, sizes)
+      return jax.lax.dynamic_update_slice_in_dim(new, old, to, 1), None
+
+    shape = list(part.shape)
+    shape[1], shape[axis] = chosen.size, cache_len
+    places = jnp.arange(chosen.size), chosen.reshape(-1)
+    return jax.lax.scan(copy, jnp.zeros(shape, part.dtype), places)[0]
+
+  if not sharding.on_mesh():
+    return local(part, chosen)
+  of_part = constrain_part(
+    part, lambda x, axes: sharding.spec(axes, x.shape, 'A cache')
+  )
+  of_rows = sharding.spec('B_', chosen.shape, 'The rows of a cache')
+  return jax.shard_map(
+    local,
+    in_specs=(of_part, of_rows),
+    out_specs=of_part,
+    check_vma=False,  # the index of a row is one of each device
+  )(part, chosen)
 
 
 @jax.jit
