@@ -393,6 +393,25 @@ def test_a_wrong_column_is_told_before_all_rows_are_read(tmp_path):
     table.Table(path=damaged).examples('train')
 
 
+def test_a_column_that_is_not_there_is_told_with_who_asks_for_it(tmp_path):
+  rows = [{'q': 'a?', 'gt': '1', 'level': 'easy'}] * 9
+  path = _jsonl(tmp_path / 'a.jsonl', rows)
+  task = table.Table(
+    path=path,
+    question='q',
+    target='gt',
+    columns=('answer',),
+    split_column='level',
+  )
+  with pytest.raises(ValueError) as error:
+    _all(task)
+  assert str(error.value).endswith(
+    "Its columns are 'q', 'gt', 'level'; the columns that are asked for are "
+    "Table.question = 'q', Table.target = 'gt', Table.split_column = 'level', "
+    "'answer' (of Table.columns, or taken by a function)."
+  )
+
+
 def test_a_truncated_parquet_file(tmp_path):
   path = _parquet(tmp_path / 'a.parquet', _ROWS)
   data = pathlib.Path(path).read_bytes()

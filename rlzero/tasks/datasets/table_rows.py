@@ -49,6 +49,19 @@ class Columns(NamedTuple):
     heads = [name.partition('.')[0] for name in names]
     return tuple(dict.fromkeys(n for n in (*names, *heads) if n))
 
+  @property
+  def asked(self) -> str:
+    """The columns and who asks for each, for a message."""
+    found = [f'Table.question = {self.question!r}']
+    if self.target:
+      found.append(f'Table.target = {self.target!r}')
+    if self.split:
+      found.append(f'Table.split_column = {self.split!r}')
+    if others := [name for name in self.others if name != self.target]:
+      named = ', '.join(map(repr, others))
+      found.append(f'{named} (of Table.columns, or taken by a function)')
+    return ', '.join(found)
+
   def parse(
     self, target_of: Callable[[Any], Any], row: Mapping[str, Any]
   ) -> Row:

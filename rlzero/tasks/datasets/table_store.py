@@ -343,8 +343,8 @@ class _Writer:
     )
     return ValueError(
       f'None of the first {number:,} rows of {self._source.name} can be used '
-      f'({reasons}). Its columns are {", ".join(map(repr, row))}; set '
-      'Table.question and Table.target to those that are meant.'
+      f'({reasons}). Its columns are {", ".join(map(repr, row))}; the columns '
+      f'that are asked for are {self._source.columns.asked}.'
     )
 
 
