@@ -292,7 +292,12 @@ def test_models_are_listed(client):
       'context_length_exceeded',
     ),
     ({'n': 65}, openai.BadRequestError, 'takes 64 at a time', None),
-    ({'prompt': 'hello'}, openai.BadRequestError, "no id for 'hello'", None),
+    (
+      {'prompt': 'hello'},
+      openai.BadRequestError,
+      "400 - 'tiny' has no id for 'hello'",  # and not its path
+      None,
+    ),
     ({'prompt': ''}, openai.BadRequestError, 'has no tokens', None),
     ({'prompt': [999]}, openai.BadRequestError, 'token id 999', None),
     (

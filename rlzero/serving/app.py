@@ -181,7 +181,10 @@ class _Routes:
       else:
         prompts = [self._ids(prompt) for prompt in asked.prompts]
     except ValueError as error:
-      raise ApiError(400, str(error), param) from error
+      # Clients need not know where the model lies.
+      model = repr(self._limits.model)
+      sentence = str(error).replace(self._tokenizer.source, model)
+      raise ApiError(400, sentence, param) from error
     context = self._limits.context
     for prompt in prompts:
       wanted = asked.max_tokens or 1

@@ -42,6 +42,7 @@ class Tokenizer:
     bos_id: id a text starts with, or None.
     pad_id: id that fills rows; the first EOS if the tokenizer names none.
     chat_template: Jinja source, or None.
+    source: what error messages call it, usually a path.
   """
 
   def __init__(
@@ -80,7 +81,7 @@ class Tokenizer:
     self.bos_id = bos_id
     self.pad_id = self.eos_ids[0] if pad_id is None else pad_id
     self.chat_template = chat_template
-    self._source = source
+    self.source = source
     self._backend = backend
     # A saved tokenizer may carry both; either would silently change prompts.
     backend.no_truncation()
@@ -107,7 +108,7 @@ class Tokenizer:
       return
     if self.bos_id is None:
       raise ValueError(
-        f'{self._source} has add_bos_token, but names no bos_token; set one, '
+        f'{self.source} has add_bos_token, but names no bos_token; set one, '
         'or set add_bos_token to false.'
       )
     bos = self._token(self.bos_id)
@@ -117,7 +118,7 @@ class Tokenizer:
 
   def _token(self, token_id: int) -> str:
     token = self._backend.id_to_token(token_id)
-    assert token is not None, f'{self._source} has no id {token_id}'
+    assert token is not None, f'{self.source} has no id {token_id}'
     return token
 
   def _warn_of_turns(self) -> None:
@@ -138,7 +139,7 @@ class Tokenizer:
     if found and token_id not in self.eos_ids:
       names = ', '.join(map(self._token, self.eos_ids))
       warn.once(
-        f'the chat template of {self._source} ends a turn with '
+        f'the chat template of {self.source} ends a turn with '
         f'{mark[0] if mark else after[:20]!r}, which does not end a completion '
         f'({names} does); add its id to eos_token_id of '
         'generation_config.json, or completions run on to their length.'
@@ -309,7 +310,7 @@ class Tokenizer:
         continue
       if end - start < 2:
         raise ValueError(
-          f'{self._source} reads {piece[start:end]!r} of a question as its '
+          f'{self.source} reads {piece[start:end]!r} of a question as its '
           f'control token {self._control_tokens[token_id]!r}; write the '
           'question without it.'
         )
@@ -344,14 +345,14 @@ class Tokenizer:
     return self._encode('\n' + piece, False).ids[len(newline) :]
 
   def _encode(self, text: str, add_special: bool) -> tokenizers.Encoding:
-    text_files.check_text(text, f'A text for {self._source}')
+    text_files.check_text(text, f'A text for {self.source}')
     try:
       return self._backend.encode(text, add_special_tokens=add_special)
     except Exception as error:  # the library raises nothing narrower
       words = self._backend.pre_tokenizer.pre_tokenize_str(text)
       unknown = [w for w, _ in words if self._backend.token_to_id(w) is None]
       raise ValueError(
-        f'{self._source} has no id for {", ".join(map(repr, unknown))}; use '
+        f'{self.source} has no id for {", ".join(map(repr, unknown))}; use '
         'only words of its vocabulary.'
       ) from error
 
@@ -410,7 +411,7 @@ class Tokenizer:
     """
     if self.chat_template is None:
       raise ValueError(
-        f'{self._source} has no chat template; use a plain prompt template, '
+        f'{self.source} has no chat template; use a plain prompt template, '
         'or a model that was trained to chat.'
       )
     variables = {
@@ -424,7 +425,7 @@ class Tokenizer:
       return chat.render(self.chat_template, TODAY, variables)
     except chat.ChatTemplateError as error:
       raise ValueError(
-        f'The chat template of {self._source} does not accept the messages '
+        f'The chat template of {self.source} does not accept the messages '
         f'({error}); change their roles or order, or the template.'
       ) from error
 
