@@ -456,6 +456,42 @@ def _code(stage, monkeypatch, error):
   return end.value.code
 
 
+_GONE = (
+  'UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:'
+)
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    RuntimeError(f'{_GONE}547] Connection closed by peer [127.0.0.1]:56214'),
+    # As Orbax has raised it.
+    ValueError(f'{_GONE}538] Read error [::1]:2: Connection reset by peer'),
+    RuntimeError('UNAVAILABLE: Task 1 heartbeat timeout. This indicates ...'),
+  ],
+)
+def test_a_host_that_is_gone_ends_the_others(stage, monkeypatch, capsys, error):
+  codes = []
+
+  def leave(code):
+    codes.append(code)
+    raise SystemExit(code)
+
+  monkeypatch.setattr(os, '_exit', leave)
+  assert _code(stage, monkeypatch, error) == 75
+  assert codes == [75]  # without waiting for anyone
+  said = capsys.readouterr().err
+  assert said.startswith('error: another host is gone (')
+  assert said.endswith(
+    'start the same command again on all hosts, and it resumes.\n'
+  )
+
+
+def test_other_errors_of_a_runtime_are_shown(stage, monkeypatch):
+  with pytest.raises(RuntimeError, match='RESOURCE_EXHAUSTED'):
+    _code(stage, monkeypatch, RuntimeError('RESOURCE_EXHAUSTED: out of memory'))
+
+
 @pytest.mark.parametrize(
   ('number', 'code'),
   [

@@ -95,7 +95,8 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
     SystemExit: after a ValueError or OSError, told on stderr in a sentence
       (RLZERO_TRACEBACK=1 lets the traceback through): failures.TRY_AGAIN if
       the disk or the network is at fault and the same command may resume, else
-      failures.USAGE; 130 when interrupted; lifecycle.PREEMPTED after SIGTERM.
+      failures.USAGE; 130 when interrupted; lifecycle.PREEMPTED after SIGTERM
+      and where another host is gone.
   """
   lifecycle.open_closed_streams()
   if argv is None:
@@ -121,7 +122,14 @@ def main(stage: types.ModuleType, argv: Sequence[str] | None = None) -> None:
       stage.run(cfg)
   except KeyboardInterrupt:
     sys.exit(130)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RuntimeError) as error:
+    if failures.is_lost_host(error):
+      lifecycle.leave(
+        f'another host is gone ({failures.sentence(error)}); start the same '
+        'command again on all hosts, and it resumes.'
+      )
+    if isinstance(error, RuntimeError):
+      raise
     if os.environ.get('RLZERO_TRACEBACK') == '1':
       raise
     text = str(error)

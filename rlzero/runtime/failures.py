@@ -34,6 +34,11 @@ _LASTING_TYPES = (
   FileExistsError,
 )
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in TensorStore's text
+# The texts of what JAX raises, as one of several types, where a host is gone.
+_HOST_IS_GONE = re.compile(
+  r'Gloo \w+ failed: .*(?:closed by peer|reset by peer|refused|[Tt]imed? ?out)'
+  r'|heartbeat timeout|stopped sending heartbeats'
+)
 # Status codes of TensorStore for content that is missing, cut or not decoded.
 _DAMAGED = ('NOT_FOUND:', 'OUT_OF_RANGE:', 'FAILED_PRECONDITION:', 'DATA_LOSS:')
 
@@ -58,6 +63,11 @@ def may_pass(error: BaseException) -> bool:
 def exit_code(error: BaseException) -> int:
   """TRY_AGAIN if the error, or one that led to it, may pass; else USAGE."""
   return TRY_AGAIN if any(map(may_pass, _chain(error))) else USAGE
+
+
+def is_lost_host(error: BaseException) -> bool:
+  """Whether another host, which this one works with, is gone."""
+  return any(_HOST_IS_GONE.search(str(one)) for one in _chain(error))
 
 
 def is_damage(error: BaseException) -> bool:
