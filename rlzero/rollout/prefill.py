@@ -83,7 +83,7 @@ def check(
       f'Prompt {draw} and Sampling.max_len = {max_len} make '
       f'{length + max_len} tokens, but the model takes '
       f'{config.max_position} (ModelConfig.max_position); lower '
-      'Sampling.max_len.'
+      f'Sampling.max_len, to --max_len={config.max_position - length} or less.'
     )
   same = list(tokens[:shared_len]) == list(shared_prefix)
   if length <= shared_len or not same:
