@@ -51,12 +51,35 @@ class KeyValues(NamedTuple):
   value: Float[jax.Array, 'L B K S H'] | tuple[jax.Array, ...] | None
 
 
+class LiveRange(NamedTuple):
+  """Entries of a cache that each row looks at, and the blocks they lie in.
+
+  Each of W devices with rows of its own has a list of G blocks, of which the
+  first `number` exist. They are in the order of the rows.
+  """
+
+  first: Int[jax.Array, 'B']  # entry of each row
+  end: Int[jax.Array, 'B']  # behind the last
+  rows: Int[jax.Array, 'W*G']  # of the device's
+  blocks: Int[jax.Array, 'W*G']  # of a row
+  number: Int[jax.Array, 'W']
+
+
+class LiveCache(NamedTuple):
+  """A cache of which a kernel reads each row's live entries alone."""
+
+  cache: KeyValues  # of all layers, stacked
+  everywhere: LiveRange  # of global layers
+  window: LiveRange | None  # of local layers; None: the model has no windows
+
+
 class CachedContext(NamedTuple):
   """Cached tokens that every query of a row may look at; in pieces."""
 
   cache: tuple[KeyValues, ...]
   valid: tuple[Bool[jax.Array, 'B S'], ...]
   positions: tuple[Int[jax.Array, 'B S'], ...]  # of the tokens
+  live: LiveCache | None = None  # one more piece
 
 
 class Prompts(NamedTuple):

@@ -75,16 +75,19 @@ def tpu_devices(monkeypatch):
   """Four TPUs that are not here, to compile for."""
   pytest.importorskip('libtpu', reason='the extra `plan` brings it')
   from jax.experimental import topologies
+  from jax.experimental.compilation_cache import compilation_cache
 
   monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
   # Another process may be planning.
   monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   # What is compiled for other devices cannot be read back here.
   jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # it has read the setting before
   yield topologies.get_topology_desc(
     platform='tpu', topology_name='v5e:2x2'
   ).devices
   jax.config.update('jax_enable_compilation_cache', True)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='session')

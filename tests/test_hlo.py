@@ -225,3 +225,18 @@ ENTRY %main (a: {whole}, i: s32[]) -> {part} {{
 """
   for text in (plain, fused):
     assert hlo.traffic(text).collectives == {'reduce-scatter': 4 * 32}
+
+
+def test_a_kernel_reads_what_it_says():
+  """Not its operand, of which it reads a part; its result is written."""
+  text = """HloModule m
+
+ENTRY %main (a: f32[1000]) -> f32[8] {
+  %a = f32[1000]{0} parameter(0)
+  ROOT %out = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"x","cost_estimate":\
+{"flops":"7","transcendentals":"1","bytes_accessed":"640"}}}
+}
+"""
+  traffic = hlo.traffic(text)
+  assert (traffic.kernels, traffic.memory) == (640, 640 + 32)

@@ -220,7 +220,9 @@ def test_deepseek_v3_by_hand():
   assert flops.pair(model, absorbed=True) == 2 * 61 * 128 * 2 * 576
   # 4 slots of a device, 576 bfloat16 numbers a token and layer.
   phases = {p['name']: p for p in report['phases']}
-  cache = 4 * 61 * 576 * 2 * (1024 + 32768 + 64)
+  # A TPU's caches are multiples of 128 positions.
+  assert 1024 + 32768 + 64 == 264.5 * 128
+  cache = 4 * 61 * 576 * 2 * 265 * 128
   assert cache < phases['decode']['memory']['cache'] < 1.001 * cache
   # In float32, experts lie on all 1,024 devices, the rest on the 32 of fsdp and
   # tensor, but for what leads to the ranks: on the 8 of fsdp.

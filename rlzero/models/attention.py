@@ -14,10 +14,10 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from rlzero.models import splash
+from rlzero.models import live_attention, splash
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
-from rlzero.types import AnyArray
+from rlzero.types import AnyArray, KeyValues, LiveRange
 
 _SHORTEST = 128  # tokens; what the kernels' blocks hold
 _WIDEST = 128  # numbers of a head, of those that cuDNN has on every GPU
@@ -94,8 +94,20 @@ class Part(NamedTuple):
   visible: Bool[Array, 'B T S'] | Bool[Array, 'B 1 S'] | SegmentIds
 
 
+class LivePart(NamedTuple):
+  """One layer of a cache, of which a kernel reads what is live."""
+
+  cache: KeyValues  # of all layers
+  layer: Int[Array, '']
+  live: LiveRange
+  block_len: int
+
+
 def attend(
-  query: Float[Array, 'B K R T H'], parts: Sequence[Part], scale: float
+  query: Float[Array, 'B K R T H'],
+  parts: Sequence[Part],
+  scale: float,
+  live: LivePart | None = None,
 ) -> Float[Array, 'B K R T U']:
   """softmax(q k^T scale) v over the keys of all parts together.
 
@@ -104,7 +116,8 @@ def attend(
   values stay where they are: joining them would copy the whole cache. For many
   queries it is their scores that are larger. Scores and weights are float32.
   R = N / K queries share a key. The last part is the row's own past; where
-  `fuses` says so, parts are visible by ids.
+  `fuses` says so, parts are visible by ids. `live` is one more part, of one
+  query a row.
   """
   if query.shape[3] > 1:
     parts = [_of_each_row(part, query.shape[0]) for part in parts]
@@ -125,8 +138,12 @@ def attend(
     visible = part.visible[:, None, None]
     scores.append(jnp.where(visible, score * scale, -jnp.inf))
   joint = sharding.platform() == 'cpu' or query.shape[3] > 1
-  weights = (_weights if joint else _weights_apart)(scores, query.dtype)
   out = 0
+  if live is not None:
+    read = live_attention.attend(query[:, :, :, 0], *live, scale)
+    weights, out = _weights_beside(read, scores, query.dtype)
+  else:
+    weights = (_weights if joint else _weights_apart)(scores, query.dtype)
   for weight, part in zip(weights, parts, strict=True):
     out += _product('bkrts,bksh->bkrth', weight, part.value)
   return checkpoint_name(out, 'attention_output')
@@ -156,6 +173,24 @@ def _weights_apart(
   weights = [jnp.exp(score - top) for score in scores]
   total = sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
   return ((weight / total).astype(dtype) for weight in weights)
+
+
+def _weights_beside(
+  read: live_attention.Sums, scores: Sequence[Array], dtype: DTypeLike
+) -> tuple[list[Array], Array]:
+  """`_weights_apart` beside keys that a kernel has read, and their part."""
+  top, total = read.top[..., None, None], read.total[..., None, None]
+  highest = functools.reduce(
+    jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores]
+  )
+  highest = jnp.maximum(highest, top)
+  weights = [jnp.exp(score - highest) for score in scores]
+  shrink = jnp.exp(top - highest)
+  total = total * shrink + sum(
+    jnp.sum(weight, axis=-1, keepdims=True) for weight in weights
+  )
+  out = (read.out[:, :, :, None] * (shrink / total)).astype(dtype)
+  return [(weight / total).astype(dtype) for weight in weights], out
 
 
 def _product(axes, x, of_rows, dtype=None):

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
+from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlzero.models import (
   attention,
+  kv_cache,
   latent,
   layers,
+  live_attention,
   masks,
   moe,
   parameters,
@@ -18,7 +21,7 @@ from rlzero.models import (
 from rlzero.models.attention import KeyValueHeads, Mask, SegmentIds
 from rlzero.models.config import ModelConfig
 from rlzero.runtime import sharding
-from rlzero.types import AnyArray, KeyValues, Routing, Tokens
+from rlzero.types import AnyArray, KeyValues, LiveCache, Routing, Tokens
 
 
 class Attention(nn.Module):
@@ -159,9 +162,11 @@ class Block(nn.Module):
     cached: Sequence[KeyValues],
     local: Bool[Array, ''] | bool | None,
     given: Int[Array, 'B T C'] | None,
+    number: Int[AnyArray, ''] | int | None,
     rows: Positions,
     shared: SharedPrompts | None,
     context_masks: Sequence[Mask | SegmentIds],
+    live: LiveCache | None,
   ) -> tuple[Carry, tuple[KeyValues, Routing | None]]:
     """Applies the layer.
 
@@ -170,10 +175,12 @@ class Block(nn.Module):
       cached: keys and values of this layer that rows continue, in pieces.
       local: whether the layer sees a window alone; None in models without.
       given: experts of the rows' tokens, -1 where the router chooses.
+      number: of the layer, where there is a live cache.
       rows: positions of the rows.
       shared: positions of the prompts that rows continue.
       context_masks: of rows over what they continue: the pieces of the cache,
         or the shared prefix, if any, and the prompts.
+      live: a cache that rows continue beside those pieces, of all layers.
 
     Returns:
       the carry, and the rows' cache entry with their routing.
@@ -196,8 +203,18 @@ class Block(nn.Module):
       # The gradient of this gather adds up that of the rows of a group.
       key, value = (_of_rows(part, shared.index) for part in keys_values)
       before = [*before, KeyValueHeads(key, value)]
-    parts = _parts(before, context_masks, local)
-    x, _, cache_entry, ids = self._layer(x, rows, local, given, parts, absorbed)
+    parts, of_cache = _parts(before, context_masks, local), None
+    if live is not None:
+      cache_len = kv_cache.capacity(self.config, live.cache)
+      of_cache = attention.LivePart(
+        live.cache,
+        jnp.asarray(number),
+        live_attention.of_layer(live, local),
+        live_attention.block_len(self.config, cache_len),
+      )
+    x, _, cache_entry, ids = self._layer(
+      x, rows, local, given, parts, absorbed, of_cache
+    )
     if prefix_x is not None:
       prefix_x = sharding.constrain(prefix_x, 'PT_')
     if prompt_x is not None:
@@ -214,6 +231,7 @@ class Block(nn.Module):
     given: Int[Array, 'B T C'] | None,
     before: Sequence[attention.Part],
     absorbed: bool,
+    live: attention.LivePart | None = None,
   ) -> tuple[
     Float[Array, 'B T D'],
     KeyValueHeads,
@@ -234,7 +252,7 @@ class Block(nn.Module):
       scale *= rope.score_scale(c.rope_scaling)
     own = attention.Part(*keys_values, positions.mask.of(local))
     parts = [*before, own]
-    heads = attention.attend(query, parts, scale)
+    heads = attention.attend(query, parts, scale, live)
     more = self.attention.merge(heads, absorbed)
     x = x + (self.attention_post_norm(more) if c.post_norms else more)
     normed, ids = self.mlp_norm(x), None

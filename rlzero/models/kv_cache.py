@@ -75,8 +75,8 @@ def with_piece(
   positions: Int[Array, 'B S'],
 ) -> CachedContext:
   """A context with one more piece."""
-  return CachedContext(
-    (*context.cache, cache),
-    (*context.valid, valid),
-    (*context.positions, positions),
+  return context._replace(
+    cache=(*context.cache, cache),
+    valid=(*context.valid, valid),
+    positions=(*context.positions, positions),
   )

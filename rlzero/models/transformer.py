@@ -34,6 +34,7 @@ from rlzero.runtime import sharding
 from rlzero.types import (
   CachedContext,
   KeyValues,
+  LiveCache,
   Params,
   Prompts,
   Routing,
@@ -87,8 +88,8 @@ class Transformer(nn.Module):
         variable_axes={'params': 0},
         split_rngs={'params': True},
         # Flax says int, and takes a tuple of axes as well.
-        in_axes=(0, 0, 0)  # pyright: ignore[reportArgumentType]
-        + (nn.broadcast,) * 3,
+        in_axes=(0,) * 4  # pyright: ignore[reportArgumentType]
+        + (nn.broadcast,) * 4,
         length=length,
       )(c, routed)
 
@@ -139,7 +140,7 @@ class Transformer(nn.Module):
       prompts = _without_padding(prompts)
     x = sharding.constrain(self._embed(rows.ids), 'BT_')
     prompt_x = prefix_x = shared = None
-    cached, row_masks = (), []
+    cached, row_masks, live = (), [], None
     if prompts is not None:
       tokens, prefix, prompt_masks = prompts.tokens, prompts.shared_prefix, []
       prompt_x = sharding.constrain(self._embed(tokens.ids), 'PT_')
@@ -155,7 +156,7 @@ class Transformer(nn.Module):
         prompt_masks,
       )
     if context is not None:
-      cached = context.cache
+      cached, live = context.cache, context.live
       row_masks = masks.context_masks(c, rows, context)
     local = np.array(c.local_layers) if c.window else None
     run_layers = self._run_unstacked if self.unstacked else self._run_stacked
@@ -167,6 +168,7 @@ class Transformer(nn.Module):
       make_positions(c, rows, rope_table),
       shared,
       row_masks,
+      live,
     )
     if self.is_initializing() and not self.config.tied_embedding:
       self.head(x)
@@ -184,18 +186,22 @@ class Transformer(nn.Module):
     rows: Positions,
     shared: SharedPrompts | None,
     row_masks: Sequence[Mask | SegmentIds],
+    live: LiveCache | None,
   ) -> tuple[Carry, KeyValues, Routing | None]:
     """All layers by scans over their stacks: dense ones, then those routed."""
     c, dense_entries = self.config, None
+    numbers = None if live is None else np.arange(c.num_layers)
+    whole = rows, shared, row_masks, live
     if c.experts and c.num_dense_layers:
-      first, (cached, local) = _split((cached, local), c.num_dense_layers)
+      first, rest = _split((cached, local, numbers), c.num_dense_layers)
+      cached, local, numbers = rest
       carry, (dense_entries, _) = self.dense_layers(
-        carry, first[0], first[1], None, rows, shared, row_masks
+        carry, first[0], first[1], None, first[2], *whole
       )
     # Flax names parameters by this attribute, which is one scan or many layers.
     layers = cast(Callable[..., Any], self.layers)
     carry, (entries, routing) = layers(
-      carry, cached, local, given, rows, shared, row_masks
+      carry, cached, local, given, numbers, *whole
     )
     if dense_entries is not None:
       entries = jax.tree.map(
@@ -212,6 +218,7 @@ class Transformer(nn.Module):
     rows: Positions,
     shared: SharedPrompts | None,
     row_masks: Sequence[Mask | SegmentIds],
+    live: LiveCache | None,
   ) -> tuple[Carry, KeyValues, Routing | None]:
     """All layers one by one, each with parameters of its own."""
     c, entries, routings = self.config, [], []
@@ -223,7 +230,7 @@ class Transformer(nn.Module):
       if given is not None and i >= first_routed:
         chosen = given[i - first_routed]
       carry, (entry, routing) = layer(
-        carry, pieces, is_local, chosen, rows, shared, row_masks
+        carry, pieces, is_local, chosen, i, rows, shared, row_masks, live
       )
       entries.append(entry)
       routings += [routing] if routing else []

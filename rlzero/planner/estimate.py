@@ -14,7 +14,7 @@ import math
 from jax import numpy as jnp
 
 from rlzero.costs import flops
-from rlzero.models import attention, kv_cache, moe
+from rlzero.models import attention, kv_cache, live_attention, moe
 from rlzero.models.config import ModelConfig
 from rlzero.planner.programs import Program, Run
 from rlzero.rl import learner
@@ -183,12 +183,14 @@ class Estimate:
     logits = rows * m.vocab_size / (s.tensor if even else 1)
     # Keys and values of the call's own tokens; at its end they are merged.
     new = cache * steps / cache_len
+    # A kernel holds no scores.
+    live = live_attention.serves(m, cache_len)
     return Program(
       memory=s.decoded
       + sharding.bytes_per_device(slots)
       + new
       + 3 * 4 * logits
-      + rows * cache_len * s.heads * 8
+      + (not live) * rows * cache_len * s.heads * 8
       + s.head * s.item
       + s.one_layer
       + at_work,
@@ -208,6 +210,7 @@ class Estimate:
         + (1 - 1 / s.tensor) * 4 * logits
         + s.routed * sent
       ),
+      kernels=live * steps * cache,
     )
 
   def update(self, micro_tokens: int) -> dict[str, Program]:

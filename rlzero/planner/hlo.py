@@ -40,6 +40,7 @@ class Traffic(NamedTuple):
 
   memory: float  # read from and written to HBM
   collectives: dict[str, float]  # received from other devices, by kind
+  kernels: float = 0.0  # of `memory`, what kernels read that may read less
 
   @property
   def received(self) -> float:
@@ -99,12 +100,12 @@ def traffic(text: str) -> Traffic:
             visit(branch, factor, inside)
 
   visit(entry, 1.0, False)
-  memory = sum(
-    factor * _moved(op, computations[name], computations)
-    for name, factor in executed.items()
-    for op in computations[name].values()
-  )
-  return Traffic(memory, _received(computations, times))
+  memory = kernels = 0.0
+  for name, factor in executed.items():
+    for op in computations[name].values():
+      memory += factor * _moved(op, computations[name], computations)
+      kernels += factor * (_estimated(op) or 0.0)
+  return Traffic(memory, _received(computations, times), kernels)
 
 
 def _received(computations, times) -> dict[str, float]:
@@ -231,6 +232,9 @@ def _moved(op: _Op, around: dict[str, _Op], computations) -> float:
     return 0  # their bodies count
   if op.kind == 'custom-call' and _target(op) in _FREE_CALLS:
     return 0
+  estimated = _estimated(op)
+  if estimated is not None:
+    return estimated + op.in_memory
   if op.kind in ('copy-start', 'all-gather-start', 'collective-permute-start'):
     return op.in_memory  # (target, source, context), in any order
   if op.kind == 'slice-start':
@@ -296,6 +300,14 @@ def _handed_on(op: _Op, root: _Op, fused: dict[str, _Op]) -> int:
 
 def _root(computation: dict[str, _Op]) -> _Op:
   return next(op for op in computation.values() if op.is_root)
+
+
+def _estimated(op: _Op) -> float | None:
+  """Bytes that a Pallas kernel says it reads at most, if it says so."""
+  if op.kind != 'custom-call':
+    return None
+  found = re.search(r'"cost_estimate":\{.*?"bytes_accessed":"?(\d+)', op.rest)
+  return float(found[1]) if found else None
 
 
 def _target(op: _Op) -> str:

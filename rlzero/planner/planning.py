@@ -49,6 +49,7 @@ class Phase:
   bound: str  # which of the three it is
   calls: float  # a step
   step_s: float  # seconds a step, at the roofline
+  step_moved: float  # bytes of memory a step
 
 
 def make_plan(cfg: Settings) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class _Plan:
       'prompt_len': self.run.prompt_len,
       'efficiency': cfg.efficiency,
       'slots': slots * self.slot_shards,
-      'rollout': self._rollout(slots * self.slot_shards),
+      'rollout': self._rollout(slots * self.slot_shards, phases),
       'microbatch': [rows * self.num_shards, self.width],
       'phases': [dataclasses.asdict(p) for p in phases],
       'fits': all(p.fits for p in phases),
@@ -214,14 +215,22 @@ class _Plan:
     names = ('reshard', *_ROLLOUT, *_UPDATE)
     return [name for name in names if there.get(name, True)]
 
-  def _rollout(self, num_slots: int) -> dict[str, float]:
+  def _rollout(self, num_slots: int, phases) -> dict[str, float]:
     """How a rollout goes, by the scheduler's own rules."""
     schedule = self.work.schedule(num_slots)
     usage = schedule.usage
+    (decode,) = (phase for phase in phases if phase.name == 'decode')
+    room = sum(
+      number * call.num_slots * call.cache_len
+      for call, number in schedule.calls.items()
+      if call.program == 'decode'
+    )
     return {
       'decode_calls': schedule.count('decode'),
       'tokens': usage.tokens,
       'slot_use': usage.tokens / usage.computed,
+      'cache_use': sum(schedule.positions_live.values()) / room,
+      'decode_moved': decode.step_moved / self.work.least_decoded(num_slots),
     }
 
   def _estimate(self) -> estimate.Estimate:
@@ -301,17 +310,20 @@ class _Plan:
     held = self._memory(name, size)
     program = self._needs(name, size)
     moved, received = program.moved, program.received
+    kernels = program.kernels
     if not program.known:  # not compiled, so by arithmetic
       guess = self._make(name, size, lowered=False)[name]
-      moved, received = guess.moved, guess.received
+      moved, received, kernels = guess.moved, guess.received, guess.kernels
     work, calls = self.work.of(name, self._amount(name, size))
     flops_call = work / self.num_devices
-    step_s = 0.0
+    step_s = step_moved = 0.0
     for call in calls:
+      moves = call.moved * (moved - kernels) + call.kernels * kernels
       times = self._times(
-        call.flops * flops_call, call.moved * moved, call.received * received
+        call.flops * flops_call, moves, call.received * received
       )
       step_s += call.number * max(times.values())
+      step_moved += call.number * moves
     times = self._times(flops_call, moved, received)
     total = sum(held.values())
     return Phase(
@@ -326,6 +338,7 @@ class _Plan:
       bound=max(times, key=times.__getitem__),
       calls=sum(call.number for call in calls),
       step_s=step_s,
+      step_moved=step_moved,
     )
 
   def _needs(self, name: str, size: int) -> Program:

@@ -54,6 +54,9 @@ class Program(NamedTuple):
   # Bytes that it reads of what it is given, where some is left out: the last
   # layer's MLP where only keys and values are wanted, say.
   inputs: float = math.inf
+  # Bytes of `moved` that a kernel reads at the fullest, and of which it reads
+  # those that are live (`models/live_attention.py`).
+  kernels: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,12 +293,13 @@ class _Compiled(NamedTuple):
   moved: float
   received: float
   known: bool = True
+  kernels: float = 0.0
 
 
 def _in_turn(lowered: Lowered, compiled: Sequence[_Compiled]) -> Program:
   """The needs of calls that follow each other."""
   peak, held = 0.0, lowered.held
-  moved = received = 0.0
+  moved = received = kernels = 0.0
   for call, one in zip(lowered.calls, compiled, strict=True):
     for _ in range(call.number):
       peak = max(peak, max(held - one.inputs, 0.0) + one.total)
@@ -303,12 +307,14 @@ def _in_turn(lowered: Lowered, compiled: Sequence[_Compiled]) -> Program:
         held += one.outputs - one.inputs
     moved += call.number * one.moved
     received += call.number * one.received
+    kernels += call.number * one.kernels
   return Program(
     peak,
     moved,
     received,
     all(one.known for one in compiled),
     sum(one.inputs for one in compiled),
+    kernels,
   )
 
 
@@ -337,6 +343,7 @@ def _compile(lowered: jax.stages.Lowered) -> _Compiled:
     memory_of(compiled),
     traffic.memory,
     traffic.received,
+    kernels=traffic.kernels,
   )
 
 

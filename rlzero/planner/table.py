@@ -27,6 +27,9 @@ def describe(cfg: Settings, report: dict[str, Any]) -> str:
     f'a rollout: {r["rollout"]["tokens"]} tokens in '
     f'{r["rollout"]["decode_calls"]} calls of decode; '
     f'{r["rollout"]["slot_use"]:.0%} of what slots compute is sampled',
+    f'{r["rollout"]["cache_use"]:.0%} of the cache holds tokens of running '
+    f'completions; decoding moves {r["rollout"]["decode_moved"]:.2f} times '
+    'these, the weights and what it writes',
     '',
   ]
   terms = list(planning.ADVICE)

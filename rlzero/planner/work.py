@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Calls(NamedTuple):
   flops: float = 1.0
   moved: float = 1.0
   received: float = 1.0
+  kernels: float = 1.0  # of what kernels read at the fullest; see `Program`
 
 
 class Work:
@@ -133,7 +135,9 @@ class Work:
       estimate = self._estimate()
       fullest = estimate.decode(*size)
       found = []
-      for call, number in self.schedule(num_slots).calls.items():
+      schedule = self.schedule(num_slots)
+      on_device = math.prod(size) // sharding.axis_size('B')
+      for call, number in schedule.calls.items():
         if call.program != 'decode':
           continue
         one = estimate.decode(call.num_slots, call.cache_len)
@@ -141,11 +145,36 @@ class Work:
           Calls(
             number / run.updates_per_rollout,
             work(call.num_slots, call.cache_len) / work(*size),
-            one.moved / fullest.moved,
+            (one.moved - one.kernels) / (fullest.moved - fullest.kernels),
             one.received / fullest.received if fullest.received else 1.0,
+            schedule.positions_read[call] / number / on_device,
           )
         )
     return work(*size), found
+
+  def least_decoded(self, num_slots: int) -> float:
+    """Bytes of a device that decoding must move in a step.
+
+    For each token all weights, the keys and values of running completions, and
+    the new ones.
+    """
+    run = self._run
+    slots, schedule = run.slots(num_slots), self.schedule(num_slots)
+    assert slots.cache is not None
+    with run.rollout_mesh():
+      num_shards = sharding.axis_size('B')
+      cache = sharding.bytes_per_device(slots.cache)
+      weights = sharding.bytes_per_device(run.decode_params)
+    cache_len = kv_cache.capacity(run.model, slots.cache)
+    position = cache * num_shards / (slots.token.shape[0] * cache_len)
+    positions = sum(schedule.positions_live.values()) / num_shards
+    new = schedule.usage.tokens / num_shards
+    steps = run.cfg.sampling.decode_steps
+    least = (
+      steps * (schedule.count('decode') * weights + positions * position)
+      + new * position
+    )
+    return least / run.cfg.updates_per_rollout
 
   def _of_micro(self, name: str, micro: packing.Microbatch) -> float:
     """FLOPs of a microbatch."""

@@ -9,7 +9,9 @@ from rlzero.models import padding
 from rlzero.rollout.sampling import Sampling
 from rlzero.runtime import sharding
 
-_CACHE_STEP = 32  # cache sizes are multiples of this, in positions
+# Cache sizes are multiples of this, in positions. On a TPU the positions are
+# lanes, of which there are 128 (`models/live_attention.py`).
+_CACHE_STEP, _TPU_CACHE_STEP = 32, 128
 
 _CACHE_RATIO = 0.6  # of a cache size to the next larger one
 
@@ -53,7 +55,7 @@ class Sizes(NamedTuple):
     if self.cache_len <= _LONG:
       return cache_buckets(self.cache_len, self.prompt_width, share)
     few = {
-      padding.round_up(-(-self.cache_len // part), _CACHE_STEP)
+      padding.round_up(-(-self.cache_len // part), _cache_step())
       for part in _FEW_CACHES
     }
     least = max(min(few) / share, self.prompt_width)
@@ -114,7 +116,7 @@ def sizes(sampling: Sampling, shared_len: int = 0) -> Sizes:
   num_slots = padding.round_up(sampling.num_slots, sharding.axis_size('B'))
   width = padding.prompt_width(max(sampling.max_prompt_len - shared_len, 1))
   cache_len = padding.round_up(
-    width + sampling.max_len + sampling.decode_steps, _CACHE_STEP
+    width + sampling.max_len + sampling.decode_steps, _cache_step()
   )
   return Sizes(num_slots, width, cache_len)
 
@@ -127,7 +129,7 @@ def server_sizes(sampling: Sampling, context: int) -> ServerSizes:
     context: the most tokens of a prompt and its completion.
   """
   num_slots = padding.round_up(sampling.num_slots, sharding.axis_size('B'))
-  cache_len = padding.round_up(context + sampling.decode_steps, _CACHE_STEP)
+  cache_len = padding.round_up(context + sampling.decode_steps, _cache_step())
   return ServerSizes(num_slots, min(_LEAST_CACHE, cache_len), cache_len)
 
 
@@ -154,11 +156,15 @@ def cache_buckets(
       would be more sizes and little to gain.
   """
   buckets, size = {largest}, largest * _CACHE_RATIO
-  while size > max(_CACHE_STEP, prompt_width):
-    buckets.add(padding.round_up(math.ceil(size), _CACHE_STEP))
+  while size > max(_cache_step(), prompt_width):
+    buckets.add(padding.round_up(math.ceil(size), _cache_step()))
     size *= _CACHE_RATIO
   least = min(min(buckets) / share, largest)
   return sorted(n for n in buckets if n >= least)
+
+
+def _cache_step() -> int:
+  return _TPU_CACHE_STEP if sharding.platform() == 'tpu' else _CACHE_STEP
 
 
 def batch_buckets(num_slots: int) -> list[int]:

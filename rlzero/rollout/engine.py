@@ -17,7 +17,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlzero.models import kv_cache, rope, transformer
+from rlzero.models import kv_cache, live_attention, rope, transformer
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import merging, sampling
 from rlzero.rollout.row_sampling import RowDistribution
@@ -84,9 +84,14 @@ def _slot_context(
   first = 0
   if shared_prefix is not None:
     first = kv_cache.capacity(config, shared_prefix)
-  index = jnp.arange(kv_cache.capacity(config, slots.cache))[None]
-  in_cache = index < slots.cached[:, None]
   prefix = kv_cache.prefix_context(config, shared_prefix, slots.token.shape[0])
+  cache_len = kv_cache.capacity(config, slots.cache)
+  if live_attention.serves(config, cache_len):
+    end = jnp.where(slots.running, slots.cached, 0)
+    live = live_attention.live_cache(config, slots.cache, end)
+    return prefix._replace(live=live), first
+  index = jnp.arange(cache_len)[None]
+  in_cache = index < slots.cached[:, None]
   positions = jnp.broadcast_to(first + index, in_cache.shape)
   return kv_cache.with_piece(prefix, slots.cache, in_cache, positions), first
 
@@ -164,7 +169,8 @@ def decode(
   """Samples up to `num_steps` tokens in every running slot.
 
   The cache stays unchanged during the call. New keys and values go to a buffer
-  that all slots write at the same index, since each at its own is slow.
+  that all slots write at the same index, since each at its own is slow. On a
+  TPU each slot reads the part of its cache that is live (`live_attention`).
 
   Args:
     params: from `decode_layout.convert`.
@@ -194,11 +200,15 @@ def decode(
       (first + start + i)[:, None],
       jnp.ones_like(slots.token)[:, None],
     )
+    context = kv_cache.with_piece(before, new, written, positions)
+    if context.live is not None:
+      live = live_attention.at_step(config, context.live, i)
+      context = context._replace(live=live)
     hidden, _, keys_values, routing = transformer.routed(
       config,
       params,
       here,
-      context=kv_cache.with_piece(before, new, written, positions),
+      context=context,
       rope_table=jax.tree.map(
         lambda part: jax.lax.dynamic_slice_in_dim(part, i, 1, axis=1),
         rope_table,

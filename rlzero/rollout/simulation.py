@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from rlzero.models import live_attention
 from rlzero.models.config import ModelConfig
 from rlzero.rollout import pages, scheduler
 from rlzero.rollout.batch import flat_rows
 from rlzero.rollout.device import Device
 from rlzero.rollout.sampling import Sampling, StopCriteria
 from rlzero.rollout.slots import NUM_PAGES, PAGE_LEN
+from rlzero.runtime import sharding
 
 
 class Called(NamedTuple):
@@ -33,6 +35,11 @@ class Schedule(NamedTuple):
 
   # How often: `resize` of the cache and `shrink` by the sizes afterwards.
   calls: dict[Called, int]
+  # Positions of the cache in all calls of `decode` of the sizes: those that a
+  # TPU reads, in the shard that reads most, and of the running completions of
+  # all shards.
+  positions_read: dict[Called, int]
+  positions_live: dict[Called, int]
   usage: scheduler.Usage
 
   def count(self, program: str) -> int:
@@ -63,7 +70,7 @@ def simulate(
       f'tokens, but a rollout has 1 to Sampling.max_len = {sampling.max_len}; '
       'raise max_len or give other lengths.'
     )
-  device = SimulatedDevice(lengths, sampling)
+  device = SimulatedDevice(config, lengths, sampling)
   prompts = [
     scheduler.Prompt(i, [i] * length) for i, length in enumerate(prompt_lens)
   ]
@@ -77,23 +84,38 @@ def simulate(
     seed=0,
     device=device,
   )
-  return Schedule(dict(device.calls), usage)
+  return Schedule(
+    dict(device.calls),
+    dict(device.positions_read),
+    dict(device.positions_live),
+    usage,
+  )
 
 
 class SimulatedDevice(Device):
   """Knows how long completions are; counts calls and computes nothing.
 
   Args:
+    config: of the model.
     lengths: by draw of the prompt and index in the group.
     sampling: settings.
 
   Attributes:
     calls: how often each program was called.
+    positions_read: see `Schedule`.
+    positions_live: see `Schedule`.
   """
 
-  def __init__(self, lengths: Int[np.ndarray, 'P G'], sampling: Sampling):
-    self._lengths, self._sampling = lengths, sampling
+  def __init__(
+    self,
+    config: ModelConfig,
+    lengths: Int[np.ndarray, 'P G'],
+    sampling: Sampling,
+  ):
+    self.config, self._lengths, self._sampling = config, lengths, sampling
     self.calls: collections.Counter[Called] = collections.Counter()
+    self.positions_read: collections.Counter[Called] = collections.Counter()
+    self.positions_live: collections.Counter[Called] = collections.Counter()
     self._cache_len = 0
     self._prompt_lens = self._left = self._cached = np.zeros(0, int)
 
@@ -126,6 +148,12 @@ class SimulatedDevice(Device):
     self._count('insert')
 
   def decode(self) -> None:
+    end = np.where(self._left > 0, self._cached, 0)
+    read = live_attention.live_positions(self.config, end, self._cache_len)
+    shards = read.reshape(sharding.axis_size('B'), -1)
+    called = Called('decode', len(self._left), self._cache_len)
+    self.positions_read[called] += int(shards.sum(axis=1).max())
+    self.positions_live[called] += int(end.sum())
     written = np.minimum(self._left, self._sampling.decode_steps)
     self._left = self._left - written
     self._cached = self._cached + written

@@ -1,9 +1,9 @@
 """Slots: the arrays of completions under way, and how they change size.
 
 The cache has room for as many tokens as its rows are about to reach, not for
-as many as they ever may, since attention reads all of it. It grows and shrinks
-between calls of `engine.decode`, and so does the batch, in few sizes
-(`buckets.py`), since decoding is compiled for each.
+as many as they ever may, since attention reads all of it, or on a TPU all that
+is live. It grows and shrinks between calls of `engine.decode`, and so does the
+batch, in few sizes (`buckets.py`), since decoding is compiled for each.
 
 A slot belongs to a device: where the mesh splits the rows in W shards, slots
 are chosen shard by shard, and none moves to another device.
