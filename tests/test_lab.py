@@ -191,10 +191,13 @@ def test_what_a_claim_refuses(settings, said):
     _claim(**settings)
 
 
-def test_a_run_without_the_figure_is_named(tmp_path, runs):
+def test_a_run_without_the_figure_decides_nothing(tmp_path, runs):
   claim = _claim(figure='completion/tries')
-  with pytest.raises(ValueError, match=r"kl_0 has no figure 'completion/tr"):
-    lab.run(_config(tmp_path, claims=(claim,)))
+  lab.run(_config(tmp_path, claims=(claim, _claim(name='other'))))
+  found = json.loads((tmp_path / 'lab.json').read_text())['claims']
+  assert found['speed']['verdict'] == 'cannot tell'
+  assert found['speed']['values'] == [None] * 3
+  assert found['other']['verdict'] == 'holds'
 
 
 @pytest.mark.parametrize('path', _FILES, ids=lambda path: path.stem)

@@ -98,9 +98,6 @@ def find(claim: Claim, workdir: str, seeds: Sequence[int]) -> Finding:
     claim: the claim.
     workdir: of the laboratory, with a folder for each run.
     seeds: of the runs that are finished.
-
-  Raises:
-    ValueError: a run does not have the figure.
   """
 
   def read(arm: str, figure: str) -> list[float]:
@@ -125,7 +122,8 @@ def judge(
   """Draws the verdict on a claim from an interval.
 
   A difference is there if the interval leaves out 0, and does not matter if
-  the interval lies below the margin. Of one seed nothing can be told.
+  the interval lies below the margin. Of one seed nothing can be told, nor where
+  a run does not have the figure.
 
   Args:
     difference: of the arm from its control, as `mean_interval` returns it.
@@ -151,8 +149,8 @@ def judge(
 def read_figure(folder: str, figure: str) -> float:
   """Reads a figure of a finished run; see `Claim`.
 
-  Raises:
-    ValueError: the run does not have it.
+  NaN where the run does not have it: a policy that has collapsed has steps
+  without an entropy, say.
   """
   if '/' in figure:
     rows = metrics.read_metrics(folder)[-_LAST_STEPS:]
@@ -162,13 +160,7 @@ def read_figure(folder: str, figure: str) -> float:
       for row in rows
       if row.get(figure) is not None and math.isfinite(row[figure])
     ]
-    value = float(np.mean(known)) if known else None
-  else:
-    with open(os.path.join(folder, 'summary.json'), encoding='utf-8') as file:
-      value = json.load(file).get(figure)
-  if value is None:
-    raise ValueError(
-      f'The run in {folder} has no figure {figure!r}; name a key of its '
-      'summary.json, or a metric of its metrics.jsonl.'
-    )
-  return value
+    return float(np.mean(known)) if known else math.nan
+  with open(os.path.join(folder, 'summary.json'), encoding='utf-8') as file:
+    value = json.load(file).get(figure)
+  return math.nan if value is None else value
