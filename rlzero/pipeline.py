@@ -14,11 +14,16 @@ stage whose configuration or input is no longer the same is an error.
 `WORKDIR/results.json` has the metrics of all evaluations so far, with the share
 of completions that could be kept as readable, and what each stage took.
 
+On several hosts, start the same command on each, with the flags of hosts. A
+stage that several can run has a process on each; the first host runs the
+others, and writes.
+
 Differences from the paper: none in the order of the stages. What is written
 by hand there (the cold start's edits, the 200k samples of general data) has to
 come from files.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -26,11 +31,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from rlzero.pipelines import command, execution, results
+from rlzero.pipelines import command, execution, hosts, results
 from rlzero.pipelines.command import Stage
 from rlzero.pipelines.manifest import Manifest
-from rlzero.runtime import config, files, workdir
+from rlzero.runtime import config, files, lifecycle, workdir
 from rlzero.runtime.fields import mutable_on_resume
+
+SEVERAL_HOSTS = True  # may run it together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,9 @@ class Config:
   start: str = ''  # --from: the first stage that is made again
   only: str = ''  # the one stage to run
   dry_run: bool = False  # show what would be run
+  # Of this process, where several hosts run the pipeline together; they are
+  # given as flags of their own: --distributed, say.
+  host_flags: tuple[str, ...] = mutable_on_resume(())
 
   def __post_init__(self):
     names = [stage.name for stage in self.stages]
@@ -70,6 +80,11 @@ class Config:
         )
     if self.start and self.only:
       raise ValueError('start and only exclude each other; give one of them.')
+    if self.host_flags and (self.start or self.only):
+      raise ValueError(
+        '--from and --only are for one host; leave them out, or the flags of '
+        f'several hosts: {" ".join(self.host_flags)}.'
+      )
 
 
 def run(cfg: Config) -> None:
@@ -84,13 +99,19 @@ def run(cfg: Config) -> None:
     for plan in plans:
       print(plan.line)
     return
-  with workdir.locked(cfg.workdir) as lock:
+  if not hosts.is_first(cfg.host_flags):
+    hosts.follow(plans, cfg.workdir, cfg.host_flags)
+    return
+  with contextlib.ExitStack() as stack:
+    lock = stack.enter_context(workdir.locked(cfg.workdir))
+    if cfg.host_flags:
+      stack.enter_context(hosts.leading(cfg.workdir))
     manifest = Manifest(cfg.workdir)
     if cfg.start:
       _forget(cfg, manifest)
     for plan in plans:
       if cfg.only in ('', plan.stage.name):
-        execution.make(plan, manifest, lock, again=bool(cfg.only))
+        execution.make(plan, manifest, lock, bool(cfg.only), cfg.host_flags)
   found = results.results(cfg.workdir)
   files.write_json(os.path.join(cfg.workdir, results.RESULTS), found, indent=1)
   print(results.table(found))
@@ -108,8 +129,10 @@ def _forget(cfg: Config, manifest: Manifest) -> None:
 def flags(argv: Sequence[str]) -> list[str]:
   """The flags as `Config` names them; `from` is no name in Python."""
   names = {'--from': '--start', '--dry-run': '--dry_run'}
-  parts = [argument.partition('=') for argument in argv]
-  return [names.get(name, name) + eq + value for name, eq, value in parts]
+  mine, others = lifecycle.split_host_flags(argv)
+  parts = [argument.partition('=') for argument in others]
+  found = [names.get(name, name) + eq + value for name, eq, value in parts]
+  return [*found, f'--host_flags={tuple(mine)}'] if mine else found
 
 
 if __name__ == '__main__':

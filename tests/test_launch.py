@@ -335,7 +335,7 @@ def test_stages_that_launchers_start():
     assert f'-m rlzero.{stage} --distributed' in script
     (run,) = _run('run', f'--stage={stage}')
     assert f' -m rlzero.{stage} --distributed' in run[-1]
-  for stage in ('pipeline', 'serve', 'sftt'):
+  for stage in ('search', 'serve', 'sftt'):
     assert stage not in several
     for launcher in (
       ['slurm.sh', *given],

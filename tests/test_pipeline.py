@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
 
 from rlzero import pipeline
-from rlzero.pipelines import results
+from rlzero.pipelines import command, execution, hosts, results
 from rlzero.pipelines.command import Stage
 from rlzero.runtime import config, lifecycle
 
@@ -277,6 +278,196 @@ def test_an_orphan_finishes_before_the_next_pipeline_begins(tmp_path):
   assert second.returncode == 0
   assert _begun(tmp_path, 'one') == 2
   assert list(_manifest(tmp_path)) == ['one']
+
+
+# A stage of several hosts: none of its processes goes on alone.
+_TOGETHER = """
+import dataclasses, os, sys, time
+from rlzero.runtime import config, lifecycle
+from rlzero.runtime.fields import mutable_on_resume
+
+SEVERAL_HOSTS = True
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  workdir: str = mutable_on_resume()
+  source: str = ''
+  killed: str = ''
+
+def run(cfg, index, number):
+  os.makedirs(cfg.workdir + '/checkpoints', exist_ok=True)
+  open(f'{cfg.workdir}/checkpoints/{index}', 'a').write('begun ')
+  while len(os.listdir(cfg.workdir + '/checkpoints')) < number:
+    time.sleep(0.02)
+  if cfg.killed == str(index):
+    os.kill(os.getpid(), 9)
+  if cfg.killed:
+    os.abort()  # as JAX does where another host is gone
+  if index == 0:
+    time.sleep(0.2)  # it writes while the others have ended
+    text = open(cfg.source).read() if cfg.source else ''
+    open(cfg.workdir + '/text', 'w').write(text + 'together')
+
+if __name__ == '__main__':
+  import together
+  mine, others = lifecycle.split_host_flags(sys.argv[1:])
+  values = [int(flag.split('=')[1]) for flag in mine[1:]] or [1, 0]
+  others = [flag for flag in others if not flag.startswith('--mesh')]
+  together.run(config.build(together, others), values[1], values[0])
+"""
+
+
+@pytest.fixture
+def on_hosts(tmp_path):
+  """Starts a pipeline on two hosts that share its folder."""
+  (tmp_path / 'together.py').write_text(_TOGETHER)
+  (tmp_path / 'run.gin').write_text("""
+from __gin__ import dynamic_registration
+from rlzero import pipeline
+pipeline.Config.stages = (
+    @one/pipeline.Stage(), @two/pipeline.Stage(), @three/pipeline.Stage())
+one/pipeline.Stage.name = 'one'
+one/pipeline.Stage.module = 'together'
+one/pipeline.Stage.flags = %one_flags
+two/pipeline.Stage.name = 'two'
+two/pipeline.Stage.module = 'wordy'
+two/pipeline.Stage.flags = %two_flags
+two/pipeline.Stage.inputs = {'source': 'one/text'}
+three/pipeline.Stage.name = 'three'
+three/pipeline.Stage.module = 'together'
+three/pipeline.Stage.inputs = {'source': 'two/text'}
+one_flags = ()
+two_flags = ('--word=b',)
+""")
+  started = []
+
+  def start(*flags, workdir='work', number=2):
+    hosts = ['--coordinator=localhost:1', f'--num_processes={number}']
+    processes = [
+      subprocess.Popen(
+        [sys.executable, '-m', 'rlzero.pipeline']
+        + [f'--gin_file={tmp_path}/run.gin', f'--workdir={tmp_path / workdir}']
+        + [*flags]
+        + ([*hosts, f'--process_id={i}'] if number > 1 else []),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=_ROOT,
+      )
+      for i in reversed(range(number))
+    ]
+    started.extend(processes)
+    said = [process.communicate(timeout=120) for process in processes]
+    return [p.returncode for p in processes][::-1], said[::-1]
+
+  yield start
+  for process in started:
+    process.kill()
+
+
+def _begun_on(tmp_path, name):
+  folder = tmp_path / 'work' / name / 'checkpoints'
+  return {path.name: path.read_text().split() for path in folder.iterdir()}
+
+
+@pytest.mark.long
+def test_hosts_run_a_pipeline_together(tmp_path, on_hosts):
+  codes, said = on_hosts()
+  assert codes == [0, 0], said
+  assert (tmp_path / 'work/three/text').read_text() == 'togetherbtogether'
+  for name in 'one', 'three':  # which both run, and both once
+    assert _begun_on(tmp_path, name) == {'0': ['begun'], '1': ['begun']}
+  assert _begun(tmp_path, 'two') == 1  # the first host alone
+  assert 'one: python -m together' in said[0][0] and not said[1][0]
+  sign = json.loads((tmp_path / 'work' / hosts.SIGN).read_text())
+  assert sign['ended'] == 0
+  # As on one host.
+  codes, said = on_hosts(workdir='alone/work', number=1)
+  assert codes == [0], said
+  both, alone = _manifest(tmp_path), _manifest(tmp_path / 'alone')
+  for name in both:
+    for part in ('config', 'inputs', 'outputs'):
+      assert both[name][part] == alone[name][part]
+  # What is finished is passed by, on both.
+  assert on_hosts()[0] == [0, 0]
+  assert _begun_on(tmp_path, 'one') == {'0': ['begun'], '1': ['begun']}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('index', [0, 1])
+def test_a_host_of_a_pipeline_that_is_killed(tmp_path, on_hosts, index):
+  codes, said = on_hosts(f"--gin.one_flags=('--killed={index}',)")
+  assert codes[index] == 128 + signal.SIGKILL, said
+  assert codes[1 - index] == lifecycle.PREEMPTED
+  codes, said = on_hosts()
+  assert codes == [0, 0], said
+  assert (tmp_path / 'work/three/text').read_text() == 'togetherbtogether'
+
+
+@pytest.mark.long
+def test_hosts_end_as_the_first_one_does(tmp_path, on_hosts):
+  codes, said = on_hosts("--gin.two_flags=('--fails',)")
+  assert codes == [2, 2], said
+  assert 'The first host has ended with 2.' in said[1][1]
+  assert list(_manifest(tmp_path)) == ['one']
+
+
+def test_a_first_host_that_is_not_heard_of(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(hosts, '_PATIENCE_S', 0.1)
+  monkeypatch.setattr(hosts, '_POLL_S', 0.01)
+  (tmp_path / hosts.SIGN).write_text('{"ended": 2}')  # of an earlier pipeline
+  plan = command.Command(str(tmp_path), _stage('one'))
+  with pytest.raises(SystemExit) as ended:
+    hosts.follow([plan], str(tmp_path), ['--distributed'])
+  assert ended.value.code == lifecycle.PREEMPTED
+  assert 'has not changed for' in capsys.readouterr().err
+
+
+def test_a_first_host_that_fails_ends_a_stage_of_another(tmp_path, monkeypatch):
+  """Its process would wait for one that never comes."""
+  monkeypatch.setattr(hosts, '_POLL_S', 0.01)
+  monkeypatch.setattr(execution, '_POLL_S', 0.01)
+  (tmp_path / 'together.py').write_text(_TOGETHER)
+  stage = Stage(name='one', module='together')
+  plan = command.Command(str(tmp_path), stage)
+  sys.modules.pop('together', None)
+
+  def lead():
+    time.sleep(0.2)
+    (tmp_path / hosts.SIGN).write_text('{"time": 1}')
+    while not (tmp_path / 'one' / 'checkpoints').exists():
+      time.sleep(0.02)
+    (tmp_path / hosts.SIGN).write_text('{"time": 2, "ended": 2}')
+
+  thread = threading.Thread(target=lead)
+  thread.start()
+  flags = ['--coordinator=h:1', '--num_processes=2', '--process_id=1']
+  with pytest.raises(SystemExit) as ended:
+    hosts.follow([plan], str(tmp_path), flags)
+  thread.join()
+  assert ended.value.code == 2
+  # Nor is another one begun.
+  with pytest.raises(SystemExit):
+    monkeypatch.setattr(hosts, '_PATIENCE_S', 0.1)
+    hosts.follow([plan], str(tmp_path), flags)
+  begun = (tmp_path / 'one' / 'checkpoints' / '1').read_text()
+  assert begun.split() == ['begun']
+
+
+def test_flags_of_hosts_are_of_the_process(tmp_path):
+  flags = ['--coordinator=h:1', '--process_id=1', '--num_processes=2']
+  found = pipeline.flags(['--workdir=y', *flags])
+  assert found == [
+    '--workdir=y',
+    "--host_flags=('--coordinator=h:1', '--num_processes=2', '--process_id=1')",
+  ]
+  assert not hosts.is_first(
+    ['--coordinator=h:1', '--num_processes=2', flags[1]]
+  )
+  with pytest.raises(SystemExit):
+    pipeline.flags(flags[:2])
+  with pytest.raises(ValueError, match='--from and --only are for one host'):
+    _config(tmp_path, only='two', host_flags=('--distributed',))
 
 
 _MANIFESTS = [

@@ -5,9 +5,13 @@ import hashlib
 import importlib
 import os
 import shlex
+import sys
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from rlzero.runtime import config, files
+from rlzero.runtime import config, files, sharding
+
+_MESH = '--mesh.data=-1'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,7 @@ class Command:
   Attributes:
     argv: the flags.
     line: the command on one line, from the module on.
+    joins_hosts: whether several hosts may run it together.
     digest: of the configuration it amounts to, wherever the workdir is.
   """
 
@@ -55,8 +60,24 @@ class Command:
       raise config.UserError(
         f'Stage {stage.name!r} cannot be configured: {error}'
       ) from error
+    self.joins_hosts: bool = getattr(module, 'SEVERAL_HOSTS', False)
+    self._has_mesh = getattr(built, 'mesh', None) != sharding.Mesh()
     text = files.to_json(chosen(built)).replace(os.path.join(workdir, ''), '')
     self.digest = hashlib.sha256(text.encode()).hexdigest()
+
+  def on_hosts(self, host_flags: Sequence[str]) -> list[str]:
+    """The command of this host's process.
+
+    A stage that sets no mesh gets one over all devices of the hosts, where
+    each device has rows of its own.
+
+    Args:
+      host_flags: of this process; none on one host.
+    """
+    flags = list(self.argv)
+    if host_flags and self.joins_hosts:
+      flags += [*host_flags] if self._has_mesh else [_MESH, *host_flags]
+    return [sys.executable, '-m', self.stage.module, *flags]
 
 
 def chosen(value: Any) -> Any:

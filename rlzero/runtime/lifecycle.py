@@ -137,12 +137,15 @@ def reexec_with_malloc_settings() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def join_hosts(argv: Sequence[str]) -> list[str]:
-  """Joins the processes of other hosts as the flags say; returns the others.
+def split_host_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes the flags of several hosts apart from the others.
 
   `--distributed` where JAX finds out by itself who belongs together, or else
   `--coordinator=HOST:PORT --num_processes=N --process_id=I`. They are of a
-  process, not of a run, and so in no Config.
+  process, not of a run, and so not recorded.
+
+  Returns:
+    the flags of hosts, none on one host, and the others.
 
   Raises:
     SystemExit: 2, for flags that do not belong together.
@@ -154,13 +157,8 @@ def join_hosts(argv: Sequence[str]) -> list[str]:
       mine[name] = value
     else:
       others.append(flag)
-  if not mine:
-    return others
-  import jax  # only now: stages without JAX stay without it
-
-  if mine == {'--distributed': ''}:
-    jax.distributed.initialize(shutdown_timeout_seconds=_SHUTDOWN_S)
-    return others
+  if not mine or mine == {'--distributed': ''}:
+    return list(mine), others
   if mine.keys() != set(HOST_FLAGS[1:]) or not all(
     mine[name].isdecimal() for name in HOST_FLAGS[2:]
   ):
@@ -170,12 +168,30 @@ def join_hosts(argv: Sequence[str]) -> list[str]:
       file=sys.stderr,
     )
     sys.exit(2)
-  jax.distributed.initialize(
-    mine['--coordinator'],
-    int(mine['--num_processes']),
-    int(mine['--process_id']),
-    shutdown_timeout_seconds=_SHUTDOWN_S,
-  )
+  return [f'{name}={mine[name]}' for name in HOST_FLAGS[1:]], others
+
+
+def join_hosts(argv: Sequence[str]) -> list[str]:
+  """Joins the processes of other hosts as the flags say; returns the others.
+
+  Raises:
+    SystemExit: as `split_host_flags`.
+  """
+  mine, others = split_host_flags(argv)
+  if not mine:
+    return others
+  import jax  # only now: stages without JAX stay without it
+
+  values = [flag.partition('=')[2] for flag in mine]
+  if len(mine) == 1:
+    jax.distributed.initialize(shutdown_timeout_seconds=_SHUTDOWN_S)
+  else:
+    jax.distributed.initialize(
+      values[0],
+      int(values[1]),
+      int(values[2]),
+      shutdown_timeout_seconds=_SHUTDOWN_S,
+    )
   return others
 
 
