@@ -55,28 +55,48 @@ def test_its_links_lead_somewhere():
     assert (_PATH.parent / link).exists(), link
 
 
-@pytest.mark.parametrize(
-  ('device', 'package'),
-  [
-    ('/dev/nvidia[0-9]*', 'rlzero[cuda]'),
-    ('/dev/accel*', 'rlzero[tpu]'),
-    ('', 'rlzero'),
-  ],
-)
-def test_it_installs_rlzero_where_it_is_missing(monkeypatch, device, package):
-  installed = []
+def _install(monkeypatch, source, device=''):
+  """What pip is asked to install where rlzero is missing."""
+  asked = []
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   monkeypatch.setattr(
     'glob.glob', lambda pattern: [device] * (pattern == device)
   )
   monkeypatch.setattr(
-    'subprocess.run', lambda command, check: installed.append(command)
+    'subprocess.run', lambda command, check: asked.append(command)
   )
+  monkeypatch.chdir(_PATH.parent)
   text = _cells('code')['install-rlzero'].partition('import jax')[0]
-  exec(text, {})
-  (command,) = installed
+  exec(text, {'SOURCE': source})
+  (command,) = asked
   assert command[:3] == [sys.executable, '-m', 'pip']
-  assert command[-1] == package
+  return command[-1]
+
+
+@pytest.mark.parametrize(
+  ('device', 'extra'),
+  [('/dev/nvidia[0-9]*', '[cuda]'), ('/dev/accel*', '[tpu]'), ('', '')],
+)
+def test_it_installs_rlzero_where_it_is_missing(monkeypatch, device, extra):
+  # PyPI's rlzero is another project, so the name alone is never asked for.
+  assert _install(monkeypatch, '../..', device) == f'{_ROOT}{extra}'
+  address = 'git+https://host.example/org/rlzero'
+  found = _install(monkeypatch, address, device)
+  assert found == f'rlzero{extra} @ {address}'
+
+
+def test_it_says_where_rlzero_must_come_from(monkeypatch, tmp_path):
+  with pytest.raises(SystemExit, match='set SOURCE in the first cell'):
+    _install(monkeypatch, str(tmp_path))
+
+
+def test_nobody_is_told_to_install_another_project():
+  """The name on PyPI belongs to a library for games."""
+  told = re.compile(r"""pip['", ]+install[^\n]*?[ '"]rlzero(\[\w+\])?['"\s]""")
+  assert told.search("pip install 'rlzero[plan]'")
+  for path in (*_ROOT.glob('rlzero/**/*.py'), *_ROOT.glob('docs/**/*.md')):
+    for line in path.read_text(encoding='utf-8').splitlines(keepends=True):
+      assert not told.search(line), f'{path.name}: {line}'
 
 
 @pytest.mark.slow

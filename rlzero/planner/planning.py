@@ -104,7 +104,7 @@ def _topology(name: str, shape: str):
     raise ValueError(
       f'plan.Config.topology {name}:{shape} cannot be described '
       f'({str(error).splitlines()[0][:200]}); it needs the package libtpu '
-      "(pip install 'rlzero[plan]') and a shape that exists, v5p:4x4x4 say."
+      "(pip install 'jax[tpu]') and a shape that exists, v5p:4x4x4 say."
     ) from error
 
 
