@@ -7,12 +7,14 @@ have ended. A file that the first host renews says that it is still there.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 
 from rlzero.pipelines import execution
@@ -63,12 +65,17 @@ def leading(workdir: str) -> Iterator[None]:
   """Inside, other hosts see that the first one is there; then how it ended."""
   path, over = os.path.join(workdir, SIGN), threading.Event()
 
+  run, beats = uuid.uuid4().hex, itertools.count()
+
+  def beat(**ended: int):
+    files.write_json(path, {'run': run, 'beat': next(beats), **ended})
+
   def renew():
     while not over.wait(_EVERY_S):
       with contextlib.suppress(OSError):  # one that is late does no harm
-        files.write_json(path, {'time': time.time()})
+        beat()
 
-  files.write_json(path, {'time': time.time()})
+  beat()
   thread = threading.Thread(target=renew, daemon=True)
   thread.start()
   ended = 0
@@ -83,7 +90,7 @@ def leading(workdir: str) -> Iterator[None]:
   finally:
     over.set()
     thread.join()
-    files.write_json(path, {'time': time.time(), 'ended': ended})
+    beat(ended=ended)
 
 
 def follow(
